@@ -1,0 +1,16 @@
+//! The state machines of resilience: pure and synchronous. Time, randomness and outcomes are parameters; a
+//! state and an answer come out. Not here: anything that waits, reads or sends (`proxy`, `upstream`).
+//!
+//! Where a policy is one for the whole process, its type is a thin shell around the pure machine: a mutex that
+//! is held for some ten nanoseconds, which no number of workers that a sidecar has can make a bottleneck.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod breaker;
+pub mod concurrency;
+pub mod deadline;
+pub mod failure;
+pub mod latency;
+pub mod mode;
+pub mod queue;
+pub mod retry;
+pub mod timeout;

@@ -1,0 +1,247 @@
+//! settings only so far
+use std::net::{IpAddr, SocketAddr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use super::route;
+use crate::units::{OrNone, Size, Span};
+
+/// `[[listener]]`: where clients connect. `direction` has decided `trust` and `forwarded` where they are not
+/// written.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Its name in metrics and log. Default: the address.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// `ip:port` to listen on.
+    pub address: SocketAddr,
+    /// `egress`: the service calls out. `ingress`: the world calls the service. Default `egress`.
+    #[serde(default)]
+    pub direction: Direction,
+    /// Whose control headers are obeyed: `"all"`, `"none"` or a list of networks.
+    /// Default `"all"`, for ingress `"none"`.
+    #[serde(default)]
+    pub trust: Option<Trust>,
+    /// Whether `X-Forwarded-*` and `Via` are added: `"on"` or `"off"`. Default `"off"`, for ingress `"on"`.
+    #[serde(default)]
+    pub forwarded: Option<Forwarded>,
+    /// What clients may speak: `auto`, `http1` or `http2`. Default `auto`.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Bounds of what a client may send. Default `{ header_timeout = "10s", idle_timeout = "5m",
+    /// max_header_size = "64KiB", max_headers = 128, max_body = "none", max_streams = 128, half_close = false }`.
+    #[serde(default)]
+    pub limits: Limits,
+    /// From top to bottom; the first that matches takes the request.
+    #[serde(default)]
+    pub route: Vec<route::Settings>,
+    /// The upstream of what no route takes. Default: none, such requests get `no_route`.
+    #[serde(default)]
+    pub upstream: Option<String>,
+}
+
+/// `direction`: who calls whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The service calls out.
+    #[default]
+    Egress,
+    /// The world calls the service.
+    Ingress,
+}
+
+/// `forwarded`: whether `X-Forwarded-*` and `Via` are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Forwarded {
+    /// They are.
+    On,
+    /// They are not.
+    Off,
+}
+
+/// `protocol`: what clients may speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Either, told apart by the first bytes.
+    #[default]
+    Auto,
+    /// HTTP/1.0 and HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// `trust`: whose control headers (priority, deadline, retry, request id) are obeyed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// Everybody's.
+    All,
+    /// Nobody's.
+    None,
+    /// Those of peers in these networks.
+    Networks(Vec<Network>),
+}
+
+/// An IP network, written `"10.0.0.0/8"`, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u8,
+}
+
+/// `limits`: bounds of what a client may send.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// From the first byte of a head to its last. Default `"10s"`.
+    pub header_timeout: Span,
+    /// Between requests; then the connection ends silently. Default `"5m"`.
+    pub idle_timeout: Span,
+    /// The largest head, from `"1KiB"` to `"1MiB"`. Default `"64KiB"`.
+    pub max_header_size: Size,
+    /// The most fields in a head, from 1 to 1000. Default 128.
+    pub max_headers: u32,
+    /// The largest request body, or `"none"`. Default `"none"`.
+    pub max_body: OrNone<Size>,
+    /// Requests at the same time on one HTTP/2 connection; from 1 to 10,000. Default 128.
+    pub max_streams: u32,
+    /// A client that has closed its sending side still gets its answer. Default false: it has left.
+    pub half_close: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_timeout: Span::from_secs(10),
+            idle_timeout: Span::from_secs(300),
+            max_header_size: Size::from_bytes(64 << 10),
+            max_headers: 128,
+            max_body: OrNone(None),
+            max_streams: 128,
+            half_close: false,
+        }
+    }
+}
+
+impl Settings {
+    /// The listener's name in metrics and log.
+    pub fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.address.to_string())
+    }
+
+    /// Whose control headers are obeyed.
+    pub fn trust(&self) -> Trust {
+        match (&self.trust, self.direction) {
+            (Some(trust), _) => trust.clone(),
+            (None, Direction::Egress) => Trust::All,
+            (None, Direction::Ingress) => Trust::None,
+        }
+    }
+
+    /// Whether `X-Forwarded-*` and `Via` are added.
+    pub fn forwarded(&self) -> bool {
+        match self.forwarded {
+            Some(forwarded) => forwarded == Forwarded::On,
+            None => self.direction == Direction::Ingress,
+        }
+    }
+}
+
+impl Trust {
+    /// Whether `peer`'s control headers are obeyed.
+    pub fn holds(&self, peer: IpAddr) -> bool {
+        match self {
+            Trust::All => true,
+            Trust::None => false,
+            Trust::Networks(networks) => networks.iter().any(|network| network.contains(peer)),
+        }
+    }
+}
+
+impl Network {
+    /// Whether `ip` lies in it. An IPv4 address written as IPv6 counts as IPv4.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let host_bits = |width: u32| width - u32::from(self.bits);
+        match (self.address, ip.to_canonical()) {
+            (IpAddr::V4(net), IpAddr::V4(ip)) => {
+                (u32::from(net) ^ u32::from(ip)).checked_shr(host_bits(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(net), IpAddr::V6(ip)) => {
+                (u128::from(net) ^ u128::from(ip)).checked_shr(host_bits(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl std::str::FromStr for Network {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, bits) = text.split_once('/').map_or((text, None), |(ip, bits)| (ip, Some(bits)));
+        let wrong = || format!("{text:?} is not a network; write an address or \"10.0.0.0/8\"");
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(width), |bits| bits.parse::<u8>().map_err(|_| wrong()))?;
+        (bits <= width).then_some(Self { address, bits }).ok_or_else(wrong)
+    }
+}
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+impl<'de> Deserialize<'de> for Trust {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Trust;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"all\", \"none\" or a list of networks such as [\"10.0.0.0/8\"]")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Trust, E> {
+                match text {
+                    "all" => Ok(Trust::All),
+                    "none" => Ok(Trust::None),
+                    _ => text.parse().map(|network| Trust::Networks(vec![network])).map_err(E::custom),
+                }
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Trust, A::Error> {
+                let mut networks = Vec::new();
+                while let Some(text) = seq.next_element::<String>()? {
+                    networks.push(text.parse().map_err(serde::de::Error::custom)?);
+                }
+                Ok(Trust::Networks(networks))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl Serialize for Trust {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Trust::All => serializer.serialize_str("all"),
+            Trust::None => serializer.serialize_str("none"),
+            Trust::Networks(networks) => serializer.collect_seq(networks.iter().map(Network::to_string)),
+        }
+    }
+}
+
+impl JsonSchema for Trust {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Trust".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [
+            { "type": "string", "description": "all, none, or one network" },
+            { "type": "array", "items": { "type": "string" }, "description": "networks such as 10.0.0.0/8" },
+        ]})
+    }
+}

@@ -1,0 +1,304 @@
+//! Lengths of time, sizes and ratios as the configuration writes them.
+//!
+//! Each type parses or does not exist: whoever holds one need not check it again. Not here: what a value is
+//! for, nor its default (that stands with the policy it sets).
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// A length of time, written `"250ms"`, `"3s"`, `"2m"`, `"1h"` or `"1d"`. From 1 ms to 10 years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(Duration);
+
+/// A number of bytes, written `"512B"`, `"64KiB"`, `"32MiB"`, `"1GiB"`, or in powers of ten `"64kB"`, `"1MB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Size(u64);
+
+/// A number from 0 to 1. Parsing is the only way to get one.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Deserialize, Serialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Ratio(f64);
+
+/// A value or the word `"none"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrNone<T>(pub Option<T>);
+
+/// The units of time and their length in milliseconds, largest first.
+const TIME_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// The units of size and their bytes, largest first where they are printed.
+const SIZE_UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1000),
+    ("B", 1),
+];
+
+/// Splits `"250ms"` into its number and its unit.
+fn split(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    (&text[..end], text[end..].trim_start())
+}
+
+impl Span {
+    /// The longest length of time that a setting may have.
+    pub const MAX: Span = Span(Duration::from_secs(10 * 365 * 86_400));
+
+    /// `millis` milliseconds, for defaults; at least 1.
+    pub const fn from_millis(millis: u64) -> Self {
+        assert!(millis > 0);
+        Self(Duration::from_millis(millis))
+    }
+
+    /// `secs` seconds, for defaults; at least 1.
+    pub const fn from_secs(secs: u64) -> Self {
+        assert!(secs > 0);
+        Self(Duration::from_secs(secs))
+    }
+}
+
+impl Deref for Span {
+    type Target = Duration;
+    fn deref(&self) -> &Duration {
+        &self.0
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = split(text);
+        let cure = "write a whole number and ms, s, m, h or d, such as \"250ms\" or \"3s\"";
+        let millis = TIME_UNITS
+            .iter()
+            .find(|(name, _)| *name == unit)
+            .and_then(|(_, length)| number.parse::<u64>().ok()?.checked_mul(*length))
+            .ok_or_else(|| format!("{text:?} is not a length of time; {cure}"))?;
+        let span = Self(Duration::from_millis(millis));
+        if millis == 0 {
+            return Err(format!("{text:?} is no time at all; the shortest is \"1ms\""));
+        }
+        if span > Self::MAX {
+            return Err(format!("{text:?} is too long; the longest is ten years (\"3650d\")"));
+        }
+        Ok(span)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis() as u64;
+        let (unit, length) = TIME_UNITS.iter().find(|(_, length)| millis % length == 0).unwrap_or(&("ms", 1));
+        write!(f, "{}{unit}", millis / length)
+    }
+}
+
+impl Size {
+    /// `bytes` bytes, for defaults.
+    pub const fn from_bytes(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// The number of bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = split(text);
+        SIZE_UNITS
+            .iter()
+            .find(|(name, _)| *name == unit)
+            .and_then(|(_, bytes)| number.parse::<u64>().ok()?.checked_mul(*bytes))
+            .map(Self)
+            .ok_or_else(|| {
+                format!(
+                    "{text:?} is not a size; write a whole number and B, KiB, MiB or GiB, such as \"64KiB\""
+                )
+            })
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let binary = &SIZE_UNITS[..3];
+        let (unit, bytes) =
+            binary.iter().find(|(_, bytes)| self.0 > 0 && self.0 % bytes == 0).unwrap_or(&("B", 1));
+        write!(f, "{}{unit}", self.0 / bytes)
+    }
+}
+
+impl Ratio {
+    /// All of them.
+    pub const ONE: Ratio = Ratio(1.0);
+
+    /// `value` as a default; from 0 to 1.
+    pub const fn new(value: f64) -> Self {
+        assert!(value >= 0.0 && value <= 1.0);
+        Self(value)
+    }
+
+    /// The number from 0 to 1.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for Ratio {
+    type Error = String;
+    fn try_from(value: f64) -> Result<Self, String> {
+        // NaN lies in no range, so it is refused here too.
+        (0.0..=1.0)
+            .contains(&value)
+            .then_some(Self(value))
+            .ok_or_else(|| format!("{value} is not a ratio; give a number from 0 to 1"))
+    }
+}
+
+impl From<Ratio> for f64 {
+    fn from(ratio: Ratio) -> f64 {
+        ratio.0
+    }
+}
+
+/// Both ways between a unit and its text, for serde, which asks for these traits.
+macro_rules! as_text {
+    ($type:ty) => {
+        impl TryFrom<String> for $type {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+        impl From<$type> for String {
+            fn from(value: $type) -> String {
+                value.to_string()
+            }
+        }
+    };
+}
+as_text!(Span);
+as_text!(Size);
+
+impl<T> Deref for OrNone<T> {
+    type Target = Option<T>;
+    fn deref(&self) -> &Option<T> {
+        &self.0
+    }
+}
+
+impl<'de, T: FromStr<Err = String>> Deserialize<'de> for OrNone<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        text.parse()
+            .map(|value| Self(Some(value)))
+            .map_err(|error: String| serde::de::Error::custom(format!("{error}, or \"none\"")))
+    }
+}
+
+impl<T: fmt::Display> Serialize for OrNone<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(value) => serializer.collect_str(value),
+            None => serializer.serialize_str("none"),
+        }
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Span".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": r"^(\d+(ms|s|m|h|d)|.*\$\{.*)$", "description": "a length of time, such as \"250ms\" or \"3s\"" })
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": r"^(\d+([KMG]iB|kB|MB|GB|B)|.*\$\{.*)$", "description": "a number of bytes, such as \"64KiB\"" })
+    }
+}
+
+impl JsonSchema for Ratio {
+    fn schema_name() -> Cow<'static, str> {
+        "Ratio".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "number", "minimum": 0, "maximum": 1 })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for OrNone<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("{}OrNone", T::schema_name()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "const": "none" }, generator.subschema_for::<T>()] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_parse_and_print_as_they_are_written() {
+        for (text, millis) in
+            [("250ms", 250), ("3s", 3000), ("2m", 120_000), ("1h", 3_600_000), ("1d", 86_400_000)]
+        {
+            let span: Span = text.parse().expect(text);
+            assert_eq!(span.as_millis(), millis, "{text}");
+            assert_eq!(span.to_string(), text);
+        }
+        for text in ["", "5", "ms", "-1s", "1.5s", "0s", "3 parsecs", "99999999999999999999s", "4000d"] {
+            assert!(text.parse::<Span>().is_err(), "{text:?} is no length of time");
+        }
+    }
+
+    #[test]
+    fn sizes_parse_and_print_as_they_are_written() {
+        for (text, bytes) in
+            [("0B", 0), ("512B", 512), ("64KiB", 65_536), ("32MiB", 32 << 20), ("1GiB", 1 << 30)]
+        {
+            let size: Size = text.parse().expect(text);
+            assert_eq!(size.bytes(), bytes, "{text}");
+            assert_eq!(size.to_string(), text);
+        }
+        assert_eq!("5kB".parse::<Size>().map(Size::bytes), Ok(5000));
+        for text in ["", "64", "KiB", "-1B", "1.5MiB", "64kib", "99999999999GiB"] {
+            assert!(text.parse::<Size>().is_err(), "{text:?} is no size");
+        }
+    }
+
+    #[test]
+    fn ratios_lie_between_nothing_and_all() {
+        for value in [0.0, 0.5, 1.0] {
+            assert_eq!(Ratio::try_from(value).map(Ratio::get), Ok(value));
+        }
+        for value in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+            assert!(Ratio::try_from(value).is_err(), "{value}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! settings only so far
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// An entry of `endpoints`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// Where it listens.
+    pub address: Address,
+    /// Its share of the requests, against its peers'; from 1 to 1000. Default 1.
+    pub weight: u32,
+}
+
+/// `host:port`, as the configuration writes it; an IPv6 address stands in brackets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
+pub struct Address {
+    /// A name or an IP address, without brackets.
+    pub host: String,
+    /// From 1 to 65535.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> String {
+        address.to_string()
+    }
+}
+
+impl std::str::FromStr for Address {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            |why: &str| format!("{text:?} is not an address: {why}; write \"host:port\" or \"[ipv6]:port\"");
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
+        let port = port.parse::<u16>().ok().filter(|port| *port > 0);
+        let port = port.ok_or_else(|| wrong("the port is not a number from 1 to 65535"))?;
+        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(ip) if ip.parse::<std::net::Ipv6Addr>().is_ok() => ip,
+            Some(_) => return Err(wrong("what stands in brackets is no IPv6 address")),
+            None => host,
+        };
+        let name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+        if host.contains(':') && host.parse::<std::net::Ipv6Addr>().is_err() || host.is_empty() {
+            return Err(wrong("the host is missing or has a stray colon"));
+        }
+        if !host.contains(':') && !host.bytes().all(name) {
+            return Err(wrong("the host has a character that no name has"));
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl<'de> Deserialize<'de> for Settings {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            address: String,
+            #[serde(default = "one")]
+            weight: u32,
+        }
+        const fn one() -> u32 {
+            1
+        }
+        struct Either;
+        impl<'de> serde::de::Visitor<'de> for Either {
+            type Value = Table;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("\"host:port\" or a table with `address` and `weight`")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Table, E> {
+                Ok(Table { address: text.to_owned(), weight: 1 })
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Table, A::Error> {
+                Table::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+            }
+        }
+        let table = deserializer.deserialize_any(Either)?;
+        let address = table.address.parse().map_err(serde::de::Error::custom)?;
+        if !(1..=1000).contains(&table.weight) {
+            let error = format!("a weight of {} is out of range; give a number from 1 to 1000", table.weight);
+            return Err(serde::de::Error::custom(error));
+        }
+        Ok(Self { address, weight: table.weight })
+    }
+}
+
+impl JsonSchema for Settings {
+    fn schema_name() -> Cow<'static, str> {
+        "Endpoint".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [
+            { "type": "string", "description": "host:port" },
+            {
+                "type": "object",
+                "properties": { "address": { "type": "string" }, "weight": { "type": "integer", "minimum": 1, "maximum": 1000 } },
+                "required": ["address"],
+                "additionalProperties": false
+            },
+        ]})
+    }
+}

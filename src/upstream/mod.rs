@@ -1,0 +1,94 @@
+//! Who can answer and how to reach them: endpoints, balancing, pools, names.
+
+pub mod balance;
+pub mod endpoint;
+pub mod pool;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{breaker, concurrency, failure, retry, timeout};
+
+/// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Who can answer: `"host:port"`, `"ip:port"`, or `{ address = "…", weight = 2 }`. At least one.
+    pub endpoints: Vec<endpoint::Settings>,
+    /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
+    pub protocol: Protocol,
+    /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
+    pub host: Host,
+    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "4s", max_age = "none",
+    /// max_requests = 0, max_streams = 1000 }`.
+    pub connections: pool::Settings,
+    /// What is an upstream's fault.
+    pub failure: failure::Settings,
+    /// How long each part may take.
+    pub timeout: timeout::Settings,
+    /// Which failed attempts are followed by another.
+    pub retry: retry::Settings,
+    /// When to stop sending.
+    pub breaker: breaker::Settings,
+    /// How many attempts may be in flight.
+    pub concurrency: concurrency::Settings,
+    /// Which endpoint is next.
+    pub balance: balance::Settings,
+}
+
+/// `protocol`: how to speak with endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+}
+
+/// `host`: the Host sent up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(from = "String", into = "String")]
+pub enum Host {
+    /// The endpoint's name if the client asked for the listener's own address, else what the client sent.
+    #[default]
+    Auto,
+    /// What the client sent.
+    Keep,
+    /// The endpoint's address as the configuration writes it.
+    Endpoint,
+    /// This name.
+    Name(String),
+}
+
+impl From<String> for Host {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "auto" => Host::Auto,
+            "keep" => Host::Keep,
+            "endpoint" => Host::Endpoint,
+            _ => Host::Name(text),
+        }
+    }
+}
+
+impl From<Host> for String {
+    fn from(host: Host) -> String {
+        match host {
+            Host::Auto => "auto".into(),
+            Host::Keep => "keep".into(),
+            Host::Endpoint => "endpoint".into(),
+            Host::Name(name) => name,
+        }
+    }
+}
+
+impl JsonSchema for Host {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Host".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "description": "auto, keep, endpoint, or a name" })
+    }
+}
