@@ -324,7 +324,7 @@ impl Permit {
     pub fn record(mut self, now: Instant, outcome: Outcome) {
         let lease = self.pass.lease.take();
         let pass = Pass { lease, ..self.pass };
-        self.breaker.with(|machine| ((), machine.record(now, pass, outcome, self.draw)));
+        self.breaker.with(|machine| ((), machine.record(now, pass, &outcome, self.draw)));
     }
 
     /// The attempt's timeout starts anew (it stands still while the request's body flows): so does a probe's lease.
@@ -534,26 +534,40 @@ impl Machine {
         }
     }
 
-    fn record(&mut self, now: Instant, pass: Pass, outcome: Outcome, draw: f64) -> Option<Transition> {
-        if self.settings.kind == Kind::Graded {
-            self.endpoints = outcome.endpoints;
-            let entry = Entry::of(&outcome, &self.settings)?;
-            self.window.add(now, entry, outcome.endpoint);
-            return self.grade(now);
-        }
-        if pass.epoch != self.epoch {
+    fn record(&mut self, now: Instant, pass: Pass, outcome: &Outcome, draw: f64) -> Option<Transition> {
+        let binary = self.settings.kind == Kind::Binary;
+        if binary && pass.epoch != self.epoch {
             return None;
         }
         self.endpoints = outcome.endpoints;
-        let entry = Entry::of(&outcome, &self.settings);
+        let entry = Entry::of(outcome, &self.settings);
+        if !binary {
+            self.window.add(now, entry?, outcome.endpoint);
+            return self.grade(now);
+        }
+        if !matches!(self.state, State::Closed) {
+            return self.record_recovery(now, pass, outcome, draw);
+        }
+        let least = self.window.least(self.settings.min_requests);
+        let tally = self.window.add(now, entry?, outcome.endpoint);
+        if tally.counts.total < least || !tally.is_bad(&self.settings, outcome.endpoints) {
+            return None;
+        }
+        let counts = tally.counts;
+        Some(self.open(now, draw, None, counts))
+    }
+
+    /// An outcome while half-open or ramping.
+    #[cold]
+    fn record_recovery(
+        &mut self,
+        now: Instant,
+        pass: Pass,
+        outcome: &Outcome,
+        draw: f64,
+    ) -> Option<Transition> {
+        let entry = Entry::of(outcome, &self.settings);
         match &mut self.state {
-            State::Closed => {
-                let least = self.window.least(self.settings.min_requests);
-                let tally = self.window.add(now, entry?, outcome.endpoint);
-                let counts = tally.counts;
-                let trips = counts.total >= least && tally.is_bad(&self.settings, outcome.endpoints);
-                trips.then(|| self.open(now, draw, None, counts))
-            }
             State::HalfOpen { outage, probes, tally } => {
                 probes.take_back(pass.lease?);
                 let throttled = outcome.verdict == Verdict::Throttled;
@@ -569,7 +583,7 @@ impl Machine {
                 tally.add(entry?, outcome.endpoint);
                 if tally.counts.total < STEP_OUTCOMES { None } else { self.step(now, draw, now) }
             }
-            State::Open { .. } | State::Grading { .. } => None,
+            State::Closed | State::Open { .. } | State::Grading { .. } => None,
         }
     }
 
