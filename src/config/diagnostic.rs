@@ -79,6 +79,7 @@ pub(super) struct Report {
     text: Arc<str>,
     seen: BTreeSet<(usize, usize, String)>,
     list: Vec<Diagnostic>,
+    distrusted: Vec<Place>,
 }
 
 impl Problem {
@@ -179,13 +180,23 @@ fn or_list(words: &[String]) -> String {
 impl Report {
     /// An empty one, for `text`, which stands in `file`.
     pub(super) fn new(file: &str, text: &str) -> Self {
-        Self { file: file.into(), text: text.into(), seen: BTreeSet::new(), list: Vec::new() }
+        Self {
+            file: file.into(),
+            text: text.into(),
+            seen: BTreeSet::new(),
+            list: Vec::new(),
+            distrusted: Vec::new(),
+        }
     }
 
     /// Adds a problem, unless the same one was reported at the same place: layers show a mistake several times.
     pub(super) fn add(&mut self, problem: Problem) {
         let Place { start, end } = clamp(&problem.place, &self.text);
-        if self.is_full() || !self.seen.insert((start, end, problem.message.clone())) {
+        let distrusted = |place: &Place| place.start <= start && start < place.end;
+        if self.distrusted.iter().any(distrusted)
+            || self.is_full()
+            || !self.seen.insert((start, end, problem.message.clone()))
+        {
             return;
         }
         let ((line, column), (end_line, end_column)) =
@@ -204,6 +215,11 @@ impl Report {
             related: problem.related.map(|(place, label)| (clamp(&place, &self.text), label)),
             text: self.text.clone(),
         });
+    }
+
+    /// From now on, no problem in these parts of the file is taken: it may come from reading them wrongly.
+    pub(super) fn distrust(&mut self, places: Vec<Place>) {
+        self.distrusted = places;
     }
 
     /// Whether no more of them are taken: who looks for more may stop.

@@ -10,6 +10,9 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// The policies that an upstream has, and that `[defaults]` can set for all of them.
+pub(super) const POLICIES: [&str; 6] = ["failure", "timeout", "retry", "breaker", "concurrency", "balance"];
+
 /// Where in the file something stands, in bytes.
 pub(super) type Place = Range<usize>;
 
@@ -293,6 +296,16 @@ impl Path {
     /// This path and all of `steps`.
     pub(super) fn join(&self, steps: &[Step]) -> Path {
         Path(self.0.iter().chain(steps).cloned().collect())
+    }
+
+    /// Parts the path of a policy's key into whose it is (`upstream.payments`, `defaults`, a route) and the rest
+    /// (`retry.attempts`).
+    pub(super) fn split_policy(&self) -> Option<(&[Step], &[Step])> {
+        let is_policy = |step: &Step| matches!(step, Step::Key(key) if POLICIES.contains(&key.as_str()));
+        // The name of an upstream may be that of a policy.
+        let from = if self.0.first() == Some(&Step::Key("defaults".to_owned())) { 1 } else { 2 };
+        let at = self.0.iter().skip(from).position(is_policy)? + from;
+        Some(self.0.split_at(at))
     }
 
     /// The last key in it.

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::diagnostic::{Problem, Report};
-use super::document::{Layer, Node, Path, Step, Value};
+use super::document::{Layer, Node, POLICIES, Path, Step, Value};
 use super::read::read;
 use super::settings::{Admin, Config, Server};
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
@@ -17,8 +17,6 @@ use crate::upstream::{self, balance};
 
 /// The tables at the top of a file.
 const TABLES: [&str; 6] = ["server", "admin", "telemetry", "defaults", "listener", "upstream"];
-/// The policies that an upstream has, and that `[defaults]` can set for all of them.
-const POLICIES: [&str; 6] = ["failure", "timeout", "retry", "breaker", "concurrency", "balance"];
 /// Those of them that a route may override.
 const ROUTE_POLICIES: [&str; 2] = ["timeout", "retry"];
 

@@ -17,6 +17,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::policy::{retry, timeout};
+use crate::upstream::check_authority;
 
 /// `[[listener.route]]`: which requests go to which upstream.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -309,26 +310,6 @@ pub fn check_name(name: &str) -> Result<(), String> {
 fn is_token(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(fits)
-}
-
-/// Checks a host as it stands in a Host field: a name or an address, with a port or without.
-///
-/// # Errors
-/// What is not such a host, with the cure.
-pub fn check_authority(text: &str) -> Result<(), String> {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    let host = without_port(text.as_bytes());
-    let port = text.get(host.len()..).unwrap_or_default().trim_start_matches('.');
-    let port_fits = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
-    let ip = text.strip_prefix('[').and_then(|ip| ip.split_once(']')).map(|(ip, _)| ip);
-    let host_fits = match ip {
-        Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.iter().all(|byte| fits(*byte)),
-    };
-    if text.len() > 255 || !host_fits || !port_fits {
-        return Err(format!("{text:?} is not a host; give a name such as \"payments.internal\""));
-    }
-    Ok(())
 }
 
 fn some_authority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
