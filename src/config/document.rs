@@ -342,5 +342,6 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let near = known.iter().copied().min_by_key(|known| distance(known))?;
     let similar = distance(near) <= 1 + near.len().min(word.len()) / 4;
     let part = word.len() > 3 && near.contains(&word) || near.len() > 3 && word.contains(near);
-    (similar || part).then_some(near)
+    let stem = near.chars().zip(word.chars()).take_while(|(near, word)| near == word).count();
+    (similar || part || stem >= 4 && stem + 1 >= near.len()).then_some(near)
 }

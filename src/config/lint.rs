@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
@@ -396,7 +395,7 @@ impl<'a> Lint<'a> {
             );
         }
 
-        let in_force = attempt_timeout(way.timeout, way.retry);
+        let in_force = way.timeout.attempt_timeout(*way.timeout.request, way.retry.attempts > 1);
         if let Some(slow) = way.upstream.breaker.slow_request.filter(|slow| **slow >= in_force) {
             let slow = At(way.upstream_path.below("breaker.slow_request"), quoted(slow));
             let cure = "an attempt never takes that long, so none counts as slow: lower `slow_request`";
@@ -478,12 +477,6 @@ fn all_upstreams(root: &Node) -> impl Iterator<Item = (&str, &Node)> {
 /// A length of time or a size as the file writes it.
 fn quoted(value: impl Display) -> String {
     format!("\"{value}\"")
-}
-
-/// The longest that an attempt may take.
-fn attempt_timeout(timeout: &timeout::Settings, retry: &retry::Settings) -> Duration {
-    let without = if retry.attempts > 1 { *timeout.request / 2 } else { *timeout.request };
-    timeout.attempt.map_or(without, |attempt| *attempt)
 }
 
 /// Whether two sockets cannot have these addresses at the same time.

@@ -14,6 +14,7 @@ mod layers;
 mod lint;
 mod origin;
 mod read;
+mod schema;
 mod settings;
 mod syntax;
 mod unbuilt;
@@ -24,6 +25,7 @@ use std::path::Path as FilePath;
 pub use diagnostic::{Diagnostic, Problems, Severity};
 pub use document::Layer;
 pub use origin::{Origin, Origins};
+pub use schema::schema;
 pub use settings::{Admin, Config, Server};
 
 use diagnostic::{Problem, Report};
