@@ -18,6 +18,7 @@
 //! - [`units`]: durations, sizes and ratios as the configuration writes them.
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod http1;
 pub mod policy;
