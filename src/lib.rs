@@ -22,6 +22,7 @@ pub mod http1;
 pub mod policy;
 pub mod proxy;
 pub mod reason;
+pub mod runtime;
 pub mod telemetry;
 pub mod units;
 pub mod upstream;

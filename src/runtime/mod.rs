@@ -1,0 +1,7 @@
+//! The process: workers, listening sockets, reload, signals, drain.
+
+mod accept;
+mod drain;
+mod files;
+mod sockets;
+mod watch;
