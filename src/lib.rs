@@ -24,5 +24,6 @@ pub mod proxy;
 pub mod reason;
 pub mod runtime;
 pub mod telemetry;
+pub mod timer;
 pub mod units;
 pub mod upstream;
