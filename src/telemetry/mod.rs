@@ -1,9 +1,23 @@
 //! Metrics, the access log, the log of events.
+//!
+//! - [`metrics`]: what is counted, for whom, and the page that Prometheus reads.
+//! - [`cells`]: the counters and histograms underneath, which cost a worker a nanosecond or two.
+//! - [`access_log`]: one line for each request, written by hand in batches.
+//! - [`log`]: the log of events, behind the `tracing` macros.
+//!
+//! Nothing here waits for a disk, a pipe or a scrape on a worker's time. Not here: what the policies' words mean;
+//! they come in from above.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::units::Ratio;
+
+pub mod cells;
+mod exposition;
+pub mod labels;
+pub mod metrics;
+mod process;
 
 /// `[telemetry]`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
