@@ -13,11 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Ratio;
 
+pub mod access_log;
 pub mod cells;
 mod exposition;
 pub mod labels;
+pub mod log;
 pub mod metrics;
 mod process;
+mod spool;
+mod timestamp;
 
 /// `[telemetry]`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -74,6 +78,17 @@ pub struct AccessLogSettings {
     pub only: Only,
     /// The ratio of the other requests that get a line too. Default 0.0.
     pub sample: Ratio,
+}
+
+impl Format {
+    /// What `auto` means for lines that go to something that is a terminal, or is not.
+    fn resolve(self, is_terminal: bool) -> Format {
+        match self {
+            Format::Auto if is_terminal => Format::Text,
+            Format::Auto => Format::Json,
+            format => format,
+        }
+    }
 }
 
 /// Which requests get a line.
