@@ -20,8 +20,17 @@
 //!
 //! The decision is a pure function; what looks and acts is below it.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use super::process::Process;
 use crate::proxy::listener::Direction;
 
 /// Without a new request for this long a listener counts as left.
@@ -30,6 +39,14 @@ const QUIET: Duration = Duration::from_secs(3);
 const GONE_QUIET: Duration = Duration::from_millis(500);
 /// From `drain_timeout` to the end: time for `draining` answers to leave.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// How often it looks while draining.
+const PERIOD: Duration = Duration::from_millis(50);
+/// How often the service's port is tried, and how long an answer is waited for.
+const TRY: Duration = Duration::from_millis(200);
+
+/// What `GET /readyz` says when everybody from outside has gone; `outrigger drain --wait` waits for it.
+pub const DRAINED: &str = "drained";
 
 /// What the decision looks at.
 #[derive(Clone, Debug)]
@@ -117,6 +134,125 @@ impl Sight {
             (Direction::Egress, Some(since), Service::PortClosed) => quiet(since) >= GONE_QUIET,
         }
     }
+}
+
+/// What is ordered from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// `/drain`.
+    Drain,
+    /// SIGTERM, SIGINT, `/quit`.
+    Leave,
+}
+
+/// Waits for orders, drains, and tells `ended` when the process is over.
+pub(super) async fn obey(
+    process: Arc<Process>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    ended: std_mpsc::Sender<()>,
+) {
+    let Some(mut order) = orders.recv().await else { return };
+    let draining = Instant::now();
+    let mut leaving = None;
+    let mut service = None;
+    loop {
+        if order == Order::Leave && leaving.is_none() {
+            leaving = Some(Instant::now());
+            let named = process.loaded.load().config.server.service;
+            service = named.map(watch_service);
+        }
+        announce(&process, order);
+        order = loop {
+            let sight = look(&process, draining, leaving, service.as_ref());
+            let decision = sight.decide();
+            if !decision.end.is_empty() {
+                process.end_listeners(&decision.end);
+            }
+            tell_whether_drained(&process, sight.in_flight);
+            match decision.stage {
+                Stage::Draining => {}
+                Stage::Refusing => process.shared.life.refuse(),
+                Stage::Ended => {
+                    match sight.in_flight {
+                        0 => tracing::info!("drained; the process ends"),
+                        left => tracing::warn!(
+                            "server.drain_timeout is over; the process ends and cuts {left} requests"
+                        ),
+                    }
+                    // It errs only when nobody waits for the end.
+                    let _ = ended.send(());
+                    return;
+                }
+            }
+            match timeout(PERIOD, orders.recv()).await {
+                Ok(Some(order)) => break order,
+                Ok(None) => return,
+                Err(_) => {}
+            }
+        };
+    }
+}
+
+fn announce(process: &Process, order: Order) {
+    process.shared.life.drain();
+    let in_flight = process.shared.requests_in_flight();
+    match order {
+        Order::Drain => tracing::info!(in_flight, "draining: out of rotation, and serving on"),
+        Order::Leave => {
+            let timeout = process.loaded.load().config.server.drain_timeout;
+            tracing::info!(in_flight, "draining: the process ends when nobody needs it, in {timeout} at the latest");
+        }
+    }
+}
+
+/// What there is to see now.
+fn look(
+    process: &Process,
+    draining: Instant,
+    leaving: Option<Instant>,
+    service: Option<&watch::Receiver<Service>>,
+) -> Sight {
+    let shared = &process.shared;
+    let snapshot = shared.snapshot.load();
+    let listeners = process.open().iter().map(|open| Listener {
+        direction: open.direction,
+        in_flight: snapshot.activity(&open.name).in_flight(),
+        last_request: snapshot.activity(&open.name).last_request(),
+    });
+    Sight {
+        listeners: listeners.collect(),
+        draining,
+        leaving,
+        drain_timeout: *process.loaded.load().config.server.drain_timeout,
+        service: service.map_or(Service::Unnamed, |service| *service.borrow()),
+        in_flight: shared.requests_in_flight(),
+        now: Instant::now(),
+    }
+}
+
+/// Whether all that comes from outside is done. Where nothing does, what is in flight counts.
+fn tell_whether_drained(process: &Process, in_flight: usize) {
+    let config = &process.loaded.load().config.listener;
+    let has_ingress = config.iter().any(|listener| listener.direction == Direction::Ingress);
+    let is_open = process.open().iter().any(|open| open.direction == Direction::Ingress);
+    process.drained.store(if has_ingress { !is_open } else { in_flight == 0 }, Relaxed);
+}
+
+/// Tries the service's port again and again, until nobody wants to know any more.
+fn watch_service(address: SocketAddr) -> watch::Receiver<Service> {
+    let (sender, receiver) = watch::channel(Service::Present);
+    tokio::spawn(async move {
+        while !sender.is_closed() {
+            // No answer in time is no refusal: it is there, and busy.
+            let refused = match timeout(TRY, TcpStream::connect(address)).await {
+                Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+                Ok(Ok(_)) | Err(_) => false,
+            };
+            sender.send_replace(if refused { Service::PortClosed } else { Service::Present });
+            sleep(TRY).await;
+        }
+    });
+    receiver
 }
 
 #[cfg(test)]

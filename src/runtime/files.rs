@@ -22,8 +22,23 @@ pub(super) fn raise_limit() -> Option<u64> {
     }
 }
 
+/// How many client connections are taken: `max_connections`, or what `limit` allows, with a warning.
+pub(super) fn bounded(limit: Option<u64>, max_connections: u32) -> usize {
+    let allowed = allowed(limit, max_connections);
+    if let (Some(allowed), Some(limit)) = (allowed, limit) {
+        let needed = u64::from(max_connections) * 2 + OWN;
+        tracing::warn!(
+            limit,
+            "the limit of open files allows {allowed} client connections, not the {max_connections} of \
+             server.max_connections; raise it to {needed} (`ulimit -n`, LimitNOFILE=, or the container's) or set \
+             server.max_connections = {allowed}"
+        );
+    }
+    allowed.unwrap_or(max_connections) as usize
+}
+
 /// How many client connections `limit` descriptors allow, if that is fewer than `max_connections`.
-pub(super) fn allowed(limit: Option<u64>, max_connections: u32) -> Option<u32> {
+fn allowed(limit: Option<u64>, max_connections: u32) -> Option<u32> {
     let affordable = limit?.saturating_sub(OWN) / 2;
     let affordable = u32::try_from(affordable).unwrap_or(u32::MAX).max(1);
     (affordable < max_connections).then_some(affordable)

@@ -213,7 +213,7 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
             Source::Kept(place) => old[*place].take(),
             _ => None,
         };
-        open.extend(kept.map(|kept| Open { direction: settings.direction, ..kept }).or_else(|| {
+        open.extend(kept.map(|kept| kept.updated(settings)).or_else(|| {
             let (new, duplicates) = opened.next()?;
             process.workers.open(&new, duplicates);
             Some(new)
@@ -224,7 +224,7 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
     }
     drop(open);
 
-    process.gate.set_max(files::allowed_or_warn(process.files_limit, config.server.max_connections));
+    process.gate.set_max(files::bounded(process.files_limit, config.server.max_connections));
     process.shared.buffered.set_max(config.server.max_buffer.bytes());
     process.log.set_level(telemetry.log.level);
     for warning in &loaded.warnings {

@@ -10,6 +10,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -19,9 +20,22 @@ use crate::proxy::listener::{self, Direction};
 /// `net.core.somaxconn` (4096 on Linux since 5.4).
 const BACKLOG: i32 = 4096;
 
+/// One opening of a listener, for the workers: names may be given anew, this never is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SocketId(u64);
+
+impl SocketId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Relaxed))
+    }
+}
+
 /// A listening socket and whom it listens for.
 #[derive(Debug)]
 pub(super) struct Open {
+    /// Tells it apart from all others.
+    pub(super) id: SocketId,
     /// The listener's name; connections ask for their settings by it.
     pub(super) name: Arc<str>,
     /// Who calls whom; decides how long it serves while draining.
@@ -50,6 +64,7 @@ impl Open {
         let name = settings.name();
         let (socket, address) = bind(settings.address, &format!("listener {name:?}"))?;
         Ok(Self {
+            id: SocketId::next(),
             name: name.into(),
             direction: settings.direction,
             asked: settings.address,
@@ -71,14 +86,20 @@ impl Open {
     /// Whether it is what `settings` asks for, so that the socket can stay.
     ///
     /// The name counts too: connections find their settings by it, so those of a renamed listener have to go
-    /// like those of a removed one; but see [`Open::keeps_socket_of`].
+    /// like those of a removed one; but see [`Open::renamed`].
     pub(super) fn serves(&self, settings: &listener::Settings) -> bool {
         self.asked == settings.address && *self.name == *settings.name()
+    }
+
+    /// The same, as `settings` which it serves has it now.
+    pub(super) fn updated(self, settings: &listener::Settings) -> Self {
+        Self { direction: settings.direction, ..self }
     }
 
     /// The same socket under the name that `settings` gives it: a renamed listener stays open.
     pub(super) fn renamed(&self, settings: &listener::Settings) -> Result<Self, BindError> {
         Ok(Self {
+            id: SocketId::next(),
             name: settings.name().into(),
             direction: settings.direction,
             asked: self.asked,

@@ -19,13 +19,15 @@ use tokio::net::TcpStream;
 use super::endpoint::Endpoint;
 use super::{Counted, Upstream};
 use crate::http1::connection::{Buffers, Connection};
-use crate::units::{OrNone, Span};
+use crate::units::{OrNone, Span, within};
 
 /// `connections`: bounds of an upstream's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Connections in all, without those that streams hold; from 1 to 1,000,000. Default 1024.
+    /// Connections in all, without those that streams hold. From 1 to 1,000,000. Default 1024.
+    #[serde(deserialize_with = "within::<_, 1, 1_000_000>")]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub max: u32,
     /// How long an idle connection is kept. Default `"4s"`.
     pub idle_timeout: Span,
@@ -33,7 +35,9 @@ pub struct Settings {
     pub max_age: OrNone<Span>,
     /// Requests that a connection serves; 0: any number. Default 0.
     pub max_requests: u32,
-    /// Streams at the same time; from 1 to 1,000,000. Default 1000.
+    /// Streams at the same time. From 1 to 1,000,000. Default 1000.
+    #[serde(deserialize_with = "within::<_, 1, 1_000_000>")]
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub max_streams: u32,
 }
 
