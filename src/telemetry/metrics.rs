@@ -460,3 +460,6 @@ fn shards<T>(workers: usize, new: impl Fn() -> T) -> Box<[T]> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

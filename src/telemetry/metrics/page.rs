@@ -18,7 +18,7 @@ macro_rules! families {
         $(static $constant: Family =
             Family { name: $name, help: $help, labels: &[$($label),*], kind: Kind::$kind };)*
         #[cfg(test)]
-        static FAMILIES: &[&Family] = &[$(&$constant),*];
+        pub(super) static FAMILIES: &[&Family] = &[$(&$constant),*];
     };
 }
 
