@@ -3,6 +3,7 @@
 //! Exit codes: 0 fine, 2 bad usage or configuration, 1 anything else. An error is one line on stderr that says
 //! what to do, where one line can say it.
 
+pub mod check;
 mod client;
 mod drain;
 mod file;
@@ -34,6 +35,7 @@ struct Cli {
 enum Command {
     /// Run the proxy until SIGTERM or SIGINT; SIGHUP or a changed file reloads
     Run(run::Args),
+    Check(check::Args),
     /// Ask the running sidecar whether it is ready: exit 0 if it is
     Probe(probe::Args),
     /// Make the running sidecar read its configuration again
@@ -48,6 +50,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),

@@ -51,17 +51,20 @@ impl admin::Control for Control {
         let now = Instant::now();
         let loaded = process.loaded.load();
         for name in &loaded.config.admin.ready_requires {
-            let missing = snapshot.chain(name).and_then(|chain| chain.outage(now));
-            reasons.extend(missing.map(|why| format!("upstream {name}: {why}")));
+            // A name that no upstream has is refused when the configuration is checked.
+            let health = snapshot.chain(name).map(|chain| chain.health(now));
+            if let Some((false, why)) = health {
+                reasons.push(format!("upstream {name}: {why}"));
+            }
         }
-        let upstreams = snapshot
-            .chains()
-            .map(|(name, chain)| (name.to_owned(), chain.outage(now).unwrap_or("healthy").to_owned()))
-            .collect();
+        let upstreams = snapshot.chains().map(|(name, chain)| (name.to_owned(), chain.health(now).1)).collect();
         Readiness { ready: reasons.is_empty(), reasons, upstreams }
     }
 
     fn metrics(&self) -> String {
+        for (_, chain) in self.process.shared.snapshot.load().chains() {
+            chain.refresh_gauges();
+        }
         self.process.shared.metrics.render()
     }
 

@@ -3,8 +3,8 @@
 //! How a name becomes addresses is `upstream::resolve`'s affair. Upstreams are looked up side by side: one slow
 //! zone does not hold up the others.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -17,29 +17,31 @@ use crate::upstream::resolve;
 /// The longest that readiness waits for the first answers.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Looks names up for ever; `now` asks for it before its time, as a reload does.
-pub(super) async fn keep_resolved(process: Arc<Process>, now: Arc<Notify>) {
+/// Looks names up for ever; `now` asks for it before its time, as a reload does. `settled` is told when every
+/// name was looked up once, or waited for long enough.
+pub(super) async fn keep_resolved(process: Arc<Process>, now: Arc<Notify>, settled: mpsc::Sender<()>) {
+    if timeout(PATIENCE, look_up_all(&process)).await.is_err() {
+        let seconds = PATIENCE.as_secs();
+        tracing::warn!("not all names are resolved after {seconds} s; serving without them");
+        now.notify_one();
+    }
+    process.names_settled.store(true, Relaxed);
+    // It errs only when nobody waits.
+    let _ = settled.send(());
     loop {
-        let mut lookups = JoinSet::new();
-        for (_, chain) in process.shared.snapshot.load().chains() {
-            if chain.upstream.has_names() {
-                let upstream = chain.upstream.clone();
-                lookups.spawn(async move { resolve::refresh(&upstream).await });
-            }
-        }
-        let all = async { while lookups.join_next().await.is_some() {} };
-        if !process.are_names_settled() {
-            let late = timeout(PATIENCE, all).await.is_err();
-            process.names_settled.store(true, Relaxed);
-            if late {
-                tracing::warn!("not all names are resolved after {} s; serving without them", PATIENCE.as_secs());
-            }
-            // Those that are late still come in.
-            lookups.detach_all();
-        } else {
-            all.await;
-        }
         // The answer does not matter: either it is time, or somebody asked.
         let _ = timeout(resolve::INTERVAL, now.notified()).await;
+        look_up_all(&process).await;
     }
+}
+
+async fn look_up_all(process: &Process) {
+    let mut lookups = JoinSet::new();
+    for (_, chain) in process.shared.snapshot.load().chains() {
+        if chain.upstream.has_names() {
+            let chain = chain.clone();
+            lookups.spawn(async move { resolve::refresh(&chain.upstream).await });
+        }
+    }
+    while lookups.join_next().await.is_some() {}
 }

@@ -84,15 +84,19 @@ pub(super) fn channel() -> (Reloads, Orders) {
 }
 
 /// Does what is ordered, one after the other, for ever; `names` is told when there may be new names.
-pub(super) async fn obey(process: Arc<Process>, reloads: Reloads, mut orders: Orders, names: Arc<Notify>) {
-    let mut watch = start_watch(&process, &reloads);
+pub(super) async fn obey(
+    process: Arc<Process>,
+    reloads: Reloads,
+    mut orders: Orders,
+    mut watching: Option<Watch>,
+    names: Arc<Notify>,
+) {
     while let Some(order) = orders.0.recv().await {
         let outcome = reload(&process, order.why).await;
         if outcome.is_ok() {
             names.notify_one();
-            let wanted = process.loaded.load().config.server.watch;
-            if wanted != watch.is_some() {
-                watch = start_watch(&process, &reloads);
+            if process.loaded.load().config.server.watch != watching.is_some() {
+                watching = watch(&process, &reloads);
             }
         }
         // Nobody may be listening.
@@ -100,7 +104,8 @@ pub(super) async fn obey(process: Arc<Process>, reloads: Reloads, mut orders: Or
     }
 }
 
-fn start_watch(process: &Process, reloads: &Reloads) -> Option<Watch> {
+/// Watches the file, if there is one and the configuration wants it.
+pub(super) fn watch(process: &Process, reloads: &Reloads) -> Option<Watch> {
     let file = process.file.as_deref()?;
     if !process.loaded.load().config.server.watch {
         return None;

@@ -113,7 +113,8 @@ impl Watch {
 
 /// Looks whenever something happened, and now and then, until told to stop.
 fn run(file: &Path, mut sight: Sight, wakes: &mpsc::Receiver<Wake>, changed: impl Fn()) {
-    let mut wait = POLL;
+    // The first look at once: for what happened before the directory was watched.
+    let mut wait = Duration::ZERO;
     loop {
         match wakes.recv_timeout(wait) {
             Ok(Wake::Look) | Err(RecvTimeoutError::Timeout) => {}

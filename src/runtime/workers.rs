@@ -13,7 +13,7 @@ use std::num::NonZero;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
@@ -105,11 +105,6 @@ impl Workers {
         for commands in &self.commands {
             let _ = commands.send(Command::Close { id });
         }
-    }
-
-    /// How many there are.
-    pub(super) fn count(&self) -> usize {
-        self.commands.len()
     }
 
     /// Whether one of them has ended while it should serve.
