@@ -263,6 +263,20 @@ impl JsonSchema for Size {
     }
 }
 
+/// Reads a length of time from `MIN` to `MAX` milliseconds, as [`within`] reads a number.
+pub fn span_within<'de, D, const MIN: u64, const MAX: u64>(deserializer: D) -> Result<Span, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let span = Span::deserialize(deserializer)?;
+    let (min, max) = (Span::from_millis(MIN), Span::from_millis(MAX));
+    (min..=max).contains(&span).then_some(span).ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "\"{span}\" is out of range; give a time from \"{min}\" to \"{max}\""
+        ))
+    })
+}
+
 impl JsonSchema for Ratio {
     fn schema_name() -> Cow<'static, str> {
         "Ratio".into()
