@@ -90,14 +90,27 @@ impl Node {
 
     /// The entries of a table that no mistake took out; none of anything else.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Node)> {
-        let entries = if let Value::Table(entries) = &self.value { entries.as_slice() } else { &[] };
-        entries.iter().filter(|(_, node)| !node.removed).map(|(key, node)| (key.as_str(), node))
+        self.all_entries().iter().filter(|(_, node)| !node.removed).map(|(key, node)| (key.as_str(), node))
     }
 
     /// The elements of a list that no mistake took out, with their number in the file.
     pub(super) fn elements(&self) -> impl Iterator<Item = (usize, &Node)> {
-        let elements = if let Value::List(elements) = &self.value { elements.as_slice() } else { &[] };
-        elements.iter().enumerate().filter(|(_, node)| !node.removed)
+        self.all_elements().iter().enumerate().filter(|(_, node)| !node.removed)
+    }
+
+    /// The entries of a table, also those that a mistake took out.
+    pub(super) fn all_entries(&self) -> &[(String, Node)] {
+        if let Value::Table(entries) = &self.value { entries } else { &[] }
+    }
+
+    /// The elements of a list, also those that a mistake took out.
+    pub(super) fn all_elements(&self) -> &[Node] {
+        if let Value::List(elements) = &self.value { elements } else { &[] }
+    }
+
+    /// What it says, if that is a string.
+    pub(super) fn text(&self) -> Option<&str> {
+        if let Value::String(text) = &self.value { Some(text) } else { None }
     }
 
     /// The entry `key` of a table.
@@ -121,23 +134,12 @@ impl Node {
 
     /// Whether a mistake took `key` out of this table.
     pub(super) fn lost(&self, key: &str) -> bool {
-        let entries = if let Value::Table(entries) = &self.value { entries.as_slice() } else { &[] };
-        entries.iter().any(|(name, node)| name == key && node.removed)
+        self.all_entries().iter().any(|(name, node)| name == key && node.removed)
     }
 
     /// Whether a mistake took `key`, or something that was meant to be `key`, out of this table.
     pub(super) fn lost_like(&self, key: &str) -> bool {
-        let entries = if let Value::Table(entries) = &self.value { entries.as_slice() } else { &[] };
-        entries.iter().any(|(name, node)| node.removed && nearest(name, &[key]).is_some())
-    }
-
-    /// Whether a mistake took anything out of this table or list.
-    pub(super) fn lost_something(&self) -> bool {
-        match &self.value {
-            Value::Table(entries) => entries.iter().any(|(_, node)| node.removed),
-            Value::List(elements) => elements.iter().any(|node| node.removed),
-            _ => false,
-        }
+        self.all_entries().iter().any(|(name, node)| node.removed && nearest(name, &[key]).is_some())
     }
 
     /// Follows one step; not into what was taken out.
@@ -175,12 +177,6 @@ impl Node {
     /// The node at `steps`, to change it.
     pub(super) fn at_mut(&mut self, steps: &[Step]) -> Option<&mut Node> {
         steps.iter().try_fold(self, |node, step| node.step_mut(step))
-    }
-
-    /// The node at `path`.
-    pub(super) fn find(&self, path: &Path) -> Option<&Node> {
-        let (node, exact) = self.follow(&path.0);
-        exact.then_some(node)
     }
 
     /// Sets the layer of it and of everything in it.
@@ -271,6 +267,13 @@ impl Path {
     /// The path of `text`, such as `upstream.payments.retry`, whose steps are all keys.
     pub(super) fn of(keys: &[&str]) -> Path {
         Path(keys.iter().map(|key| Step::Key((*key).to_owned())).collect())
+    }
+
+    /// This path and the keys in `keys`, which dots part.
+    pub(super) fn below(&self, keys: &str) -> Path {
+        let mut path = self.clone();
+        path.0.extend(keys.split('.').map(|key| Step::Key(key.to_owned())));
+        path
     }
 
     /// This path and one more key.

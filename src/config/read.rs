@@ -49,6 +49,10 @@ pub(super) fn read<T: DeserializeOwned>(
 
 /// Turns what was written as one `${NAME}` into the number or boolean that it looks like; whether any was.
 fn take_for_numbers(node: &mut Node) -> bool {
+    // Not `any`: all of them, not only the first.
+    fn count<'a>(nodes: impl Iterator<Item = &'a mut Node>) -> bool {
+        nodes.map(take_for_numbers).filter(|any| *any).count() > 0
+    }
     match &mut node.value {
         Value::String(text) if node.reference => {
             let value = text
@@ -62,10 +66,8 @@ fn take_for_numbers(node: &mut Node) -> bool {
             }
             false
         }
-        Value::List(elements) => elements.iter_mut().fold(false, |any, node| take_for_numbers(node) || any),
-        Value::Table(entries) => {
-            entries.iter_mut().fold(false, |any, (_, node)| take_for_numbers(node) || any)
-        }
+        Value::List(elements) => count(elements.iter_mut()),
+        Value::Table(entries) => count(entries.iter_mut().map(|(_, node)| node)),
         _ => false,
     }
 }

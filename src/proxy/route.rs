@@ -157,6 +157,11 @@ impl Route {
         hosts && paths && methods && headers
     }
 
+    /// Whether it takes every request.
+    pub fn takes_all(&self) -> bool {
+        self.settings.matches == Match::default()
+    }
+
     /// Whether the path goes up other than it came.
     pub fn rewrites(&self) -> bool {
         self.settings.rewrite.prefix.is_some()
