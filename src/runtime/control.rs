@@ -1,6 +1,5 @@
 //! What the admin API may do and see: the sidecar's side of `admin::Control`.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -12,8 +11,9 @@ use super::drain::{self, DRAINED};
 use super::process::Process;
 use super::reload::{Reloads, Why};
 use super::workers;
-use crate::admin::{self, Readiness};
+use crate::admin::{self, Readiness, Reload};
 use crate::proxy::life::Stage;
+use crate::telemetry::metrics::Limit;
 
 /// The handle that the admin API gets.
 pub(super) struct Control {
@@ -79,8 +79,12 @@ impl admin::Control for Control {
         Value::Object(views.collect::<Map<_, _>>())
     }
 
-    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send + '_>> {
+    fn reload(&self) -> Reload<'_> {
         Box::pin(self.reloads.ask(Why::Admin))
+    }
+
+    fn crowded(&self) {
+        self.process.shared.metrics.limit_reached(Limit::AdminConnections).inc();
     }
 
     fn drain(&self) {

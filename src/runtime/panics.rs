@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::pin::pin;
 use std::task::Poll;
 
-use crate::telemetry::metrics::SharedCounter;
+use crate::telemetry::cells::SharedCounter;
 
 /// Runs `task` to its end, which a panic is too; that counts in `panics`.
 pub(super) async fn survive(task: impl Future<Output = ()>, panics: &SharedCounter) {
