@@ -214,13 +214,17 @@ fn look(
 ) -> Sight {
     let shared = &process.shared;
     let snapshot = shared.snapshot.load();
-    let listeners = process.open().iter().map(|open| Listener {
-        direction: open.direction,
-        in_flight: snapshot.activity(&open.name).in_flight(),
-        last_request: snapshot.activity(&open.name).last_request(),
+    let listeners = process.open().iter().map(|open| {
+        let activity = snapshot.listener(&open.name).map(|place| &snapshot.listener_at(place).activity);
+        Listener {
+            direction: open.direction,
+            in_flight: activity.map_or(0, |activity| activity.in_flight()),
+            last_request: activity.and_then(|activity| activity.last_request()),
+        }
     });
+    let listeners = listeners.collect();
     Sight {
-        listeners: listeners.collect(),
+        listeners,
         draining,
         leaving,
         drain_timeout: *process.loaded.load().config.server.drain_timeout,

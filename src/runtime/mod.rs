@@ -41,11 +41,11 @@ use self::sockets::Open;
 use self::workers::Workers;
 use crate::admin::{self, Scope};
 use crate::config::Loaded;
-use crate::policy::retry;
 use crate::proxy::shared::Shared;
 use crate::proxy::snapshot::Snapshot;
+use crate::proxy::words;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{Metrics, Words};
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::log;
 
 pub use self::drain::DRAINED;
@@ -111,7 +111,7 @@ struct Background {
 pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartError> {
     let config = &loaded.config;
     let workers = workers::count(config.server.workers, workers::cores());
-    let metrics = Metrics::new(workers, env!("CARGO_PKG_VERSION"), env!("OUTRIGGER_COMMIT"), words());
+    let metrics = Metrics::new(workers, env!("CARGO_PKG_VERSION"), env!("OUTRIGGER_COMMIT"), words::words());
     metrics.set_config(&loaded.digest, SystemTime::now());
     let log = log::init(&config.telemetry.log, metrics.log_dropped().clone())?;
     let files_limit = files::raise_limit();
