@@ -24,6 +24,7 @@ pub mod http1;
 pub mod policy;
 pub mod proxy;
 pub mod reason;
+pub mod runtime;
 pub mod telemetry;
 pub mod timer;
 pub mod units;

@@ -2,6 +2,7 @@
 //!
 //! Start reading at [`exchange`] (a request) and [`attempt`] (one sending of it).
 
+pub mod activity;
 pub mod answer;
 pub mod attempt;
 pub mod body;

@@ -52,6 +52,7 @@ impl Record {
     /// The record of a request that came to this listener just now.
     pub fn begin(worker: &Rc<Worker>, snapshot: Rc<Arc<Snapshot>>, listener: usize, now: Instant) -> Self {
         worker.shared.request_began(worker.index, now);
+        snapshot.listener_at(listener).activity.began(worker.index, now);
         Self {
             worker: Rc::clone(worker),
             snapshot,
@@ -86,6 +87,7 @@ impl Record {
         let worker = &self.worker;
         worker.shared.request_ended(worker.index);
         let listener = self.snapshot.listener_at(self.listener);
+        listener.activity.ended(worker.index);
         let target = self.routed.as_ref().map(|routed| routed.target());
         let (route_metrics, upstream_metrics) = match target {
             Some(target) => (&*target.metrics, &*target.chain.upstream.metrics),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::activity::Activity;
 use super::chain::Chain;
 use super::listener::{Settings, Trust};
 use super::route::{self, Route};
@@ -32,6 +33,8 @@ pub struct Listener {
     pub trust: Trust,
     /// Whether `X-Forwarded-*` and `Via` are added.
     pub forwarded: bool,
+    /// What it has going on.
+    pub activity: Arc<Activity>,
     /// Its series.
     pub metrics: Arc<ListenerMetrics>,
     /// The series of requests that no route takes.
@@ -101,6 +104,12 @@ impl Snapshot {
                         .collect(),
                     trust: settings.trust(),
                     forwarded: settings.forwarded(),
+                    activity: previous
+                        .and_then(|previous| Some(previous.listener_at(previous.listener(&name)?)))
+                        .map_or_else(
+                            || Arc::new(Activity::new(shared.worker_count())),
+                            |known| Arc::clone(&known.activity),
+                        ),
                     metrics: metrics.listener(&name),
                     unrouted: metrics.route(&name, "", ""),
                     settings: settings.clone(),
