@@ -23,5 +23,6 @@ pub mod policy;
 pub mod proxy;
 pub mod reason;
 pub mod telemetry;
+pub mod timer;
 pub mod units;
 pub mod upstream;
