@@ -96,7 +96,11 @@ impl Wheel {
                     // Woken by an earlier timer, too: then look again.
                     poll_fn(|cx| {
                         *self.driver.borrow_mut() = Some(cx.waker().clone());
-                        if self.sleeping_until.get() < tick { Poll::Ready(()) } else { sleep.as_mut().poll(cx) }
+                        if self.sleeping_until.get() < tick {
+                            Poll::Ready(())
+                        } else {
+                            sleep.as_mut().poll(cx)
+                        }
                     })
                     .await;
                 }

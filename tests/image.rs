@@ -33,8 +33,10 @@ fn the_image_builds_and_serves() {
 
 /// What an orchestrator reads off the image.
 fn assert_metadata(workshop: &Workshop) {
-    let inspected = workshop.buildah(&["inspect", "--type", "image", "outrigger"]).output().expect("buildah runs");
-    let inspected: serde_json::Value = serde_json::from_slice(&inspected.stdout).expect("buildah prints JSON");
+    let inspected =
+        workshop.buildah(&["inspect", "--type", "image", "outrigger"]).output().expect("buildah runs");
+    let inspected: serde_json::Value =
+        serde_json::from_slice(&inspected.stdout).expect("buildah prints JSON");
     let config = &inspected["Docker"]["config"];
     assert_eq!(config["User"], "65532:65532");
     assert_eq!(config["StopSignal"], "SIGTERM");
@@ -56,7 +58,10 @@ fn assert_serves(container: &Container) {
 
     let status = until("the sidecar answers", || get(listen, "/").filter(|status| status.contains("200")));
     assert_eq!(status, "HTTP/1.1 200 OK");
-    assert!(get(metrics, "/readyz").is_some_and(|status| status.contains("200")), "ready on its metrics port");
+    assert!(
+        get(metrics, "/readyz").is_some_and(|status| status.contains("200")),
+        "ready on its metrics port"
+    );
     let probe = || container.run(&environment, &["probe"]).status().expect("buildah runs");
     assert_eq!(probe().code(), Some(0));
 
@@ -121,11 +126,19 @@ impl Workshop {
     fn build_image(&self, commit: &str) {
         let toolchain = Command::new("rustc").args(["--print", "sysroot"]).output().expect("rustc runs");
         let toolchain = String::from_utf8(toolchain.stdout).expect("a path in UTF-8");
-        let home = std::env::var("CARGO_HOME").unwrap_or_else(|_| {
-            format!("{}/.cargo", std::env::var("HOME").expect("cargo has a home"))
-        });
+        let home = std::env::var("CARGO_HOME")
+            .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").expect("cargo has a home")));
         run(self
-            .buildah(&["bud", "--isolation", "chroot", "--format", "docker", "--pull=never", "-t", "outrigger"])
+            .buildah(&[
+                "bud",
+                "--isolation",
+                "chroot",
+                "--format",
+                "docker",
+                "--pull=never",
+                "-t",
+                "outrigger",
+            ])
             .args(["--volume", &format!("{}:/opt/rust:ro", toolchain.trim())])
             .args(["--volume", &format!("{home}/registry:/opt/cargo/registry:ro")])
             .args(["--build-arg", "BUILDER=localhost/outrigger-builder"])
@@ -240,7 +253,9 @@ fn upstream() -> SocketAddr {
             std::thread::spawn(move || {
                 let mut lines = BufReader::new(&stream).lines();
                 while let Some(Ok(line)) = lines.next() {
-                    if line.is_empty() && (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
+                    if line.is_empty()
+                        && (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err()
+                    {
                         break;
                     }
                 }
