@@ -223,6 +223,18 @@ impl<T: fmt::Display> Serialize for OrNone<T> {
     }
 }
 
+/// Reads a whole number from `MIN` to `MAX`, for `#[serde(deserialize_with = "within::<_, 1, 64>")]`: so that a
+/// number that is out of range cannot get into settings.
+pub fn within<'de, D, const MIN: u32, const MAX: u32>(deserializer: D) -> Result<u32, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let number = i64::deserialize(deserializer)?;
+    u32::try_from(number).ok().filter(|number| (MIN..=MAX).contains(number)).ok_or_else(|| {
+        serde::de::Error::custom(format!("{number} is out of range; give a whole number from {MIN} to {MAX}"))
+    })
+}
+
 impl JsonSchema for Span {
     fn schema_name() -> Cow<'static, str> {
         "Span".into()
@@ -239,6 +251,20 @@ impl JsonSchema for Size {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "pattern": r"^(\d+([KMG]iB|kB|MB|GB|B)|.*\$\{.*)$", "description": "a number of bytes, such as \"64KiB\"" })
     }
+}
+
+/// Reads a length of time from `MIN` to `MAX` milliseconds, as [`within`] reads a number.
+pub fn span_within<'de, D, const MIN: u64, const MAX: u64>(deserializer: D) -> Result<Span, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let span = Span::deserialize(deserializer)?;
+    let (min, max) = (Span::from_millis(MIN), Span::from_millis(MAX));
+    (min..=max).contains(&span).then_some(span).ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "\"{span}\" is out of range; give a time from \"{min}\" to \"{max}\""
+        ))
+    })
 }
 
 impl JsonSchema for Ratio {
