@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const BINARY: &str = "/usr/local/bin/outrigger";
@@ -293,14 +293,15 @@ fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Runs a command to its end, its output being the test's.
+/// Runs a command to its end; shows what it printed if it fails.
 fn run(command: &mut Command) {
-    let status: ExitStatus = command.stdin(Stdio::null()).status().unwrap_or_else(|error| {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| {
         panic!("{:?}: {error}; `tests/run` installs it", command.get_program());
     });
-    assert!(status.success(), "{command:?}: {status}");
+    let said = [output.stdout.as_slice(), &output.stderr].concat();
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&said));
 }
 
-fn succeeded(output: std::process::Output) -> bool {
+fn succeeded(output: Output) -> bool {
     output.status.success()
 }
