@@ -55,6 +55,7 @@ const FRESH: Duration = Duration::from_millis(50);
 
 /// The idle connections of one worker.
 pub struct Pool {
+    worker: usize,
     buffers: Rc<Buffers>,
     idle: RefCell<HashMap<u64, Vec<Idle>, foldhash::fast::FixedState>>,
 }
@@ -74,6 +75,7 @@ pub struct ToEndpoint {
     /// Its place among the upstream's connections or streams.
     pub counted: Counted,
     endpoint: Arc<Endpoint>,
+    worker: usize,
     born: Instant,
     requests: u32,
 }
@@ -88,9 +90,9 @@ pub enum ConnectError {
 }
 
 impl Pool {
-    /// An empty pool whose connections use `buffers`.
-    pub fn new(buffers: Rc<Buffers>) -> Self {
-        Self { buffers, idle: RefCell::default() }
+    /// An empty pool of the worker `worker`, whose connections use `buffers`.
+    pub fn new(worker: usize, buffers: Rc<Buffers>) -> Self {
+        Self { worker, buffers, idle: RefCell::default() }
     }
 
     /// An idle connection to `endpoint` that still stands. `careful`: its request cannot be sent again, so the
@@ -100,8 +102,7 @@ impl Pool {
         let idle = pool.get_mut(&endpoint.id)?;
         while let Some(Idle { mut connection, since, timeout }) = idle.pop() {
             let age = now.saturating_duration_since(since);
-            endpoint.metrics.connections_idle.dec();
-            endpoint.metrics.connections_active.inc();
+            connection.leaves_the_pool();
             if age < timeout && connection.wire.is_reusable(careful || age > FRESH) {
                 connection.reused = true;
                 return Some(connection);
@@ -130,12 +131,13 @@ impl Pool {
             return Err(ConnectError::Io(io::ErrorKind::ConnectionRefused.into()));
         }
         stream.set_nodelay(true).map_err(ConnectError::Io)?;
-        endpoint.metrics.connections_active.inc();
+        endpoint.metrics.shard(self.worker).connections_active.inc();
         Ok(Box::new(ToEndpoint {
             wire: Connection::new(stream, Rc::clone(&self.buffers)),
             reused: false,
             counted,
             endpoint: Arc::clone(endpoint),
+            worker: self.worker,
             born: Instant::now(),
             requests: 0,
         }))
@@ -151,8 +153,9 @@ impl Pool {
             return;
         }
         connection.wire.rest();
-        connection.endpoint.metrics.connections_active.dec();
-        connection.endpoint.metrics.connections_idle.inc();
+        let metrics = connection.endpoint.metrics.shard(self.worker);
+        metrics.connections_active.dec();
+        metrics.connections_idle.inc();
         let idle = Idle { since: now, timeout: *settings.idle_timeout, connection };
         self.idle.borrow_mut().entry(idle.connection.endpoint.id).or_default().push(idle);
     }
@@ -165,8 +168,7 @@ impl Pool {
                 let kept =
                     now.saturating_duration_since(*since) < *timeout && connection.wire.is_reusable(false);
                 if !kept {
-                    connection.endpoint.metrics.connections_idle.dec();
-                    connection.endpoint.metrics.connections_active.inc();
+                    connection.leaves_the_pool();
                 }
                 kept
             });
@@ -180,9 +182,7 @@ impl Pool {
         let mut pool = self.idle.borrow_mut();
         for choice in &endpoints.usable {
             if let Some(idle) = pool.get_mut(&choice.endpoint.id).filter(|idle| !idle.is_empty()) {
-                idle.remove(0);
-                choice.endpoint.metrics.connections_idle.dec();
-                choice.endpoint.metrics.connections_active.inc();
+                idle.remove(0).connection.leaves_the_pool();
                 return;
             }
         }
@@ -194,10 +194,16 @@ impl ToEndpoint {
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
+
+    fn leaves_the_pool(&self) {
+        let metrics = self.endpoint.metrics.shard(self.worker);
+        metrics.connections_idle.dec();
+        metrics.connections_active.inc();
+    }
 }
 
 impl Drop for ToEndpoint {
     fn drop(&mut self) {
-        self.endpoint.metrics.connections_active.dec();
+        self.endpoint.metrics.shard(self.worker).connections_active.dec();
     }
 }
