@@ -1,5 +1,6 @@
 //! What installs the sidecar is what a cluster and the sidecar itself take: the manifest fits Kubernetes' own
-//! schema, and every configuration that stands in `deploy` and `benches` passes `outrigger check --strict`.
+//! schema, and every configuration that stands in `deploy`, `benches` and the README passes
+//! `outrigger check --strict`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -41,6 +42,14 @@ fn the_configuration_of_the_image_is_clean() {
 fn the_configuration_of_the_bench_is_clean() {
     let template = include_str!("../benches/peers/outrigger.toml");
     assert_clean("bench.toml", &template.replace("@WORKERS@", "2"));
+}
+
+#[test]
+fn the_five_lines_of_the_readme_are_clean() {
+    let (_, behind) = include_str!("../README.md").split_once("```toml\n").expect("the README shows TOML");
+    let (lines, _) = behind.split_once("```").expect("the block ends");
+    assert_eq!(lines.lines().count(), 5);
+    assert_clean("readme.toml", lines);
 }
 
 #[test]
