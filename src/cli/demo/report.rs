@@ -13,8 +13,8 @@ pub(super) struct Closing<'a> {
     pub(super) without: &'a Score,
     pub(super) with: &'a Score,
     pub(super) policies: &'a Policies,
-    /// Requests that were still under way when it was interrupted.
-    pub(super) unfinished: usize,
+    /// Requests without and with Outrigger that were still under way when it was interrupted.
+    pub(super) unfinished: [usize; 2],
 }
 
 /// The table and the sentences, at most 80 columns wide.
@@ -120,8 +120,11 @@ fn sentences(closing: &Closing<'_>, without: &Tally, with: &Tally) -> Vec<String
         }
         said.push(sentence + ".");
     }
-    if *unfinished > 0 {
-        said.push(format!("{unfinished} requests were still under way at the end and are not counted."));
+    if *unfinished != [0, 0] {
+        let [without, with] = unfinished;
+        said.push(format!(
+            "Still under way at the end, and not counted: {without} requests without it, {with} with it."
+        ));
     }
     said
 }
@@ -153,7 +156,11 @@ mod tests {
     use std::time::Duration;
 
     /// The closing words where the phases that `without` and `with` name had trouble.
-    fn closing_of(without: impl Fn(&str) -> bool, with: impl Fn(&str) -> bool, unfinished: usize) -> String {
+    fn closing_of(
+        without: impl Fn(&str) -> bool,
+        with: impl Fn(&str) -> bool,
+        unfinished: [usize; 2],
+    ) -> String {
         let timeline = Timeline::over(Duration::from_secs(30));
         let (without, with) = (score(&timeline, 30_000, without), score(&timeline, 30_000, with));
         let text = closing(&Closing {
@@ -171,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_table_compares_each_phase() {
-        let text = closing_of(|mark| !mark.is_empty(), |mark| mark == "all slow", 0);
+        let text = closing_of(|mark| !mark.is_empty(), |mark| mark == "all slow", [0, 0]);
         let expected = r#"                               without Outrigger           with Outrigger       
 phase                sent  ok %    p50    p99  worst  ok %    p50    p99  worst
 all is well           100   100   40ms   40ms   40ms   100   40ms   40ms   40ms
@@ -209,16 +216,16 @@ Retries: 43: attempt_timeout 31, 500 12. Not made: 2: method 2.
         let slow = |mark: &str| mark == "slow";
         let cases = [
             // why                                  text                                     said
-            ("it helped", closing_of(slow, none, 0), "It helped most while \"a is slow\""),
-            ("it did harm", closing_of(none, slow, 0), "It made things worse this time."),
-            ("it did nothing", closing_of(slow, slow, 0), "It made no difference to the failures."),
-            ("it failed too", closing_of(slow, slow, 0), "It could not hide \"a is slow\""),
-            ("Ctrl-C", closing_of(none, none, 7), "7 requests were still under way"),
+            ("it helped", closing_of(slow, none, [0, 0]), "It helped most while \"a is slow\""),
+            ("it did harm", closing_of(none, slow, [0, 0]), "It made things worse this time."),
+            ("it did nothing", closing_of(slow, slow, [0, 0]), "It made no difference to the failures."),
+            ("it failed too", closing_of(slow, slow, [0, 0]), "It could not hide \"a is slow\""),
+            ("Ctrl-C", closing_of(none, none, [7, 1]), "not counted: 7 requests without it, 1 with it."),
         ];
         for (why, text, said) in cases {
             assert!(text.replace('\n', " ").contains(said), "{why}: {text}");
         }
-        assert!(!closing_of(none, slow, 0).contains("helped"), "no praise for harm");
+        assert!(!closing_of(none, slow, [0, 0]).contains("helped"), "no praise for harm");
     }
 
     #[test]
@@ -231,7 +238,7 @@ Retries: 43: attempt_timeout 31, 500 12. Not made: 2: method 2.
             without: &without,
             with: &with,
             policies: &policies,
-            unfinished: 0,
+            unfinished: [0, 0],
         };
         assert_eq!(closing(&nothing), "It ended before the first answer.\n");
     }

@@ -110,16 +110,20 @@ pub(super) fn screen(frame: &Frame<'_>, width: usize, height: usize) -> Vec<Line
     lines.into_iter().map(|line| line.cut(width)).collect()
 }
 
-/// One line for each second where there is no screen.
+/// What the columns of [`ticker`] are.
+pub(super) const TICKER_HEAD: &str = "                            without Outrigger         with Outrigger
+  time  now                 success     p50     p99   success     p50     p99  retries rejected breaker";
+
+/// One line for each second where there is no screen: the last two seconds, and what the policies did so far.
 pub(super) fn ticker(frame: &Frame<'_>) -> String {
     let side = |side: &Side<'_>| {
         let (tally, _) = side.score.just_now(frame.elapsed);
         let Quantiles { p50, p99, .. } = Quantiles::of(&tally.latency);
-        format!("{:>7} p50 {p50:>7} p99 {p99:>7}", percent(tally.success()))
+        format!("{:>7} {p50:>7} {p99:>7}", percent(tally.success()))
     };
     let Policies { breaker, retries, rejected, .. } = frame.policies;
     format!(
-        "{:5.1}s  {:20} without {}  with {}  retries {}, rejected {}, breaker {}",
+        "{:5.1}s  {:20}{}   {}  {:7}  {:7} {}",
         frame.elapsed.as_secs_f64(),
         frame.timeline.phases()[frame.timeline.at(frame.elapsed)].name,
         side(&frame.without),
@@ -398,13 +402,13 @@ pub(super) mod tests {
         }
     }
 
-    /// The text of a screen at 13 s of 30 s, without its styles and the blanks at line ends.
-    fn text(width: usize, height: usize) -> String {
+    /// Shows a frame at 13 s of 30 s.
+    fn shown<T>(show: impl FnOnce(&Frame<'_>) -> T) -> T {
         let timeline = Timeline::over(Duration::from_secs(30));
         let (without, with) =
             (score(&timeline, 11_000, |mark| !mark.is_empty()), score(&timeline, 13_000, |_| false));
         let side = |score, in_flight, backlogs| Side { score, in_flight, backlogs };
-        let frame = Frame {
+        show(&Frame {
             elapsed: Duration::from_secs(13),
             timeline: &timeline,
             without: side(&without, 141, [3, 2, 130]),
@@ -413,9 +417,13 @@ pub(super) mod tests {
             listener: "127.0.0.1:8080".parse().expect("an address"),
             admin: "127.0.0.1:9900".parse().expect("an address"),
             config: "[[listener]]\naddress = \"127.0.0.1:8080\"\n",
-        };
+        })
+    }
+
+    /// The text of a screen, without its styles and the blanks at line ends.
+    fn text(width: usize, height: usize) -> String {
         let mut text = String::new();
-        for line in screen(&frame, width, height) {
+        for line in shown(|frame| screen(frame, width, height)) {
             let line: String = line.0.into_iter().map(|(_, text)| text).collect();
             assert!(line.chars().count() <= width, "{line:?} is wider than {width}");
             text.push_str(line.trim_end());
@@ -484,6 +492,16 @@ pub(super) mod tests {
    address = "127.0.0.1:8080"
 "#;
         assert_eq!(text(120, 40), expected, "\n{}", text(120, 40));
+    }
+
+    #[test]
+    fn a_line_a_second_stands_below_its_head() {
+        let expected = "                            without Outrigger         with Outrigger
+  time  now                 success     p50     p99   success     p50     p99  retries rejected breaker
+ 13.0s  c is well again       0.0 %  2.00 s  2.00 s     100 %   40 ms   40 ms       43        0 closed
+";
+        let text = format!("{TICKER_HEAD}\n{}\n", shown(ticker));
+        assert_eq!(text, expected, "\n{text}");
     }
 
     #[test]
