@@ -1,0 +1,119 @@
+//! The log of events: what the `tracing` macros say, as lines on stderr, without ever waiting for stderr.
+//!
+//! Only what Outrigger itself says: libraries' events are for their authors. The level can be changed while it runs;
+//! the format cannot. Not here: requests (`access_log`).
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer as FormatWriter;
+use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use super::cells::SharedCounter;
+use super::spool::{Spool, Target, Writer};
+use super::timestamp::Stamps;
+use super::{Format, Level, LogSettings};
+
+/// Keeps the log going. Dropped at the process's end, it lets what waits be written first, for at most a second.
+#[derive(Debug)]
+pub struct LogGuard {
+    level: reload::Handle<Targets, Registry>,
+    /// Ends with this guard.
+    _writer: Writer,
+}
+
+/// Starts the log of events for this process. Lines that are lost count in `dropped`.
+///
+/// Errs if no thread can be started. Where there is a log already (several proxies in one test), it stays, and the
+/// guard keeps one that nobody writes to.
+pub fn init(settings: &LogSettings, dropped: Arc<SharedCounter>) -> io::Result<LogGuard> {
+    let format = settings.format.resolve(io::stderr().is_terminal());
+    let tell = Box::new(move |lines| told(format, SystemTime::now(), lines));
+    let (spool, writer) = Spool::start("log", Target::Stderr, dropped, tell)?;
+    let (filter, level) = reload::Layer::new(targets(settings.level));
+    let lines = tracing_subscriber::fmt::layer().with_writer(Lines(spool)).with_timer(Clock);
+    let lines: Box<dyn Layer<_> + Send + Sync> = match format {
+        Format::Json => {
+            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+        }
+        Format::Text | Format::Auto => lines.with_target(false).boxed(),
+    };
+    // A log that is there already stays.
+    let _ = tracing::subscriber::set_global_default(Registry::default().with(filter).with(lines));
+    Ok(LogGuard { level, _writer: writer })
+}
+
+impl LogGuard {
+    /// From now on what is at least this grave is logged.
+    pub fn set_level(&self, level: Level) {
+        // It errs only when the log is gone, and then there is no level.
+        let _ = self.level.reload(targets(level));
+    }
+}
+
+/// Which events are logged: Outrigger's own, from `level` up.
+fn targets(level: Level) -> Targets {
+    let level = match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+    };
+    Targets::new().with_target("outrigger", level)
+}
+
+/// The line that tells of lost ones, made by hand: an event from the writer of events could not get through either.
+fn told(format: Format, at: SystemTime, lines: u64) -> Vec<u8> {
+    let mut stamp = Vec::new();
+    Stamps::default().write(&mut stamp, at);
+    let stamp = String::from_utf8_lossy(&stamp);
+    let line = match format {
+        Format::Json => format!(
+            "{{\"timestamp\":\"{stamp}\",\"level\":\"WARN\",\"message\":\"log dropped {lines} lines\",\"target\":\"{}\"}}\n",
+            module_path!()
+        ),
+        Format::Text | Format::Auto => format!("{stamp}  WARN log dropped {lines} lines\n"),
+    };
+    line.into_bytes()
+}
+
+/// Takes finished lines from the formatter, one a call.
+struct Lines(Spool);
+
+/// One line's way to the spool.
+struct Line<'a>(&'a Spool);
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<'a>;
+    fn make_writer(&'a self) -> Line<'a> {
+        Line(&self.0)
+    }
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.append(line, 1);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The time at the head of a line.
+struct Clock;
+
+impl FormatTime for Clock {
+    fn format_time(&self, out: &mut FormatWriter<'_>) -> fmt::Result {
+        let mut stamp = Vec::new();
+        Stamps::default().write(&mut stamp, SystemTime::now());
+        out.write_str(&String::from_utf8_lossy(&stamp))
+    }
+}
