@@ -4,6 +4,7 @@
 //! what to do, where one line can say it.
 
 pub mod check;
+pub mod schema;
 mod client;
 mod drain;
 mod file;
@@ -36,6 +37,7 @@ enum Command {
     /// Run the proxy until SIGTERM or SIGINT; SIGHUP or a changed file reloads
     Run(run::Args),
     Check(check::Args),
+    Schema(schema::Args),
     /// Ask the running sidecar whether it is ready: exit 0 if it is
     Probe(probe::Args),
     /// Make the running sidecar read its configuration again
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Schema(args) => schema::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),

@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use std::io::{self, IsTerminal};
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -234,9 +235,12 @@ fn target(path: &str) -> Target {
     }
 }
 
-/// Errs if lines could not be written there.
+/// Errs if lines could not be written there. A named pipe is believed: opening one waits for its reader.
 fn probe(target: &Target) -> io::Result<()> {
     match target {
+        Target::File(path) if std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) => {
+            Ok(())
+        }
         Target::File(path) => spool::open(path).map(drop),
         Target::Stdout | Target::Stderr => Ok(()),
     }
@@ -409,3 +413,6 @@ fn address(out: &mut Vec<u8>, address: SocketAddr) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
