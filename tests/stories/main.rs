@@ -5,5 +5,9 @@
 
 pub mod support;
 
+mod bad_upstream;
+mod breaker;
+mod http2;
 mod malformed;
 mod path;
+mod retries;

@@ -9,6 +9,7 @@ pub struct Config {
     listener: String,
     upstream: String,
     rest: String,
+    routes_only: bool,
 }
 
 impl Config {
@@ -44,6 +45,13 @@ impl Config {
         self
     }
 
+    /// The listener has no upstream of its own: what no route takes has none.
+    #[must_use]
+    pub fn routes_only(mut self) -> Self {
+        self.routes_only = true;
+        self
+    }
+
     /// Only what the story names may happen: one attempt, no breaker.
     #[must_use]
     pub fn plain(self) -> Self {
@@ -52,7 +60,8 @@ impl Config {
 
     /// The whole text. Routes of `and` belong to the listener, so it stands before them and the upstream first.
     pub fn text(&self) -> String {
-        let Self { endpoints, listener, upstream, rest } = self;
+        let Self { endpoints, listener, upstream, rest, routes_only } = self;
+        let default = if *routes_only { "" } else { "upstream = \"app\"" };
         format!(
             r#"[admin]
 address = "127.0.0.1:0"
@@ -65,7 +74,7 @@ endpoints = [{}]
 [[listener]]
 name = "main"
 address = "127.0.0.1:0"
-upstream = "app"
+{default}
 {listener}
 {rest}
 "#,

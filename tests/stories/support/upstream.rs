@@ -61,6 +61,7 @@ struct Log {
     requests: Vec<Seen>,
     connections: usize,
     open: usize,
+    sent: usize,
     bytes: Vec<u8>,
 }
 
@@ -181,6 +182,11 @@ impl Upstream {
     /// Waits until `count` connections are open.
     pub async fn has_open(&self, count: usize) {
         eventually(&format!("{count} connections are open"), async || self.open() == count).await;
+    }
+
+    /// Waits until `count` pieces of answers have been handed to the kernel; on loopback the other side has them then.
+    pub async fn has_sent(&self, count: usize) {
+        eventually(&format!("{count} pieces are sent"), async || self.shared.log().sent >= count).await;
     }
 
     /// Every byte that came, over all connections.
@@ -496,7 +502,11 @@ impl Wire {
 
     async fn act(&mut self, step: Step) -> Result<(), Over> {
         match step {
-            Step::Send(bytes) => self.stream.write_all(&bytes).await.map_err(|_| Over),
+            Step::Send(bytes) => {
+                let sent = self.stream.write_all(&bytes).await.map_err(|_| Over);
+                self.shared.log().sent += 1;
+                sent
+            }
             Step::Wait(pause) => self.meanwhile(tokio::time::sleep(pause)).await,
             Step::Hold => {
                 let shared = Arc::clone(&self.shared);
