@@ -65,7 +65,8 @@ async fn an_upstream_that_keeps_failing_is_not_asked() {
     assert_eq!(metrics.sum(STATE), 2.0);
     assert_eq!(metrics.sum("outrigger_breaker_transitions_total{upstream=app,to=open}"), 1.0);
     assert_eq!(metrics.sum("outrigger_rejected_total{upstream=app,reason=breaker_open,mode=enforce}"), 2.0);
-    let event = |line: &&String| line.contains("breaker") && line.contains("open") && !line.contains("\"status\"");
+    let event =
+        |line: &&String| line.contains("breaker") && line.contains("open") && !line.contains("\"status\"");
     eventually("the log tells of it once", async || proxy.lines().iter().filter(event).count() == 1).await;
 }
 
@@ -146,7 +147,11 @@ async fn grpc_statuses_are_failures_too() {
     let in_the_head = Upstream::that().answers(200).with_field("Content-Type", "application/grpc");
     let cases = [
         ("UNAVAILABLE in the head", in_the_head.clone().with_field("grpc-status", "14"), true),
-        ("INTERNAL in the trailers", Upstream::that().answers_raw(format!("{trailers}0\r\ngrpc-status: 13\r\n\r\n")), true),
+        (
+            "INTERNAL in the trailers",
+            Upstream::that().answers_raw(format!("{trailers}0\r\ngrpc-status: 13\r\n\r\n")),
+            true,
+        ),
         ("NOT_FOUND", in_the_head.clone().with_field("grpc-status", "5"), false),
         ("RESOURCE_EXHAUSTED", in_the_head.clone().with_field("grpc-status", "8"), false),
         ("OK", in_the_head.with_field("grpc-status", "0"), false),
@@ -161,7 +166,11 @@ async fn grpc_statuses_are_failures_too() {
         assert_eq!(state, if opens { 2.0 } else { 0.0 }, "{why}");
         if opens {
             let response = proxy.connect().await.exchange(call).await;
-            assert_eq!((response.status, response.field("grpc-status")), (200, Some("14")), "{why}: in gRPC's words");
+            assert_eq!(
+                (response.status, response.field("grpc-status")),
+                (200, Some("14")),
+                "{why}: in gRPC's words"
+            );
         }
     }
 }
@@ -189,7 +198,8 @@ async fn half_of_the_requests_is_enough_but_fewer_are_not() {
 async fn a_window_may_count_requests() {
     // Ten good ones leave a window of ten before the failures fill half of it.
     let app = (0..10).fold(Upstream::that(), |app, _| app.answers(200)).answers(500).start().await;
-    let proxy = opening_for("30s", [&app]).upstream("breaker.window = { kind = \"count\", size = 10 }").start().await;
+    let proxy =
+        opening_for("30s", [&app]).upstream("breaker.window = { kind = \"count\", size = 10 }").start().await;
     assert_eq!(until_open(&proxy).await, 15);
 }
 
@@ -299,13 +309,18 @@ async fn a_retry_does_not_go_through_an_open_breaker() {
     let response = proxy.get("/").await;
 
     assert_eq!(app.seen(), 2, "the second failure opened it");
-    assert_eq!((response.status, response.problem()), (500, None), "the upstream's own answer is the last word");
+    assert_eq!(
+        (response.status, response.problem()),
+        (500, None),
+        "the upstream's own answer is the last word"
+    );
     assert_eq!(proxy.metric("outrigger_retries_skipped_total{upstream=app,reason=breaker}").await, 1.0);
 }
 
 #[tokio::test]
 async fn a_graded_one_rejects_a_share() {
-    let script = (0..400).fold(Upstream::that(), |app, number| app.answers(if number % 4 == 0 { 200 } else { 500 }));
+    let script =
+        (0..400).fold(Upstream::that(), |app, number| app.answers(if number % 4 == 0 { 200 } else { 500 }));
     let app = script.start().await;
     let proxy = Config::over([&app])
         .upstream("retry.attempts = 1")
@@ -323,7 +338,8 @@ async fn a_graded_one_rejects_a_share() {
 
 #[tokio::test]
 async fn upstreams_have_breakers_of_their_own() {
-    let (app, other) = (Upstream::that().answers(500).start().await, Upstream::that().answers(200).start().await);
+    let (app, other) =
+        (Upstream::that().answers(500).start().await, Upstream::that().answers(200).start().await);
     let proxy = opening_for("30s", [&app])
         .and("[[listener.route]]\nmatch = { path_prefix = \"/other/\" }\nupstream = \"other\"")
         .and(&format!("[upstream.other]\nendpoints = [\"{}\"]", other.address()))

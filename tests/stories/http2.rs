@@ -66,7 +66,9 @@ async fn streams_run_side_by_side() {
 #[tokio::test]
 async fn bodies_and_trailers_go_both_ways() {
     let app = Upstream::that()
-        .answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n")
+        .answers_raw(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n",
+        )
         .start()
         .await;
     let proxy = Config::over([&app]).start().await;
@@ -110,19 +112,27 @@ async fn bodies_and_trailers_go_both_ways() {
 
 #[tokio::test]
 async fn messages_without_a_body() {
-    let app = Upstream::that().answers(200).with_body("hello").answers(204).answers(304).answers(200).start().await;
+    let app =
+        Upstream::that().answers(200).with_body("hello").answers(204).answers(304).answers(200).start().await;
     let proxy = Config::over([&app]).start().await;
     let mut client = Http2::connect(proxy.listener()).await;
 
     let head = client.request("HEAD", "/");
     let head = client.exchange(head, "").await;
-    assert_eq!((head.head.status.as_u16(), head.field("content-length"), head.body.len()), (200, Some("5"), 0));
+    assert_eq!(
+        (head.head.status.as_u16(), head.field("content-length"), head.body.len()),
+        (200, Some("5"), 0)
+    );
     for status in [204, 304, 200] {
         let response = client.get("/").await;
         assert_eq!((response.head.status.as_u16(), response.body.len()), (status, 0));
     }
     let seen = app.request(1);
-    assert_eq!((seen.field("transfer-encoding"), seen.field("content-length")), (None, None), "GET has no body");
+    assert_eq!(
+        (seen.field("transfer-encoding"), seen.field("content-length")),
+        (None, None),
+        "GET has no body"
+    );
 }
 
 #[tokio::test]
@@ -152,7 +162,8 @@ async fn an_answer_before_the_body_is_passed_on_and_harms_no_other_stream() {
     let proxy = Config::over([&app]).start().await;
     let mut client = Http2::connect(proxy.listener()).await;
 
-    let request = client.request("PUT", "/").body(RequestBody::Left(vec![b'x'; 8 << 20].into())).expect("a request");
+    let request =
+        client.request("PUT", "/").body(RequestBody::Left(vec![b'x'; 8 << 20].into())).expect("a request");
     let response = client.send(request).await.expect("a response");
     assert_eq!(response.status(), 403);
     // RFC 9113 §8.1: the rest of the body may be refused, the answer stays.
@@ -231,7 +242,8 @@ async fn cookies_in_pieces_go_up_as_one() {
 
     // RFC 9113 §8.2.3.
     let seen = app.request(0);
-    let cookies: Vec<_> = seen.fields.iter().filter(|(name, _)| name == "cookie").map(|(_, value)| value).collect();
+    let cookies: Vec<_> =
+        seen.fields.iter().filter(|(name, _)| name == "cookie").map(|(_, value)| value).collect();
     assert_eq!(cookies, ["a=1; b=2"]);
 }
 
@@ -246,11 +258,17 @@ async fn heads_and_bodies_that_are_too_large_are_refused_with_their_reason() {
 
     let request = client.request("GET", "/").header("x", "y".repeat(5000));
     let response = client.exchange(request, "").await;
-    assert_eq!((response.head.status.as_u16(), response.reason().as_deref()), (431, Some("header_too_large")));
+    assert_eq!(
+        (response.head.status.as_u16(), response.reason().as_deref()),
+        (431, Some("header_too_large"))
+    );
 
     let many = (0..30).fold(client.request("GET", "/"), |request, i| request.header(format!("x-{i}"), "y"));
     let response = client.exchange(many, "").await;
-    assert_eq!((response.head.status.as_u16(), response.reason().as_deref()), (431, Some("header_too_large")));
+    assert_eq!(
+        (response.head.status.as_u16(), response.reason().as_deref()),
+        (431, Some("header_too_large"))
+    );
 
     let request = client.request("PUT", "/");
     let response = client.exchange(request, vec![b'x'; 1025]).await;
@@ -278,17 +296,26 @@ async fn policies_are_the_same() {
 #[tokio::test]
 async fn own_answers_are_the_same() {
     let app = Upstream::that().never_answers().start().await;
-    let proxy = Config::over([&app]).upstream("timeout.request = \"200ms\"").upstream("retry.attempts = 1").start().await;
+    let proxy = Config::over([&app])
+        .upstream("timeout.request = \"200ms\"")
+        .upstream("retry.attempts = 1")
+        .start()
+        .await;
     let mut client = Http2::connect(proxy.listener()).await;
 
     let response = client.get("/").await;
     assert_eq!((response.head.status.as_u16(), response.reason().as_deref()), (504, Some("request_timeout")));
     assert_eq!(response.field("content-type"), Some("application/problem+json"));
-    assert!(response.field("proxy-status").is_some_and(|status| status.contains("details=\"request_timeout\"")));
+    assert!(
+        response.field("proxy-status").is_some_and(|status| status.contains("details=\"request_timeout\""))
+    );
 
     let trace = client.request("TRACE", "/");
     let response = client.exchange(trace, "").await;
-    assert_eq!((response.head.status.as_u16(), response.reason().as_deref()), (405, Some("method_not_allowed")));
+    assert_eq!(
+        (response.head.status.as_u16(), response.reason().as_deref()),
+        (405, Some("method_not_allowed"))
+    );
 }
 
 #[tokio::test]

@@ -5,9 +5,18 @@
 
 pub mod support;
 
+mod answers;
 mod bad_upstream;
+mod balance;
 mod breaker;
+mod client_leaves;
+mod concurrency;
 mod http2;
 mod malformed;
+mod modes;
 mod path;
+mod pool;
+mod real_components;
 mod retries;
+mod steps;
+mod timeouts;

@@ -32,9 +32,16 @@ async fn a_reset_before_the_head_is_retried_on_the_other_endpoint() {
 #[tokio::test]
 async fn statuses_that_are_retried_and_those_that_are_not() {
     let cases = [(500, true), (502, true), (503, true), (504, true)];
-    let passed = [(501, false), (505, false), (507, false), (400, false), (404, false), (408, false), (429, false)];
+    let passed =
+        [(501, false), (505, false), (507, false), (400, false), (404, false), (408, false), (429, false)];
     for (status, is_retried) in cases.into_iter().chain(passed) {
-        let app = Upstream::that().answers(status).with_body("first").answers(200).with_body("second").start().await;
+        let app = Upstream::that()
+            .answers(status)
+            .with_body("first")
+            .answers(200)
+            .with_body("second")
+            .start()
+            .await;
         let proxy = Config::over([&app]).start().await;
 
         let response = proxy.get("/").await;
@@ -60,7 +67,8 @@ async fn no_more_attempts_than_configured_and_then_the_upstreams_own_answer() {
 
     assert_eq!((response.status, response.text().as_str()), (503, "its own words"));
     assert_eq!(app.seen(), 4);
-    let counts: Vec<_> = app.requests().iter().map(|request| request.field("x-retry-attempt").map(str::to_owned)).collect();
+    let counts: Vec<_> =
+        app.requests().iter().map(|request| request.field("x-retry-attempt").map(str::to_owned)).collect();
     assert_eq!(counts[1..], ["1", "2", "3"].map(|count| Some(count.to_owned())));
     assert_eq!((retries(&proxy, "503").await, skipped(&proxy, "attempts").await), (3.0, 1.0));
     assert_eq!(proxy.metric("outrigger_attempts_total{upstream=app,outcome=5xx}").await, 4.0);
@@ -120,10 +128,8 @@ async fn unprocessed_attempts_pay_no_budget_where_there_is_another_endpoint() {
 #[tokio::test]
 async fn an_only_endpoint_that_refuses_is_asked_again_and_the_first_time_is_free() {
     let dead = Upstream::refusing();
-    let proxy = Config::over([&dead])
-        .upstream("retry.budget = { ratio = 0.0, min_per_second = 0 }")
-        .start()
-        .await;
+    let proxy =
+        Config::over([&dead]).upstream("retry.budget = { ratio = 0.0, min_per_second = 0 }").start().await;
 
     proxy.connect().await.exchange(&post("/", "x")).await.must_be(502, "connect_error");
 
@@ -135,7 +141,10 @@ async fn an_only_endpoint_that_refuses_is_asked_again_and_the_first_time_is_free
 #[tokio::test]
 async fn a_request_that_all_endpoints_refused_fails_at_once() {
     let (one, other) = (Upstream::refusing(), Upstream::refusing());
-    let proxy = Config::over([&one, &other]).upstream("retry.backoff = { base = \"5s\", max = \"5s\" }").start().await;
+    let proxy = Config::over([&one, &other])
+        .upstream("retry.backoff = { base = \"5s\", max = \"5s\" }")
+        .start()
+        .await;
 
     let start = Instant::now();
     proxy.get("/").await.must_be(502, "connect_error");
@@ -147,7 +156,9 @@ async fn a_request_that_all_endpoints_refused_fails_at_once() {
 #[tokio::test]
 async fn a_body_that_fits_the_buffer_is_sent_again_whole() {
     let body = "x".repeat(64 << 10);
-    let chunked = format!("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000\r\n{body}\r\n0\r\nX-Sum: 1\r\n\r\n");
+    let chunked = format!(
+        "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10000\r\n{body}\r\n0\r\nX-Sum: 1\r\n\r\n"
+    );
     let of_length = format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     for (why, request) in [("of known length", of_length), ("in chunks", chunked)] {
         let app = Upstream::that().answers(503).answers(200).start().await;
@@ -167,7 +178,9 @@ async fn a_body_that_fits_the_buffer_is_sent_again_whole() {
 #[tokio::test]
 async fn a_body_that_does_not_fit_is_sent_once() {
     let body = "x".repeat((64 << 10) + 1);
-    let chunked = format!("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10001\r\n{body}\r\n0\r\n\r\n");
+    let chunked = format!(
+        "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n10001\r\n{body}\r\n0\r\n\r\n"
+    );
     let of_length = format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     for (why, request) in [("of known length", of_length), ("in chunks", chunked)] {
         let app = Upstream::that().answers(503).answers(200).start().await;
@@ -224,11 +237,25 @@ async fn nothing_is_retried_once_a_byte_went_out() {
     let large = format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{}", "x".repeat(1000));
     let cases = [
         ("larger than the buffer", "", large.as_str()),
-        ("the buffer is off", "retry.response_buffer = \"0B\"", "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"),
-        ("chunks are not waited for", "", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"),
+        (
+            "the buffer is off",
+            "retry.response_buffer = \"0B\"",
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+        ),
+        (
+            "chunks are not waited for",
+            "",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        ),
     ];
     for (why, line, answer) in cases {
-        let app = Upstream::that().answers_raw(answer).and_when_released("").then_resets().answers(200).start().await;
+        let app = Upstream::that()
+            .answers_raw(answer)
+            .and_when_released("")
+            .then_resets()
+            .answers(200)
+            .start()
+            .await;
         let proxy = Config::over([&app]).upstream(line).start().await;
 
         let mut client = proxy.connect().await;
@@ -264,7 +291,9 @@ async fn a_small_answer_is_not_held_longer_than_a_moment() {
 #[tokio::test]
 async fn event_streams_are_never_held() {
     let app = Upstream::that()
-        .answers_raw("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 1000\r\n\r\ndata: 1\n\n")
+        .answers_raw(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 1000\r\n\r\ndata: 1\n\n",
+        )
         .then_hangs()
         .start()
         .await;
@@ -337,7 +366,8 @@ async fn an_idempotency_key_counts_where_it_is_honoured() {
     let request = "POST / HTTP/1.1\r\nHost: a\r\nIdempotency-Key: 1\r\nContent-Length: 0\r\n\r\n";
     for (honoured, status) in [(true, 200), (false, 503)] {
         let app = Upstream::that().answers(503).answers(200).start().await;
-        let proxy = Config::over([&app]).upstream(&format!("retry.idempotency_key = {honoured}")).start().await;
+        let proxy =
+            Config::over([&app]).upstream(&format!("retry.idempotency_key = {honoured}")).start().await;
         assert_eq!(proxy.connect().await.exchange(request).await.status, status, "honoured: {honoured}");
     }
 }
@@ -409,9 +439,11 @@ async fn grpc_statuses_are_retried_for_the_methods_that_are_named() {
         for (name, value) in fields {
             script = script.with_field(name, value);
         }
-        let last = script.answers(200).with_field("Content-Type", "application/grpc").with_field("grpc-status", "0");
+        let last =
+            script.answers(200).with_field("Content-Type", "application/grpc").with_field("grpc-status", "0");
         let app = last.start().await;
-        let proxy = Config::over([&app]).upstream("retry.grpc_methods = [\"pkg.Service/Get*\"]").start().await;
+        let proxy =
+            Config::over([&app]).upstream("retry.grpc_methods = [\"pkg.Service/Get*\"]").start().await;
 
         let response = proxy.connect().await.exchange(&call(method)).await;
 
