@@ -5,7 +5,9 @@
 //! is held for some ten nanoseconds, which no number of workers that a sidecar has can make a bottleneck.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod backoff;
 pub mod breaker;
+pub mod budget;
 pub mod concurrency;
 pub mod deadline;
 pub mod failure;
@@ -14,3 +16,4 @@ pub mod mode;
 pub mod queue;
 pub mod retry;
 pub mod timeout;
+mod words;
