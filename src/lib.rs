@@ -17,6 +17,8 @@
 //! - [`reason`]: why Outrigger answered itself.
 //! - [`units`]: durations, sizes and ratios as the configuration writes them.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod http1;
 pub mod policy;

@@ -1,0 +1,71 @@
+//! Where each value in force comes from, for `explain`, and which of them nobody may see.
+
+use std::collections::BTreeMap;
+
+use super::document::{Layer, Node, Path, Step};
+use super::settings::Config;
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The layer.
+    pub layer: Layer,
+    /// The line in the file, from 1.
+    pub line: usize,
+    /// A part of it came from the environment.
+    pub secret: bool,
+}
+
+/// Where the values come from that the file wrote; all others are built in.
+#[derive(Clone, Debug, Default)]
+pub struct Origins {
+    origins: BTreeMap<String, Origin>,
+    secrets: Vec<Path>,
+}
+
+impl Origins {
+    /// Of all values in `root`, the merged tree of `text`.
+    pub(super) fn of(root: &Node, text: &str) -> Self {
+        let mut all = Self::default();
+        root.leaves(&mut Path::default(), &mut |path, node| {
+            let line = text[..node.key.start].matches('\n').count() + 1;
+            all.origins.insert(path.to_string(), Origin { layer: node.layer, line, secret: node.secret });
+            if node.secret {
+                all.secrets.push(path.clone());
+            }
+        });
+        all
+    }
+
+    /// Where the value at `path`, or the first one below it, comes from; `None`: it is built in.
+    pub fn get(&self, path: &str) -> Option<Origin> {
+        let below = |key: &str| {
+            key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        let mut near = self.origins.range(path.to_owned()..).take_while(|(key, _)| key.starts_with(path));
+        near.find(|(key, _)| below(key)).map(|(_, origin)| *origin)
+    }
+
+    /// `config` as TOML, without what came from the environment.
+    pub(super) fn redact(&self, config: &Config) -> String {
+        let mut value =
+            toml::Value::try_from(config).expect("settings are tables, lists, strings and numbers");
+        for path in &self.secrets {
+            hide(&mut value, &path.0);
+        }
+        toml::to_string(&value).expect("settings are tables, lists, strings and numbers")
+    }
+}
+
+/// Hides what stands at `steps`; where settings are shaped otherwise than the file, what comes nearest.
+fn hide(value: &mut toml::Value, steps: &[Step]) {
+    let inner = match (steps.first(), &mut *value) {
+        (Some(Step::Key(key)), toml::Value::Table(table)) => table.get_mut(key),
+        (Some(Step::Index(index)), toml::Value::Array(array)) => array.get_mut(*index),
+        _ => None,
+    };
+    match inner {
+        Some(inner) => hide(inner, &steps[1..]),
+        None => *value = toml::Value::String("***".to_owned()),
+    }
+}
