@@ -4,7 +4,6 @@
 //! what to do, where one line can say it.
 
 pub mod check;
-pub mod schema;
 mod client;
 mod demo;
 mod drain;
@@ -13,6 +12,7 @@ mod probe;
 mod quit;
 mod reload;
 mod run;
+pub mod schema;
 
 use std::process::ExitCode;
 
