@@ -356,17 +356,9 @@ impl<'a> Lint<'a> {
     fn in_force(&mut self, way: &InForce<'_>) {
         let timeout = |key: &str, value: Span| At(way.timeout_path.below(key), quoted(value));
         let request = timeout("request", way.timeout.request);
-        let connect = timeout("connect", way.timeout.connect);
         if let Some(attempt) = way.timeout.attempt.filter(|attempt| *attempt > way.timeout.request) {
             let cure = "an attempt ends with its request: make `attempt` shorter, or `request` longer";
             self.error(&timeout("attempt", attempt), "is longer than", &request, cure);
-        }
-        if way.timeout.connect > way.timeout.request {
-            let cure = "connecting is a part of the request: make `connect` shorter, or `request` longer";
-            self.error(&connect, "is longer than", &request, cure);
-        } else if let Some(attempt) = way.timeout.attempt.filter(|attempt| way.timeout.connect > *attempt) {
-            let cure = "connecting is a part of the attempt, which ends first: make `connect` shorter";
-            self.warn(&connect, "is longer than", &timeout("attempt", attempt), cure);
         }
         if way.timeout.stream_idle < way.timeout.idle {
             let cure = "a stream may be quiet for longer than other bodies: raise `stream_idle`";

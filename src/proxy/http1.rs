@@ -49,6 +49,8 @@ enum Next {
 enum Then {
     Another,
     Close,
+    /// At once, and not to be taken for a clean end.
+    Reset,
 }
 
 /// Serves one connection to its end.
@@ -79,6 +81,7 @@ pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer) {
         match then {
             (Then::Another, at) => now = at,
             (Then::Close, _) => return linger(&client, &timer).await,
+            (Then::Reset, _) => return client.connection.borrow().reset_when_dropped(),
         }
     }
 }
@@ -257,7 +260,7 @@ impl One<'_> {
                 request.finish(end);
                 (then, end)
             }
-            Err(Cut) => (Then::Close, now),
+            Err(Cut(then)) => (then, now),
         }
     }
 
@@ -267,12 +270,12 @@ impl One<'_> {
         let limit = Duration::from_secs(30);
         let mut waited = false;
         let flushed = poll_fn(|cx| match self.client.poll_flush(cx) {
-            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Cut)),
+            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Cut(Then::Close))),
             Poll::Pending => {
                 if !std::mem::replace(&mut waited, true) {
                     timer.arm(Instant::now() + limit);
                 }
-                timer.poll(cx).map(|()| Err(Cut))
+                timer.poll(cx).map(|()| Err(Cut(Then::Close)))
             }
         })
         .await;
@@ -304,17 +307,14 @@ impl One<'_> {
             Ok(()) => Ok(relay.waited.then(Instant::now)),
             Err(reason) => {
                 request.record.reason = Some(reason);
-                if framing == Framing::UntilClose {
-                    self.client.connection.borrow().reset_when_dropped();
-                }
-                Err(Cut)
+                Err(Cut(if framing == Framing::UntilClose { Then::Reset } else { Then::Close }))
             }
         }
     }
 }
 
-/// The connection is of no use any more.
-struct Cut;
+/// The message is cut: how the connection ends.
+struct Cut(Then);
 
 /// How far a body has been passed on.
 struct Relay {
@@ -439,7 +439,7 @@ fn queue_head(
 /// HTTP/1.1 keeps connections unless told otherwise, HTTP/1.0 the other way round.
 fn queue_connection(out: &mut Vec<u8>, request: &Request, then: Then) {
     match (then, request.head.version) {
-        (Then::Close, _) => out.extend_from_slice(b"connection: close\r\n"),
+        (Then::Close | Then::Reset, _) => out.extend_from_slice(b"connection: close\r\n"),
         (Then::Another, Version::Http10) => out.extend_from_slice(b"connection: keep-alive\r\n"),
         (Then::Another, Version::Http11) => {}
     }

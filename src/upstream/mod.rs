@@ -73,7 +73,10 @@ pub struct Endpoints {
 /// What all workers together hold of an upstream.
 #[derive(Default)]
 struct Counts {
+    /// In use or idle, without those that streams hold.
     connections: AtomicU32,
+    /// Those of them that are idle.
+    idle: AtomicU32,
     streams: AtomicU32,
 }
 
@@ -81,6 +84,7 @@ struct Counts {
 pub struct Counted {
     counts: Arc<Counts>,
     is_stream: bool,
+    is_idle: bool,
 }
 
 impl Upstream {
@@ -115,10 +119,12 @@ impl Upstream {
         self.counts.streams.load(Relaxed)
     }
 
-    /// Counts a new connection; none where `connections.max` is reached.
+    /// Counts a new connection; none where `connections.max` is reached. Idle ones of other workers stand in
+    /// nobody's way: they may be exceeded until those workers have closed them, which takes them a moment.
     fn count_connection(&self) -> Option<Counted> {
-        take_one(&self.counts.connections, self.settings.connections.max)
-            .then(|| Counted { counts: Arc::clone(&self.counts), is_stream: false })
+        let idle = self.counts.idle.load(Relaxed);
+        take_one(&self.counts.connections, self.settings.connections.max.saturating_add(idle))
+            .then(|| Counted { counts: Arc::clone(&self.counts), is_stream: false, is_idle: false })
     }
 
     /// The endpoint at `socket`: the one of `known`, with all it has going on, or a new one.
@@ -140,10 +146,25 @@ impl Counted {
         }
         self.is_stream
     }
+
+    /// The connection goes to the pool, or comes from it.
+    fn rest(&mut self, is_idle: bool) {
+        match (std::mem::replace(&mut self.is_idle, is_idle), is_idle) {
+            (false, true) => drop(self.counts.idle.fetch_add(1, Relaxed)),
+            (true, false) => drop(self.counts.idle.fetch_sub(1, Relaxed)),
+            _ => {}
+        }
+    }
+
+    /// Whether no more than `max` connections are counted.
+    fn is_within(&self, max: u32) -> bool {
+        self.counts.connections.load(Relaxed) <= max
+    }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        self.rest(false);
         let count = if self.is_stream { &self.counts.streams } else { &self.counts.connections };
         count.fetch_sub(1, Relaxed);
     }

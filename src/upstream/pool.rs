@@ -67,7 +67,7 @@ pub struct Pool {
 struct Idle {
     connection: Box<ToEndpoint>,
     since: Instant,
-    timeout: Duration,
+    limits: Settings,
 }
 
 /// A connection to an endpoint.
@@ -104,10 +104,12 @@ impl Pool {
     pub fn take(&self, endpoint: &Endpoint, now: Instant, careful: bool) -> Option<Box<ToEndpoint>> {
         let mut pool = self.idle.borrow_mut();
         let idle = pool.get_mut(&endpoint.id)?;
-        while let Some(Idle { mut connection, since, timeout }) = idle.pop() {
-            let age = now.saturating_duration_since(since);
+        while let Some(idle) = idle.pop() {
+            let is_fresh = idle.is_fresh(now);
+            let ask = careful || now.saturating_duration_since(idle.since) > FRESH;
+            let mut connection = idle.connection;
             connection.leaves_the_pool();
-            if age < timeout && connection.wire.is_reusable(careful || age > FRESH) {
+            if is_fresh && connection.wire.is_reusable(ask) {
                 connection.reused = true;
                 return Some(connection);
             }
@@ -150,29 +152,29 @@ impl Pool {
     /// Keeps a connection whose last response has ended, if it may serve another.
     pub fn give_back(&self, mut connection: Box<ToEndpoint>, settings: &Settings, now: Instant) {
         connection.requests += 1;
-        let too_many = settings.max_requests > 0 && connection.requests >= settings.max_requests;
-        let too_old =
-            settings.max_age.is_some_and(|max| now.saturating_duration_since(connection.born) >= *max);
-        if too_many || too_old || !connection.wire.is_reusable(false) {
+        let is_worn = settings.max_requests > 0 && connection.requests >= settings.max_requests;
+        let mut idle = Idle { since: now, limits: *settings, connection };
+        if is_worn || !idle.is_fresh(now) || !idle.connection.wire.is_reusable(false) {
             return;
         }
-        connection.wire.rest();
-        let metrics = connection.endpoint.metrics.shard(self.worker);
+        idle.connection.wire.rest();
+        idle.connection.counted.rest(true);
+        let metrics = idle.connection.endpoint.metrics.shard(self.worker);
         metrics.connections_active.dec();
         metrics.connections_idle.inc();
-        let idle = Idle { since: now, timeout: *settings.idle_timeout, connection };
         self.idle.borrow_mut().entry(idle.connection.endpoint.id).or_default().push(idle);
     }
 
-    /// Closes what has been idle for too long, and what the endpoint has closed. To be called every second or
-    /// so.
+    /// Closes what has been idle for too long, what the endpoint has closed, and what stands in the way of another
+    /// worker's connections. To be called several times a second.
     pub fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, idle| {
-            idle.retain_mut(|Idle { connection, since, timeout }| {
-                let kept =
-                    now.saturating_duration_since(*since) < *timeout && connection.wire.is_reusable(false);
+            idle.retain_mut(|idle| {
+                let kept = idle.is_fresh(now)
+                    && idle.connection.counted.is_within(idle.limits.max)
+                    && idle.connection.wire.is_reusable(false);
                 if !kept {
-                    connection.leaves_the_pool();
+                    idle.connection.leaves_the_pool();
                 }
                 kept
             });
@@ -193,13 +195,22 @@ impl Pool {
     }
 }
 
+impl Idle {
+    fn is_fresh(&self, now: Instant) -> bool {
+        let is_older = |since: Instant, than: Span| now.saturating_duration_since(since) >= *than;
+        !is_older(self.since, self.limits.idle_timeout)
+            && !self.limits.max_age.is_some_and(|max| is_older(self.connection.born, max))
+    }
+}
+
 impl ToEndpoint {
     /// The endpoint.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 
-    fn leaves_the_pool(&self) {
+    fn leaves_the_pool(&mut self) {
+        self.counted.rest(false);
         let metrics = self.endpoint.metrics.shard(self.worker);
         metrics.connections_idle.dec();
         metrics.connections_active.inc();
