@@ -33,16 +33,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the proxy until SIGTERM or SIGINT; SIGHUP or a changed file reloads
+    /// Runs the proxy until SIGTERM or SIGINT; SIGHUP or a changed file reloads
     Run(run::Args),
     Check(check::Args),
-    /// Ask the running sidecar whether it is ready: exit 0 if it is
+    /// Asks the running sidecar whether it is ready; exits with 0 if it is
     Probe(probe::Args),
-    /// Make the running sidecar read its configuration again
+    /// Makes the running sidecar read its configuration again
     Reload(reload::Args),
-    /// Take the running sidecar out of rotation; it serves on
+    /// Takes the running sidecar out of rotation; it serves on
     Drain(drain::Args),
-    /// End the running sidecar as SIGTERM does: it drains, then exits
+    /// Ends the running sidecar as SIGTERM does: it drains, then exits
     Quit(quit::Args),
 }
 

@@ -28,7 +28,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             println!("ready");
             ExitCode::SUCCESS
         }
-        Ok(answer) => fail(FAILED, format_args!("not ready: {}", answer.line())),
+        Ok(answer) => fail(FAILED, answer.line()),
         Err(error) => fail(FAILED, error),
     }
 }

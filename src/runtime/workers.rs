@@ -25,7 +25,6 @@ use super::sockets::{Open, SocketId};
 use crate::proxy::connection;
 use crate::proxy::shared::Shared;
 use crate::proxy::worker::Worker;
-use crate::telemetry::labels::Limit;
 
 /// The most workers that are started where the configuration names no number.
 const MOST: usize = 4;
@@ -153,8 +152,8 @@ async fn work(
                 };
                 let gate = gate.clone();
                 let task = spawn_local(async move {
-                    let full = || metrics.limit_reached(Limit::MaxConnections).inc();
-                    if let Err(error) = accept(socket, gate, index, serve, full).await {
+                    let reached = |limit| metrics.limit_reached(limit).inc();
+                    if let Err(error) = accept(socket, gate, index, serve, reached).await {
                         tracing::error!(listener = &*name, %error, "worker {index} cannot accept any more");
                     }
                 });
