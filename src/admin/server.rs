@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -115,11 +115,13 @@ async fn answer(
     body_timeout: Duration,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
+    let too_large = || broken_body(StatusCode::PAYLOAD_TOO_LARGE, "a request's body has at most 1 KiB here");
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Ok(too_large());
+    }
     Ok(match timeout(body_timeout, Limited::new(body, MAX_BODY_BYTES).collect()).await {
         Ok(Ok(_)) => site.answer(&head).await,
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            broken_body(StatusCode::PAYLOAD_TOO_LARGE, "a request's body has at most 1 KiB here")
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => too_large(),
         Ok(Err(_)) => broken_body(StatusCode::BAD_REQUEST, "the request's body is broken"),
         Err(_) => broken_body(StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time"),
     })

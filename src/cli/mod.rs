@@ -4,7 +4,9 @@
 //! what to do, where one line can say it.
 
 pub mod check;
+pub mod schema;
 mod client;
+mod demo;
 mod drain;
 mod file;
 mod probe;
@@ -36,6 +38,9 @@ enum Command {
     /// Runs the proxy until SIGTERM or SIGINT; SIGHUP or a changed file reloads
     Run(run::Args),
     Check(check::Args),
+    Schema(schema::Args),
+    /// Runs flaky upstreams, the proxy and some load, and shows who suffers with and without it
+    Demo(demo::Args),
     /// Asks the running sidecar whether it is ready; exits with 0 if it is
     Probe(probe::Args),
     /// Makes the running sidecar read its configuration again
@@ -51,6 +56,8 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),

@@ -47,6 +47,8 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do.
     pub cure: String,
+    /// What the key means and what it defaults to, where that helps.
+    pub about: Option<String>,
     /// Where it stands, in bytes.
     #[serde(skip)]
     pub span: Place,
@@ -69,6 +71,7 @@ pub(super) struct Problem {
     message: String,
     cure: String,
     path: String,
+    about: Option<String>,
     place: Place,
     related: Option<(Place, String)>,
 }
@@ -79,6 +82,7 @@ pub(super) struct Report {
     text: Arc<str>,
     seen: BTreeSet<(usize, usize, String)>,
     list: Vec<Diagnostic>,
+    distrusted: Vec<Place>,
 }
 
 impl Problem {
@@ -89,6 +93,7 @@ impl Problem {
             message: message.into(),
             cure: cure.into(),
             path: String::new(),
+            about: None,
             place: 0..0,
             related: None,
         }
@@ -100,14 +105,16 @@ impl Problem {
         Self::new(message, cure)
     }
 
-    /// A key that nobody knows here, and the nearest one that is known.
-    pub(super) fn unknown_key<'a>(key: &str, known: impl IntoIterator<Item = &'a &'a str>) -> Self {
-        let known: Vec<&str> = known.into_iter().copied().collect();
-        let cure = match nearest(key, &known) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => format!("the keys here are {}", list(&known)),
+    /// A key that nobody knows at `path`: the nearest one that is known, or the table that has it (`home`).
+    pub(super) fn unknown_key(path: &Path, node: &Node, known: &[&str], home: Option<&Path>) -> Self {
+        let key = path.last_key().unwrap_or_default();
+        let cure = match (nearest(key, known), home) {
+            (_, Some(home)) if home.0.is_empty() => format!("`{key}` stands at the top of the file"),
+            (_, Some(home)) => format!("`{key}` stands in `{home}`"),
+            (Some(near), None) => format!("did you mean `{near}`?"),
+            (None, None) => format!("the keys here are {}", list(known)),
         };
-        Self::new(format!("unknown key `{key}`"), cure)
+        Self::new(format!("unknown key `{key}`"), cure).at_key(path, node)
     }
 
     /// A word that does not stand to choice, and the nearest one that does.
@@ -140,6 +147,12 @@ impl Problem {
             self.message = self.message.replace(&format!("{text:?}"), "\"***\"").replace(text, "***");
             self.cure = self.cure.replace(text, "***");
         }
+        self
+    }
+
+    /// With what the key means.
+    pub(super) fn about(mut self, about: Option<String>) -> Self {
+        self.about = about;
         self
     }
 
@@ -179,13 +192,23 @@ fn or_list(words: &[String]) -> String {
 impl Report {
     /// An empty one, for `text`, which stands in `file`.
     pub(super) fn new(file: &str, text: &str) -> Self {
-        Self { file: file.into(), text: text.into(), seen: BTreeSet::new(), list: Vec::new() }
+        Self {
+            file: file.into(),
+            text: text.into(),
+            seen: BTreeSet::new(),
+            list: Vec::new(),
+            distrusted: Vec::new(),
+        }
     }
 
     /// Adds a problem, unless the same one was reported at the same place: layers show a mistake several times.
     pub(super) fn add(&mut self, problem: Problem) {
         let Place { start, end } = clamp(&problem.place, &self.text);
-        if self.is_full() || !self.seen.insert((start, end, problem.message.clone())) {
+        let distrusted = |place: &Place| place.start <= start && start < place.end;
+        if self.distrusted.iter().any(distrusted)
+            || self.is_full()
+            || !self.seen.insert((start, end, problem.message.clone()))
+        {
             return;
         }
         let ((line, column), (end_line, end_column)) =
@@ -200,10 +223,16 @@ impl Report {
             path: problem.path,
             message: problem.message,
             cure: problem.cure,
+            about: problem.about,
             span: start..end,
             related: problem.related.map(|(place, label)| (clamp(&place, &self.text), label)),
             text: self.text.clone(),
         });
+    }
+
+    /// From now on, no problem in these parts of the file is taken: it may come from reading them wrongly.
+    pub(super) fn distrust(&mut self, places: Vec<Place>) {
+        self.distrusted = places;
     }
 
     /// Whether no more of them are taken: who looks for more may stop.
@@ -260,6 +289,7 @@ impl Diagnostic {
             path: String::new(),
             message: message.into(),
             cure: cure.into(),
+            about: None,
             span: 0..0,
             related: None,
             text: "".into(),
@@ -284,6 +314,9 @@ impl Diagnostic {
         let mut group = level.primary_title(self.message.as_str()).element(snippet);
         if !self.path.is_empty() {
             group = group.element(Level::NOTE.with_name("key").message(self.path.as_str()));
+        }
+        if let Some(about) = &self.about {
+            group = group.element(Level::NOTE.message(about.as_str()));
         }
         if !self.cure.is_empty() {
             group = group.element(Level::HELP.message(self.cure.as_str()));

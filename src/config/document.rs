@@ -10,6 +10,9 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+/// The policies that an upstream has, and that `[defaults]` can set for all of them.
+pub(super) const POLICIES: [&str; 6] = ["failure", "timeout", "retry", "breaker", "concurrency", "balance"];
+
 /// Where in the file something stands, in bytes.
 pub(super) type Place = Range<usize>;
 
@@ -295,6 +298,16 @@ impl Path {
         Path(self.0.iter().chain(steps).cloned().collect())
     }
 
+    /// Parts the path of a policy's key into whose it is (`upstream.payments`, `defaults`, a route) and the rest
+    /// (`retry.attempts`).
+    pub(super) fn split_policy(&self) -> Option<(&[Step], &[Step])> {
+        let is_policy = |step: &Step| matches!(step, Step::Key(key) if POLICIES.contains(&key.as_str()));
+        // The name of an upstream may be that of a policy.
+        let from = if self.0.first() == Some(&Step::Key("defaults".to_owned())) { 1 } else { 2 };
+        let at = self.0.iter().skip(from).position(is_policy)? + from;
+        Some(self.0.split_at(at))
+    }
+
     /// The last key in it.
     pub(super) fn last_key(&self) -> Option<&str> {
         self.0.iter().rev().find_map(|step| match step {
@@ -329,5 +342,6 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let near = known.iter().copied().min_by_key(|known| distance(known))?;
     let similar = distance(near) <= 1 + near.len().min(word.len()) / 4;
     let part = word.len() > 3 && near.contains(&word) || near.len() > 3 && word.contains(near);
-    (similar || part).then_some(near)
+    let stem = near.chars().zip(word.chars()).take_while(|(near, word)| near == word).count();
+    (similar || part || stem >= 4 && stem + 1 >= near.len()).then_some(near)
 }

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use super::diagnostic::{Problem, Report};
-use super::document::{Layer, Node, Path, Step, Value};
+use super::document::{Layer, Node, POLICIES, Path, Step, Value};
 use super::read::read;
+use super::schema;
 use super::settings::{Admin, Config, Server};
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::proxy::{listener, route};
@@ -17,8 +18,6 @@ use crate::upstream::{self, balance};
 
 /// The tables at the top of a file.
 const TABLES: [&str; 6] = ["server", "admin", "telemetry", "defaults", "listener", "upstream"];
-/// The policies that an upstream has, and that `[defaults]` can set for all of them.
-const POLICIES: [&str; 6] = ["failure", "timeout", "retry", "breaker", "concurrency", "balance"];
 /// Those of them that a route may override.
 const ROUTE_POLICIES: [&str; 2] = ["timeout", "retry"];
 
@@ -27,7 +26,8 @@ const ROUTE_POLICIES: [&str; 2] = ["timeout", "retry"];
 pub(super) fn assemble(root: &mut Node, report: &mut Report) -> Config {
     for (key, node) in tables_mut(root) {
         if !TABLES.contains(&key.as_str()) {
-            report.add(Problem::unknown_key(key, &TABLES).at_key(&Path::of(&[key]), node));
+            let path = Path::of(&[key]);
+            report.add(Problem::unknown_key(&path, node, &TABLES, schema::home(&path).as_ref()));
             node.removed = true;
         }
     }
@@ -69,7 +69,8 @@ fn defaults(root: &mut Node, report: &mut Report) -> Node {
     }
     for (key, node) in tables_mut(node) {
         if !POLICIES.contains(&key.as_str()) {
-            report.add(Problem::unknown_key(key, &POLICIES).at_key(&Path::of(&["defaults", key]), node));
+            let path = Path::of(&["defaults", key]);
+            report.add(Problem::unknown_key(&path, node, &POLICIES, schema::home(&path).as_ref()));
             node.removed = true;
         }
     }
@@ -112,7 +113,8 @@ fn upstreams(root: &mut Node, defaults: &Node, report: &mut Report) -> BTreeMap<
     }
     for name in names {
         let keys = ["upstream", name.as_str()];
-        if let Some(settings) = section::<upstream::Settings>(root, &keys, report) {
+        if let Some(mut settings) = section::<upstream::Settings>(root, &keys, report) {
+            settings.timeout.request_is_written = says_request(root.follow(&Path::of(&keys).0).0);
             upstreams.insert(name, settings);
         }
     }
@@ -167,5 +169,21 @@ fn listeners(root: &mut Node, report: &mut Report) -> Vec<listener::Settings> {
     }
     let count = elements.len();
     let steps = |index| [Step::Key("listener".to_owned()), Step::Index(index)];
-    (0..count).filter_map(|index| read(root, &Path::default(), &steps(index), report)).collect()
+    let mut listeners = Vec::new();
+    for index in 0..count {
+        let read = read::<listener::Settings>(root, &Path::default(), &steps(index), report);
+        let Some(mut listener) = read else { continue };
+        let (node, _) = root.follow(&steps(index));
+        let routes = node.get("route").into_iter().flat_map(Node::elements);
+        for ((_, node), route) in routes.zip(&mut listener.route) {
+            route.timeout.iter_mut().for_each(|timeout| timeout.request_is_written = says_request(node));
+        }
+        listeners.push(listener);
+    }
+    listeners
+}
+
+/// Whether some layer says `timeout.request` for this upstream or route.
+fn says_request(node: &Node) -> bool {
+    node.get("timeout").is_some_and(|timeout| timeout.get("request").is_some())
 }

@@ -7,10 +7,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use super::diagnostic::{Problem, Report};
-use super::document::{Node, Path, nearest};
+use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::{breaker, retry, timeout};
 use crate::proxy::listener::{self, Direction, Trust};
@@ -71,28 +70,41 @@ impl<'a> Lint<'a> {
         self.report.add(problem.at(path, node));
     }
 
-    /// The value at a path, for a message: whether it is built in, and nothing of a secret.
-    fn show(&self, at: &At<impl Display>) -> String {
-        match self.find(&at.0) {
-            (node, true) if node.secret => format!("`{}` (***)", at.0),
-            (_, true) => format!("`{}` ({})", at.0, at.1),
-            (_, false) => format!("`{}` ({}, built in)", at.0, at.1),
+    /// Two values that do not go together: `one` stands in `relation` to `other`.
+    fn clash(&self, one: &At<impl Display>, relation: &str, other: &At<impl Display>, cure: &str) -> Problem {
+        let (first, second) = (self.find(&one.0), self.find(&other.0));
+        let (one_path, other_path) = (self.written_at(&one.0, &other.0), self.written_at(&other.0, &one.0));
+        let (one, other) = (show(&one_path, &one.1, first), show(&other_path, &other.1, second));
+        let problem = Problem::new(format!("{one} {relation} {other}"), cure);
+        match (first, second) {
+            ((node, true), (related, true)) => problem.at(&one_path, node).with(related, "this one"),
+            ((_, false), (node, true)) => problem.at(&other_path, node),
+            ((node, _), _) => problem.at(&one_path, node),
         }
     }
 
-    /// Two values that do not go together: `one` stands in `relation` to `other`.
-    fn clash(
-        &mut self,
-        one: &At<impl Display>,
-        relation: &str,
-        other: &At<impl Display>,
-        cure: &str,
-    ) -> Problem {
-        let problem = Problem::new(format!("{} {relation} {}", self.show(one), self.show(other)), cure);
-        match (self.find(&one.0), self.find(&other.0)) {
-            ((node, true), (related, true)) => problem.at(&one.0, node).with(related, "this one"),
-            ((_, false), (node, true)) => problem.at(&other.0, node),
-            ((node, _), _) => problem.at(&one.0, node),
+    /// The path under which the file wrote, or would write, what is in force at `path`: that of the layer it
+    /// comes from. What is built in goes with its `partner`, or is set for all in `[defaults]`.
+    fn written_at(&self, path: &Path, partner: &Path) -> Path {
+        let Some((owner, policy)) = path.split_policy() else { return path.clone() };
+        let defaults = || Path::of(&["defaults"]).join(policy);
+        match (self.find(path), self.find(partner)) {
+            ((node, true), _) => match (node.layer, path.0.first()) {
+                (Layer::Defaults, _) => defaults(),
+                (Layer::Written, Some(first)) if *first != Step::Key("upstream".to_owned()) => {
+                    // A route's way, but the upstream wrote it.
+                    let upstream =
+                        self.find(&Path(owner.to_vec()).key("upstream")).0.text().unwrap_or_default();
+                    Path::of(&["upstream", upstream]).join(policy)
+                }
+                _ => path.clone(),
+            },
+            (_, (_, true)) => match self.written_at(partner, partner).split_policy() {
+                Some((owner, _)) => Path(owner.to_vec()).join(policy),
+                None if partner.0.first() == path.0.first() => path.clone(),
+                None => defaults(),
+            },
+            _ => path.clone(),
         }
     }
 
@@ -383,7 +395,7 @@ impl<'a> Lint<'a> {
             );
         }
 
-        let in_force = attempt_timeout(way.timeout, way.retry);
+        let in_force = way.timeout.attempt_timeout(*way.timeout.request, way.retry.attempts > 1);
         if let Some(slow) = way.upstream.breaker.slow_request.filter(|slow| **slow >= in_force) {
             let slow = At(way.upstream_path.below("breaker.slow_request"), quoted(slow));
             let cure = "an attempt never takes that long, so none counts as slow: lower `slow_request`";
@@ -441,6 +453,15 @@ impl<'a> Lint<'a> {
     }
 }
 
+/// A value and its path for a message: whether it is built in, and nothing of a secret.
+fn show(path: &Path, value: impl Display, (node, written): (&Node, bool)) -> String {
+    match (written, node.secret) {
+        (true, true) => format!("`{path}` (***)"),
+        (true, false) => format!("`{path}` ({value})"),
+        (false, _) => format!("`{path}` ({value}, built in)"),
+    }
+}
+
 /// The elements of the list `key`, also those that could not be read.
 fn all<'a>(node: &'a Node, key: &str) -> impl Iterator<Item = (usize, &'a Node)> {
     let entry = node.all_entries().iter().find(|(name, _)| name == key);
@@ -456,12 +477,6 @@ fn all_upstreams(root: &Node) -> impl Iterator<Item = (&str, &Node)> {
 /// A length of time or a size as the file writes it.
 fn quoted(value: impl Display) -> String {
     format!("\"{value}\"")
-}
-
-/// The longest that an attempt may take.
-fn attempt_timeout(timeout: &timeout::Settings, retry: &retry::Settings) -> Duration {
-    let without = if retry.attempts > 1 { *timeout.request / 2 } else { *timeout.request };
-    timeout.attempt.map_or(without, |attempt| *attempt)
 }
 
 /// Whether two sockets cannot have these addresses at the same time.

@@ -1,6 +1,6 @@
 //! TOML text to checked values.
 //!
-//! A file becomes a tree with places (`document`), references to the environment are filled in (`environment`),
+//! A file becomes a tree with places (`syntax`, `document`), references to the environment are filled in (`environment`),
 //! what is not built is set aside (`unbuilt`), layers are merged (`layers`), serde reads the settings of each
 //! room (`read`), and what only shows between two keys is checked (`lint`). Each step reports all that it finds
 //! and goes on with the rest, so that one run shows every mistake (`diagnostic`).
@@ -14,7 +14,9 @@ mod layers;
 mod lint;
 mod origin;
 mod read;
+mod schema;
 mod settings;
+mod syntax;
 mod unbuilt;
 
 use std::io::Read;
@@ -23,6 +25,7 @@ use std::path::Path as FilePath;
 pub use diagnostic::{Diagnostic, Problems, Severity};
 pub use document::Layer;
 pub use origin::{Origin, Origins};
+pub use schema::schema;
 pub use settings::{Admin, Config, Server};
 
 use diagnostic::{Problem, Report};
@@ -89,7 +92,7 @@ pub fn parse(
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Loaded, Problems> {
     let mut report = Report::new(file, text);
-    let mut root = document(text, &mut report);
+    let mut root = syntax::document(text, &mut report);
     // What seems to be missing may only be unreadable: then it is no problem of its own.
     let whole = !report.has_errors();
     fill(&mut root, &mut Path::default(), environment, &mut report);
@@ -103,20 +106,6 @@ pub fn parse(
     let redacted = origins.redact(&config);
     let digest = format!("{:016x}", fnv(text.as_bytes()));
     Ok(Loaded { config, warnings: report.finish(), digest, redacted, origins })
-}
-
-/// The tree of `text`, as far as it is TOML.
-fn document(text: &str, report: &mut Report) -> Node {
-    let (table, errors) = toml::de::DeTable::parse_recoverable(text);
-    for error in errors {
-        let place = error.span().unwrap_or(0..0);
-        report.add(Problem::new(error.message(), "").at_place(place));
-    }
-    let (root, too_large) = Node::of(table);
-    for place in too_large {
-        report.add(Problem::new("this number is too large", "no setting takes it").at_place(place));
-    }
-    root
 }
 
 /// Fills in the references to the environment in all strings.

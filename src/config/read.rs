@@ -11,6 +11,7 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, Expected, IntoDeseriali
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Node, Path, Step, Value};
+use super::schema;
 
 /// Reads the settings at `steps` below `root`, which stands at `base` in the file. `None` if it cannot be read
 /// even without its mistakes.
@@ -34,6 +35,8 @@ pub(super) fn read<T: DeserializeOwned>(
         }
         let follows = match &fault.kind {
             Kind::Missing { key } => at.lost_like(key),
+            // A list whose elements were taken out is not empty by its own fault.
+            Kind::Other { .. } => at.all_elements().iter().any(|element| element.removed),
             _ => false,
         };
         if !follows {
@@ -124,9 +127,14 @@ impl Kind {
     fn problem(self, path: &Path, at: &Node) -> Problem {
         let key = path.last_key().unwrap_or_default().to_owned();
         let problem = match self {
-            Kind::UnknownKey { known } => return Problem::unknown_key(&key, known).at_key(path, at),
+            Kind::UnknownKey { known } => {
+                return Problem::unknown_key(path, at, known, schema::home(path).as_ref());
+            }
             Kind::UnknownWord { word, known } => Problem::unknown_word(&word, known),
-            Kind::Missing { key } => Problem::new(format!("`{key}` is missing"), format!("add `{key} = …`")),
+            Kind::Missing { key } => {
+                let problem = Problem::new(format!("`{key}` is missing"), format!("add `{key} = …`"));
+                return problem.at(path, at).about(schema::describe(&path.key(key)));
+            }
             Kind::Type { found, expected } => {
                 let cure = match (expected.as_str(), &at.value) {
                     ("a whole number" | "a number" | "true or false", Value::String(text))
@@ -141,6 +149,7 @@ impl Kind {
                     (size, Value::Integer(number)) if size.starts_with("a size") => {
                         format!("give it a unit, in quotes: \"{number}B\" or \"{number}KiB\"")
                     }
+                    ("a table", _) => "write it as a table: { key = … }".to_owned(),
                     ("a list", _) => "put it in brackets: [ … ]".to_owned(),
                     _ => format!("give {expected}"),
                 };
@@ -148,7 +157,7 @@ impl Kind {
             }
             Kind::Other { message } => Problem::of_text(&message),
         };
-        problem.at(path, at)
+        problem.at(path, at).about(schema::describe(path))
     }
 }
 
@@ -168,9 +177,9 @@ fn expected(expected: &dyn Expected) -> String {
         "f32" | "f64" => "a number".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "a sequence" => "a list".to_owned(),
-        "a map" | "internally tagged enum" => "a table".to_owned(),
         "path string" => "a string".to_owned(),
-        _ if text.starts_with("struct ") => "a table".to_owned(),
+        "a map" => "a table".to_owned(),
+        _ if text.starts_with("struct ") || text.starts_with("internally tagged") => "a table".to_owned(),
         _ if text.starts_with("enum ") || text.starts_with("string") => "a string".to_owned(),
         _ => text,
     }

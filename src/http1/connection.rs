@@ -273,6 +273,19 @@ impl Connection {
         }
     }
 
+    /// Writes several pieces at once, past the queue, which must be empty.
+    ///
+    /// # Errors
+    /// As the socket's.
+    pub fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        debug_assert_eq!(self.unwritten(), 0);
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
     /// Closes the sending side.
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)

@@ -578,7 +578,11 @@ fn scan(window: &[u8], start: usize, from: usize) -> Result<Seen, &'static str> 
             return Err("bare LF");
         }
         seen.line = true;
-        seen.end |= line_end >= start + 3 && window[line_end - 2] == b'\n';
+        if line_end >= start + 3 && window[line_end - 2] == b'\n' {
+            // What stands behind is not the head's.
+            seen.end = true;
+            break;
+        }
         at = line_end + 1;
     }
     Ok(seen)

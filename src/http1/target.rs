@@ -3,9 +3,9 @@
 //! Stricter than RFC 3986 where peers are known to read differently: an authority is a name of letters, digits,
 //! `-`, `.`, `_` and `~`, or an IP address, with or without a port; no user, no percent-encoding, no comma, no
 //! empty port. Bytes outside ASCII are refused in a target: peers decode them differently, and browsers and
-//! libraries encode them. More tolerant in one place: the few visible characters that browsers leave unencoded
-//! (`"`, `[`, `]`, `^`, `{`, `|`, `}`, and in a query also `` ` `` and `\`) and stray percent signs pass, as servers
-//! everywhere let them.
+//! libraries encode them. More tolerant in one place: the few visible characters that clients leave unencoded
+//! (`[`, `]`, `^`, `{`, `|`, `}`, in a path `"`, in a query `` ` `` and `\`) and stray percent signs pass, as hyper
+//! lets them.
 
 use std::net::Ipv6Addr;
 use std::ops::Range;
@@ -136,7 +136,7 @@ pub(super) fn check_path_and_query(text: &[u8]) -> Result<(), &'static str> {
     check_unusual(text)
 }
 
-/// The slow way for what browsers leave unencoded; nearly no target gets here.
+/// The slow way for what clients leave unencoded; nearly no target gets here.
 #[cold]
 fn check_unusual(text: &[u8]) -> Result<(), &'static str> {
     let path = text.iter().position(|&byte| byte == b'?').unwrap_or(text.len());
@@ -145,7 +145,8 @@ fn check_unusual(text: &[u8]) -> Result<(), &'static str> {
             b'#' => return Err("a request target has no fragment"),
             0x80.. => return Err("the request target has bytes that are not ASCII"),
             b'`' | b'\\' if index > path => {}
-            b'"' | b'[' | b']' | b'^' | b'{' | b'|' | b'}' => {}
+            b'"' if index < path => {}
+            b'[' | b']' | b'^' | b'{' | b'|' | b'}' => {}
             byte if CLASSES[*byte as usize] & PATH != 0 => {}
             _ => return Err("the request target has a character that must be percent-encoded"),
         }
@@ -194,8 +195,9 @@ mod tests {
             ("a path",                     "/",                        Other,   Some((Form::Origin, "", "/"))),
             ("path and query",             "/a/b?c=d&e=%20",           Other,   Some((Form::Origin, "", "/a/b?c=d&e=%20"))),
             ("a path may look odd",        "//x/../y:1@z?//?",         Other,   Some((Form::Origin, "", "//x/../y:1@z?//?"))),
-            ("what browsers do not encode", "/a|b[1]{\"^\"}?`\\",      Other,   Some((Form::Origin, "", "/a|b[1]{\"^\"}?`\\"))),
+            ("what some do not encode", "/a|b[1]{\"^\"}?`\\",      Other,   Some((Form::Origin, "", "/a|b[1]{\"^\"}?`\\"))),
             ("a stray percent",            "/100%?q=%zz",              Other,   Some((Form::Origin, "", "/100%?q=%zz"))),
+            ("a quote in a query",         "/?q=\"a\"",              Other,   None),
             ("a backslash in a path",      "/a\\b",                    Other,   None),
             ("a backtick in a path",       "/a`b",                     Other,   None),
             ("angle brackets",             "/<script>",                Other,   None),

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
 use http_body::Body as _;
@@ -111,6 +111,29 @@ impl Body {
     /// Whether all of it has been read from the client.
     pub fn is_read(&self) -> bool {
         matches!(self.source, Source::Ended)
+    }
+
+    /// Reads what of the body has come already and forgets it: a small body that nobody wants need not cost its
+    /// connection.
+    pub fn skip_what_is_there(&mut self) {
+        let Source::Http1(client, reader) = &mut self.source else { return };
+        let nobody = &mut Context::from_waker(Waker::noop());
+        let mut connection = client.connection.borrow_mut();
+        let mut skipped = 0;
+        while skipped <= QUEUED {
+            match reader.poll_data(nobody, &mut connection) {
+                Poll::Ready(Ok(size @ 1..)) => {
+                    reader.consume(&mut connection, size);
+                    skipped += size;
+                }
+                _ => break,
+            }
+        }
+        if reader.is_done() {
+            client.body_open.set(false);
+            drop(connection);
+            self.source = Source::Ended;
+        }
     }
 
     /// Moves the body on, from the client to the upstream's connection behind what is queued there. Ready when

@@ -23,4 +23,5 @@ pub mod route;
 pub mod send;
 pub mod shared;
 pub mod snapshot;
+pub mod words;
 pub mod worker;

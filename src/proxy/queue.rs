@@ -1,17 +1,17 @@
 //! Slots of an upstream's concurrency limit, and who waits for one: the shell that holds the wakers.
 //!
-//! What is decided is decided in `policy::queue`; here a waiting request is a future, and a slot is a value that
+//! What is decided is decided in `policy::concurrency`; here a waiting request is a future, and a slot is a value that
 //! goes back when dropped, to the next in the queue, whichever worker that waits on. One mutex for each
 //! upstream: it is held for some ten nanoseconds twice a request.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::policy::concurrency::Settings;
-use crate::policy::queue::{Entry, Gate as Decisions, Ticket};
+use crate::policy::concurrency::{Entry, Gate as Decisions, Leave, Settings};
+use crate::policy::queue::Ticket;
 use crate::reason::{Error, Reason};
 use crate::timer::Timer;
 
@@ -20,7 +20,7 @@ pub struct Gate(Mutex<Inner>);
 
 struct Inner {
     decisions: Decisions,
-    waiting: HashMap<Ticket, Waiting, foldhash::fast::FixedState>,
+    waiting: BTreeMap<Ticket, Waiting>,
 }
 
 enum Waiting {
@@ -49,16 +49,28 @@ struct Place {
 impl Gate {
     /// A limit with nobody in flight.
     pub fn new(settings: &Settings) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Inner { decisions: Decisions::new(settings), waiting: HashMap::default() })))
+        Arc::new(Self(Mutex::new(Inner { decisions: Decisions::new(settings), waiting: BTreeMap::new() })))
     }
 
     /// New settings; whoever is in flight or waits stays.
     pub fn update(&self, settings: &Settings) {
-        self.lock().decisions.update(settings);
+        let mut wakers = Vec::new();
+        {
+            let mut inner = self.lock();
+            inner.decisions.update(settings);
+            loop {
+                let granted = inner.decisions.grant(Instant::now(), None);
+                if granted.next.is_none() && granted.skipped.is_empty() {
+                    break;
+                }
+                inner.tell(granted, &mut wakers);
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Attempts in flight, the limit, and how many wait.
-    pub fn counts(&self) -> (u32, u32, u32) {
+    pub fn counts(&self) -> (u32, u32, usize) {
         let inner = self.lock();
         (inner.decisions.in_flight(), inner.decisions.limit(), inner.decisions.depth())
     }
@@ -80,7 +92,7 @@ impl Gate {
     }
 
     /// A slot, at once or after waiting in the queue; not beyond `deadline`, nor beyond the queue's timeout.
-    /// Dropping the future gives the place up.
+    /// `waited` is called with the time in the queue, served or not. Dropping the future gives the place up.
     ///
     /// # Errors
     /// [`Reason::ConcurrencyLimited`], [`Reason::QueueFull`], [`Reason::QueueTimeout`].
@@ -88,9 +100,9 @@ impl Gate {
         self: &Arc<Self>,
         now: Instant,
         deadline: Instant,
-        queue_timeout: Duration,
         p50: Option<Duration>,
         timer: &Timer,
+        waited: impl FnOnce(Duration),
     ) -> Result<Slot, Error> {
         let entry = {
             let mut inner = self.lock();
@@ -105,10 +117,10 @@ impl Gate {
             Entry::Rejected { reason, retry_after } => Err(Error::from(reason).retry_after(retry_after)),
             Entry::Queued(ticket) => {
                 let place = Place { gate: Arc::clone(self), ticket };
-                let until = deadline.min(now + queue_timeout);
-                match timer.within(until, place.wait()).await {
+                let called = timer.within(ticket.until(), place.wait()).await;
+                waited(now.elapsed());
+                match called {
                     Ok(true) => Ok(Slot { gate: Arc::clone(self), p50 }),
-                    // The timer is coarse: a slot that came in its last tick counts, see `Place::drop`.
                     Ok(false) | Err(_) => Err(Reason::QueueTimeout.into()),
                 }
             }
@@ -121,12 +133,7 @@ impl Gate {
         {
             let mut inner = self.lock();
             let left = inner.decisions.leave(Instant::now(), p50);
-            for ticket in left.skipped {
-                wakers.extend(inner.settle(ticket, Waiting::Skipped));
-            }
-            if let Some(ticket) = left.next {
-                wakers.extend(inner.settle(ticket, Waiting::Called));
-            }
+            inner.tell(left, &mut wakers);
         }
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -138,6 +145,15 @@ impl Gate {
 }
 
 impl Inner {
+    fn tell(&mut self, leave: Leave, wakers: &mut Vec<Waker>) {
+        for ticket in leave.skipped {
+            wakers.extend(self.settle(ticket, Waiting::Skipped));
+        }
+        if let Some(ticket) = leave.next {
+            wakers.extend(self.settle(ticket, Waiting::Called));
+        }
+    }
+
     fn settle(&mut self, ticket: Ticket, end: Waiting) -> Option<Waker> {
         match self.waiting.insert(ticket, end) {
             Some(Waiting::Still(waker)) => waker,

@@ -17,6 +17,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::policy::{retry, timeout};
+use crate::upstream::check_authority;
 
 /// `[[listener.route]]`: which requests go to which upstream.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -104,6 +105,20 @@ pub struct Request<'a> {
     pub normal_path: &'a [u8],
     /// Whether it has a field of this name (in any case) with exactly this value.
     pub has_header: &'a dyn Fn(&str, &str) -> bool,
+}
+
+impl Settings {
+    /// The route that a listener's own `upstream` stands for: it takes what is left.
+    pub fn any(upstream: &str) -> Self {
+        Self {
+            name: default_name(),
+            matches: Match::default(),
+            upstream: upstream.to_owned(),
+            rewrite: Rewrite::default(),
+            timeout: None,
+            retry: None,
+        }
+    }
 }
 
 impl Route {
@@ -311,26 +326,6 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(fits)
 }
 
-/// Checks a host as it stands in a Host field: a name or an address, with a port or without.
-///
-/// # Errors
-/// What is not such a host, with the cure.
-pub fn check_authority(text: &str) -> Result<(), String> {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    let host = without_port(text.as_bytes());
-    let port = text.get(host.len()..).unwrap_or_default().trim_start_matches('.');
-    let port_fits = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
-    let ip = text.strip_prefix('[').and_then(|ip| ip.split_once(']')).map(|(ip, _)| ip);
-    let host_fits = match ip {
-        Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.iter().all(|byte| fits(*byte)),
-    };
-    if text.len() > 255 || !host_fits || !port_fits {
-        return Err(format!("{text:?} is not a host; give a name such as \"payments.internal\""));
-    }
-    Ok(())
-}
-
 fn some_authority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(deserializer)?;
     check_authority(&text).map_err(D::Error::custom)?;
@@ -427,4 +422,233 @@ fn headers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String
         )));
     }
     Ok(headers.into_iter().map(|(name, value)| (name, value.0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A route that takes what `edit` says.
+    fn route(edit: impl FnOnce(&mut Settings)) -> Route {
+        let mut settings = Settings::any("app");
+        edit(&mut settings);
+        Route::new(&settings)
+    }
+
+    fn prefixed(prefix: &str) -> Route {
+        route(|settings| settings.matches.path_prefix = Some(prefix.to_owned()))
+    }
+
+    fn hosted(host: &str) -> Route {
+        route(|settings| settings.matches.host = Some(host.to_owned()))
+    }
+
+    fn takes(route: &Route, method: &str, host: &str, target: &str, headers: &[(&str, &str)]) -> bool {
+        route.matches(&Request {
+            method: method.as_bytes(),
+            host: host.as_bytes(),
+            normal_path: &normal_path(target.as_bytes()),
+            has_header: &|name, value| {
+                headers.iter().any(|(known, v)| known.eq_ignore_ascii_case(name) && *v == value)
+            },
+        })
+    }
+
+    #[test]
+    fn paths_become_normal() {
+        let cases = [
+            // why                                  path                    normal
+            ("nothing to do", "/a/b", "/a/b"),
+            ("the query is no part of the path", "/a?b=/../c", "/a"),
+            ("an empty query", "/a?", "/a"),
+            ("a dot segment", "/a/./b", "/a/b"),
+            ("a dot segment at the end", "/a/.", "/a/"),
+            ("two dots take a segment back", "/a/b/../c", "/a/c"),
+            ("two dots at the end", "/a/b/..", "/a/"),
+            ("nothing stands above the root", "/../../a", "/a"),
+            ("only the root is left", "/a/..", "/"),
+            ("dots in names are no segments", "/a.b/..c/d..", "/a.b/..c/d.."),
+            ("unreserved characters are decoded", "/%61%2Db%7e", "/a-b~"),
+            ("dots may come encoded", "/a/%2e%2E/b", "/b"),
+            ("half a dot segment encoded", "/a/.%2e/b", "/b"),
+            ("a slash stays encoded", "/a%2Fb", "/a%2Fb"),
+            ("an encoded percent is not decoded twice", "/%2561", "/%2561"),
+            ("a broken code stays", "/%6", "/%6"),
+            ("a broken code stays at the end", "/a%", "/a%"),
+            ("empty segments stay", "//a//b", "//a//b"),
+            ("an empty segment is a segment", "/a//../b", "/a/b"),
+            ("a star is no path", "*", "*"),
+            ("nothing", "", ""),
+        ];
+        for (why, path, normal) in cases {
+            let found = normal_path(path.as_bytes());
+            assert_eq!(String::from_utf8_lossy(&found), normal, "{why}: {path}");
+        }
+        assert!(matches!(normal_path(b"/a.b/c?d=%41/../"), Cow::Borrowed(_)), "most paths are not copied");
+    }
+
+    #[test]
+    fn prefixes_end_at_a_segment() {
+        let cases = [
+            // why                             prefix      target            taken
+            ("the path itself", "/pay", "/pay", true),
+            ("what stands below", "/pay", "/pay/1", true),
+            ("a longer word is another path", "/pay", "/payments", false),
+            ("a query may follow", "/pay", "/pay?x", true),
+            ("a slash at the end means the same", "/pay/", "/pay", true),
+            ("a slash at the end, below", "/pay/", "/pay/1", true),
+            ("a slash at the end, longer word", "/pay/", "/payments", false),
+            ("the root takes all", "/", "/any/thing", true),
+            ("case matters in paths", "/pay", "/Pay", false),
+            ("encoded is the same", "/pay", "/p%61y/1", true),
+            ("encoded in the prefix is the same", "/p%61y", "/pay/1", true),
+            ("nobody gets around by dots", "/admin", "/public/../admin/x", true),
+            ("nobody gets in by dots", "/public", "/public/../admin/x", false),
+            ("nor by encoded dots", "/public", "/public/%2e%2e/admin", false),
+            ("a star is no path", "/", "*", false),
+        ];
+        for (why, prefix, target, taken) in cases {
+            assert_eq!(takes(&prefixed(prefix), "GET", "h", target, &[]), taken, "{why}");
+        }
+    }
+
+    #[test]
+    fn hosts_match_without_case_and_port() {
+        let cases = [
+            // why                          match               host                        taken
+            ("the same", "payments.internal", "payments.internal", true),
+            ("another case", "Payments.internal", "PAYMENTS.Internal", true),
+            ("with a port", "payments.internal", "payments.internal:8080", true),
+            ("with the dot of a full name", "payments.internal", "payments.internal.", true),
+            ("dot and port", "payments.internal", "payments.internal.:80", true),
+            ("another name", "payments.internal", "orders.internal", false),
+            ("a name above", "payments.internal", "internal", false),
+            ("no host", "payments.internal", "", false),
+            ("an address", "10.0.0.1", "10.0.0.1:80", true),
+            ("an IPv6 address", "[::1]", "[::1]:80", true),
+            ("an IPv6 address without port", "[::1]", "[::1]", true),
+            ("a name below", "*.example.org", "a.example.org", true),
+            ("two names below", "*.example.org", "a.b.Example.org:1", true),
+            ("not the name itself", "*.example.org", "example.org", false),
+            ("not an empty name", "*.example.org", ".example.org", false),
+            ("not a longer word", "*.example.org", "badexample.org", false),
+        ];
+        for (why, wanted, host, taken) in cases {
+            assert_eq!(takes(&hosted(wanted), "GET", host, "/", &[]), taken, "{why}");
+        }
+    }
+
+    #[test]
+    fn all_that_is_written_must_hold() {
+        let route = route(|settings| {
+            settings.matches = Match {
+                host: Some("h".to_owned()),
+                path_prefix: Some("/p".to_owned()),
+                methods: vec!["GET".to_owned(), "PUT".to_owned()],
+                headers: [("X-Tenant".to_owned(), "blue".to_owned())].into(),
+            };
+        });
+        let blue = [("x-tenant", "blue")];
+        assert!(takes(&route, "GET", "h", "/p", &blue));
+        assert!(takes(&route, "PUT", "h", "/p", &[("a", "b"), ("x-tenant", "red"), ("x-tenant", "blue")]));
+        assert!(!takes(&route, "POST", "h", "/p", &blue), "another method");
+        assert!(!takes(&route, "get", "h", "/p", &blue), "methods have case");
+        assert!(!takes(&route, "GET", "i", "/p", &blue), "another host");
+        assert!(!takes(&route, "GET", "h", "/q", &blue), "another path");
+        assert!(!takes(&route, "GET", "h", "/p", &[]), "no header");
+        assert!(!takes(&route, "GET", "h", "/p", &[("x-tenant", "Blue")]), "values have case");
+    }
+
+    #[test]
+    fn a_rewrite_replaces_what_matched() {
+        let cases = [
+            // why                              prefix      new      target                  goes up
+            ("the prefix is cut off", "/payments/", "/", "/payments/42", "/42"),
+            ("the query stays as it came", "/payments", "/", "/payments/42?a=%41/../b", "/42?a=%41/../b"),
+            ("nothing is left but the root", "/payments", "/", "/payments", "/"),
+            ("nor with a slash", "/payments", "/", "/payments/", "/"),
+            ("a query behind nothing", "/payments", "/", "/payments?a", "/?a"),
+            ("another prefix", "/payments", "/v2", "/payments/42", "/v2/42"),
+            ("another prefix with a slash", "/payments", "/v2/", "/payments/42", "/v2/42"),
+            ("another prefix alone", "/payments", "/v2", "/payments", "/v2"),
+            ("a slash at the end stays one", "/payments", "/v2", "/payments/", "/v2/"),
+            ("a path never becomes a host", "/payments", "/", "/payments//evil.org", "/evil.org"),
+            ("the normal path is rewritten", "/payments", "/", "/x/../p%61yments/./42", "/42"),
+            ("what need not be decoded stays", "/payments", "/", "/payments/a%2Fb", "/a%2Fb"),
+            ("a star has no prefix", "/", "/v2", "*", "*"),
+        ];
+        for (why, prefix, new, target, up) in cases {
+            let route = route(|settings| {
+                settings.matches.path_prefix = Some(prefix.to_owned());
+                settings.rewrite.prefix = Some(new.to_owned());
+            });
+            let mut out = Vec::new();
+            route.rewritten(target.as_bytes(), &mut out);
+            assert_eq!(String::from_utf8_lossy(&out), up, "{why}");
+        }
+        let (plain, mut out) = (prefixed("/a"), Vec::new());
+        plain.rewritten(b"/x/../a/%61?b", &mut out);
+        assert_eq!(out, b"/x/../a/%61?b", "without a rewrite all goes up as it came");
+    }
+
+    #[test]
+    fn a_route_covers_what_it_takes_whole() {
+        let methods = |methods: &[&str]| {
+            route(|settings| settings.matches.methods = methods.iter().map(|m| (*m).to_owned()).collect())
+        };
+        let headers = |headers: &[(&str, &str)]| {
+            route(|settings| {
+                let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+                settings.matches.headers = headers.collect();
+            })
+        };
+        let any = || route(|_| ());
+        let cases = [
+            ("any takes all", any(), prefixed("/a"), true),
+            ("a narrower one does not", prefixed("/a"), any(), false),
+            ("a shorter prefix", prefixed("/a"), prefixed("/a/b/"), true),
+            ("the same prefix", prefixed("/a/"), prefixed("/a"), true),
+            ("a longer prefix", prefixed("/a/b"), prefixed("/a"), false),
+            ("half a segment", prefixed("/a"), prefixed("/ab"), false),
+            ("a wildcard over a name", hosted("*.b.c"), hosted("A.B.c"), true),
+            ("a wildcard over a narrower one", hosted("*.c"), hosted("*.b.c"), true),
+            ("not over a wider one", hosted("*.b.c"), hosted("*.c"), false),
+            ("not over the name itself", hosted("*.b.c"), hosted("b.c"), false),
+            ("a name not over another", hosted("a"), hosted("b"), false),
+            ("more methods", methods(&["GET", "PUT"]), methods(&["PUT"]), true),
+            ("fewer methods", methods(&["GET"]), methods(&["GET", "PUT"]), false),
+            ("some methods not over any", methods(&["GET"]), any(), false),
+            ("fewer headers", headers(&[("a", "1")]), headers(&[("b", "2"), ("A", "1")]), true),
+            ("more headers", headers(&[("a", "1"), ("b", "2")]), headers(&[("a", "1")]), false),
+            ("another value", headers(&[("a", "1")]), headers(&[("a", "2")]), false),
+        ];
+        for (why, wide, narrow, covered) in cases {
+            assert_eq!(wide.covers(&narrow), covered, "{why}");
+        }
+    }
+
+    proptest! {
+        /// Normalizing is done at once: what is normal stays as it is, and no dot segment is left.
+        #[test]
+        fn a_normal_path_stays_normal(path in "/[a./%2eE]{0,20}") {
+            let once = normal_path(path.as_bytes()).into_owned();
+            prop_assert!(!once.split(|b| *b == b'/').any(|segment| segment == b"." || segment == b".."));
+            prop_assert!(once.starts_with(b"/"));
+        }
+
+        /// Whatever comes in, a rewritten path begins with one slash.
+        #[test]
+        fn a_rewritten_path_never_names_a_host(path in "/a[b./%2f?]{0,20}", new in "/[v/]{0,3}") {
+            prop_assume!(!new.starts_with("//"));
+            let route = route(|settings| {
+                settings.matches.path_prefix = Some("/a".to_owned());
+                settings.rewrite.prefix = Some(new.clone());
+            });
+            let mut out = Vec::new();
+            route.rewritten(path.as_bytes(), &mut out);
+            prop_assert!(out.starts_with(b"/") && !out.starts_with(b"//"), "{:?}", String::from_utf8_lossy(&out));
+        }
+    }
 }

@@ -6,7 +6,6 @@
 
 use std::future::poll_fn;
 use std::io::Write;
-use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,9 @@ use crate::http1::encode;
 use crate::http1::field::Name;
 use crate::http1::head::{Framing, Limits, Method, ResponseHead, Version};
 use crate::policy::deadline;
+use crate::policy::mode::Mode;
 use crate::reason::{Error, Reason};
+use crate::telemetry::metrics::Effect;
 use crate::timer::Timer;
 use crate::upstream::Host;
 use crate::upstream::endpoint::Endpoint;
@@ -28,8 +29,11 @@ use crate::upstream::endpoint::Endpoint;
 /// Bounds of a response's head. Not configurable: larger ones are no answers of a sane service.
 const RESPONSE_LIMITS: Limits = Limits { max_size: 256 << 10, max_fields: 256 };
 
-/// How long an attempt may take, and since when.
+/// How long an attempt may take.
+#[derive(Clone, Default)]
 pub struct Clock {
+    /// Making a connection.
+    pub connect: Option<Duration>,
     /// The attempt's timeout, from when its body has gone up.
     pub attempt: Option<Duration>,
     /// When `timeout.request` ends; moves on while a body flows.
@@ -38,6 +42,29 @@ pub struct Clock {
     pub caller: Option<Instant>,
     /// How long a body may stand still.
     pub idle: Option<Duration>,
+}
+
+impl Clock {
+    /// When the request must have its answer.
+    pub fn end(&self) -> Option<Instant> {
+        self.request.into_iter().chain(self.caller).min()
+    }
+
+    /// What an attempt that begins at `now` may take.
+    pub fn left(&self, now: Instant) -> Option<Duration> {
+        let end = self.end().map(|end| end.saturating_duration_since(now));
+        self.attempt.into_iter().chain(end).min()
+    }
+
+    /// Which of the request's own bounds has passed at `now`.
+    pub fn over(&self, now: Instant) -> Option<Reason> {
+        let over = |instant: Option<Instant>| instant.is_some_and(|instant| instant <= now);
+        if over(self.caller) {
+            Some(Reason::DeadlineExceeded)
+        } else {
+            over(self.request).then_some(Reason::RequestTimeout)
+        }
+    }
 }
 
 /// Why no answer's head came.
@@ -50,17 +77,24 @@ pub struct Unanswered {
     pub begun: bool,
 }
 
-/// Queues the request's head as it goes up. `attempt` counts own attempts from 1; `left` is what the upstream is
-/// told of the time that is left.
+/// What an attempt adds to the request's head.
+pub struct Up {
+    /// Counts own attempts from 1.
+    pub attempt: u32,
+    /// What the upstream is told of the time that is left.
+    pub left: Option<Duration>,
+    /// The client goes on with its body already, so the upstream is not asked whether it should.
+    pub told_to_continue: bool,
+}
+
+/// Queues the request's head as it goes up.
 pub fn queue_head(
     out: &mut Vec<u8>,
     request: &Request,
     routed: &Routed,
     endpoint: &Endpoint,
     worker: &Worker,
-    attempt: u32,
-    left: Option<Duration>,
-    told_to_continue: bool,
+    up: &Up,
 ) {
     let head = &request.head;
     let context = &request.context;
@@ -93,7 +127,7 @@ pub fn queue_head(
             Name::XForwardedFor | Name::XForwardedProto | Name::XForwardedHost => !forwarded,
             Name::Via => !forwarded,
             Name::XOutriggerPath => false,
-            Name::Expect => !told_to_continue && !context.http2,
+            Name::Expect => !up.told_to_continue && !context.http2,
             _ => true,
         };
         if goes_up && !head.is_connection_option(field.name) {
@@ -111,7 +145,7 @@ pub fn queue_head(
         Framing::None | Framing::UntilClose => {}
     }
     encode::field(out, b"x-request-id", request.id());
-    if let Some(left) = left {
+    if let Some(left) = up.left {
         let millis = left.as_millis() as u64;
         if !context.grpc {
             number(out, b"x-request-timeout-ms: ", millis);
@@ -125,7 +159,7 @@ pub fn queue_head(
             out.extend_from_slice(b"\r\n");
         }
     }
-    let sent_before = context.caller_attempt.saturating_add(attempt - 1);
+    let sent_before = context.caller_attempt.saturating_add(up.attempt - 1);
     if sent_before > 0 {
         number(out, b"x-retry-attempt: ", sent_before.into());
     }
@@ -208,90 +242,123 @@ fn number(out: &mut Vec<u8>, name: &[u8], value: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Sends what is queued and the request's body, and waits for the head of the answer. Interim answers go to
-/// `client`.
-///
-/// # Errors
-/// [`Unanswered`].
-pub async fn send(
-    worker: &Rc<Worker>,
-    wire: &mut Connection,
-    request: &mut Request,
-    progress: &mut Progress,
-    clock: &mut Clock,
-    timer: &Timer,
-    client: Option<&Client>,
-    answer: &mut ResponseHead,
-) -> Result<(), Unanswered> {
-    let started = Instant::now();
-    let is_head = request.head.method == Method::Head;
-    let mut scanned = 0;
-    let mut sent = false;
-    // The body's progress at the last look, and when the timer was armed for it.
-    let mut moved = (0, started);
-    poll_fn(|cx| {
-        loop {
-            if !sent {
-                match request.body.poll_send(cx, &worker.shared, progress, wire) {
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(unanswered(error, false))),
-                    Poll::Ready(Ok(())) => {
-                        sent = true;
-                        // The attempt's time runs from here; the request's stood still while the body flowed.
-                        let now = Instant::now();
-                        let flowed = now - started;
-                        if moved.1 != started {
-                            clock.request = clock.request.map(|request| request + flowed);
+/// What sending needs besides the request and its connection.
+pub struct Sending<'a> {
+    /// The worker.
+    pub worker: &'a Worker,
+    /// The request's timer.
+    pub timer: &'a Timer,
+    /// Who gets interim answers.
+    pub client: Option<&'a Client>,
+    /// Where it goes.
+    pub routed: &'a Routed,
+    /// Whether timeouts cut.
+    pub mode: Mode,
+}
+
+impl Sending<'_> {
+    /// Sends what is queued and the request's body, and waits for the head of the answer. Interim answers go to
+    /// the client.
+    ///
+    /// # Errors
+    /// [`Unanswered`].
+    pub async fn send(
+        &self,
+        wire: &mut Connection,
+        request: &mut Request,
+        progress: &mut Progress,
+        clock: &mut Clock,
+        answer: &mut ResponseHead,
+    ) -> Result<(), Unanswered> {
+        let started = Instant::now();
+        let queued = wire.unwritten();
+        let is_head = request.head.method == Method::Head;
+        let mut scanned = 0;
+        let mut sent = false;
+        // How far the body was at the last look, and when that was.
+        let mut moved = (usize::MAX, started);
+        poll_fn(|cx| {
+            loop {
+                if !sent {
+                    match request.body.poll_send(cx, &self.worker.shared, progress, wire) {
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(Unanswered::of(error, false))),
+                        Poll::Ready(Ok(())) => {
+                            sent = true;
+                            // The attempt's time runs from here; the request's stood still while its body flowed.
+                            let mut now = started;
+                            if moved.0 != usize::MAX {
+                                now = Instant::now();
+                                clock.request = clock.request.map(|request| request + (now - started));
+                            }
+                            clock.arm(self.timer, now);
                         }
-                        arm(timer, [
-                            clock.attempt.map(|attempt| now + attempt),
-                            clock.request,
-                            clock.caller,
-                        ]);
-                    }
-                    Poll::Pending => {
-                        let so_far = (progress.taken(), wire.unwritten());
-                        let mark = so_far.0 as usize + (usize::MAX / 2 - so_far.1);
-                        if mark != moved.0 {
-                            let now = Instant::now();
-                            moved = (mark, now);
-                            arm(timer, [clock.idle.map(|idle| now + idle), clock.caller]);
+                        Poll::Pending => {
+                            let mark = progress.taken() as usize ^ wire.unwritten() << 32;
+                            if mark != moved.0 {
+                                moved = (mark, Instant::now());
+                                arm(self.timer, [clock.idle.map(|idle| moved.1 + idle), clock.caller]);
+                            }
                         }
                     }
                 }
-            }
-            match wire.poll_response_head(cx, answer, &mut scanned, is_head, &RESPONSE_LIMITS) {
-                Poll::Ready(Ok(())) if answer.status == 101 => {
-                    let error = Error::new(Reason::ProtocolError, "the upstream switches protocols unasked");
-                    return Poll::Ready(Err(unanswered(error, true)));
-                }
-                Poll::Ready(Ok(())) if answer.status < 200 => {
-                    if let Some(client) = client {
-                        client.inform(answer);
-                        // What cannot be written yet is written before the final head.
-                        let _ = client.poll_flush(cx);
+                match wire.poll_response_head(cx, answer, &mut scanned, is_head, &RESPONSE_LIMITS) {
+                    Poll::Ready(Ok(())) if answer.status == 101 => {
+                        let error = Error::new(Reason::ProtocolError, "the upstream switches protocols unasked");
+                        return Poll::Ready(Err(Unanswered::of(error, true)));
                     }
-                    continue;
+                    Poll::Ready(Ok(())) if answer.status < 200 => {
+                        if let Some(client) = self.client {
+                            client.inform(answer);
+                            // What cannot be written yet goes before the final head.
+                            let _ = client.poll_flush(cx);
+                        }
+                        continue;
+                    }
+                    Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Err(ReadError::Refused(refusal))) => {
+                        let error = Error::new(Reason::ProtocolError, refusal.detail);
+                        return Poll::Ready(Err(Unanswered::of(error, true)));
+                    }
+                    Poll::Ready(Err(ReadError::Closed)) => {
+                        let begun = !wire.input().is_empty();
+                        let detail =
+                            if begun { "closed in the head of its answer" } else { "closed without an answer" };
+                        let error = Error::new(Reason::UpstreamReset, detail);
+                        // Where not even the first byte could be written, nobody can have read one.
+                        let unprocessed = wire.unwritten() == queued && progress.taken() == 0;
+                        return Poll::Ready(Err(Unanswered { error, unprocessed, begun }));
+                    }
+                    Poll::Pending => {}
                 }
-                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(ReadError::Refused(refusal))) => {
-                    let error = Error::new(Reason::ProtocolError, refusal.detail);
-                    return Poll::Ready(Err(unanswered(error, true)));
+                if self.timer.poll(cx).is_pending() {
+                    return Poll::Pending;
                 }
-                Poll::Ready(Err(ReadError::Closed)) => {
-                    let begun = !wire.input().is_empty();
-                    let detail = if begun { "closed in the head of its answer" } else { "closed without an answer" };
-                    return Poll::Ready(Err(unanswered(Error::new(Reason::UpstreamReset, detail), begun)));
+                let error = elapsed(clock, sent, wire);
+                if self.mode == Mode::Enforce || error.reason == Reason::DeadlineExceeded {
+                    return Poll::Ready(Err(Unanswered::of(error, false)));
                 }
-                Poll::Pending => {}
+                // A shadow timeout counts what it would have cut, once, and lets go.
+                let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
+                shard.rejected(error.reason, Effect::Shadowed).inc();
+                *clock = Clock { caller: clock.caller, ..Clock::default() };
+                clock.arm(self.timer, started);
             }
-            if timer.poll(cx).is_ready() {
-                let now = Instant::now();
-                return Poll::Ready(Err(unanswered(elapsed(clock, sent, wire, now), false)));
-            }
-            return Poll::Pending;
-        }
-    })
-    .await
+        })
+        .await
+    }
+}
+
+impl Unanswered {
+    fn of(error: Error, begun: bool) -> Self {
+        Self { error, unprocessed: false, begun }
+    }
+}
+
+impl Clock {
+    /// Arms `timer` for an attempt whose body has gone up at `now`.
+    fn arm(&self, timer: &Timer, now: Instant) {
+        arm(timer, [self.attempt.map(|attempt| now + attempt), self.request, self.caller]);
+    }
 }
 
 /// Arms for the first of these instants; for none, not at all.
@@ -303,20 +370,14 @@ fn arm<const N: usize>(timer: &Timer, instants: [Option<Instant>; N]) {
 }
 
 /// Which timeout it was.
-fn elapsed(clock: &Clock, sent: bool, wire: &Connection, now: Instant) -> Error {
-    let over = |instant: Option<Instant>| instant.is_some_and(|instant| instant <= now);
-    if over(clock.caller) {
-        Reason::DeadlineExceeded.into()
-    } else if !sent {
-        let stalled = if wire.unwritten() > 0 { Reason::UpstreamStalled } else { Reason::ClientStalled };
-        Error::new(stalled, "the request's body made no progress for timeout.idle")
-    } else if over(clock.request) {
-        Reason::RequestTimeout.into()
-    } else {
-        Reason::AttemptTimeout.into()
+fn elapsed(clock: &Clock, sent: bool, wire: &Connection) -> Error {
+    match clock.over(Instant::now()) {
+        Some(Reason::DeadlineExceeded) => Reason::DeadlineExceeded.into(),
+        _ if !sent => {
+            let stalled = if wire.unwritten() > 0 { Reason::UpstreamStalled } else { Reason::ClientStalled };
+            Error::new(stalled, "the request's body made no progress for timeout.idle")
+        }
+        Some(reason) => reason.into(),
+        None => Reason::AttemptTimeout.into(),
     }
-}
-
-fn unanswered(error: Error, begun: bool) -> Unanswered {
-    Unanswered { error, unprocessed: false, begun }
 }

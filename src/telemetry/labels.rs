@@ -235,8 +235,6 @@ pub enum Limit {
     ResponseHeaderSize,
     /// A caller's deadline that could not be read, and was ignored.
     DeadlineUnreadable,
-    /// The log's or the access log's memory: lines were dropped.
-    LogQueue,
     /// The cap on endpoints with series of their own.
     EndpointSeries,
     /// Connections to the admin address.
@@ -248,11 +246,11 @@ pub enum Limit {
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 16] = {
+    pub const ALL: [Self; 15] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
-            UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, LogQueue, EndpointSeries,
+            UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
             AdminConnections, OpenFiles,
         ]
     };
@@ -272,7 +270,6 @@ impl Limit {
             Self::UpstreamStreams => "upstream_streams",
             Self::ResponseHeaderSize => "response_header_size",
             Self::DeadlineUnreadable => "deadline_unreadable",
-            Self::LogQueue => "log_queue",
             Self::EndpointSeries => "endpoint_series",
             Self::AdminConnections => "admin_connections",
             Self::OpenFiles => "open_files",

@@ -60,8 +60,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is something to do for the writer.
     work: Condvar,
-    /// The writer has written everything and is gone.
-    ended: Condvar,
+    /// The writer has written everything, or is gone.
+    rest: Condvar,
     dropped: Arc<SharedCounter>,
 }
 
@@ -71,6 +71,8 @@ struct State {
     target: Target,
     /// Lines dropped that nobody was told of yet.
     untold: u64,
+    /// The writer holds lines that are not written yet.
+    is_writing: bool,
     is_ending: bool,
     has_ended: bool,
 }
@@ -86,9 +88,15 @@ impl Spool {
         dropped: Arc<SharedCounter>,
         tell: Tell,
     ) -> io::Result<(Spool, Writer)> {
-        let state = State { buffer: Vec::new(), target, untold: 0, is_ending: false, has_ended: false };
-        let shared =
-            Shared { state: Mutex::new(state), work: Condvar::new(), ended: Condvar::new(), dropped };
+        let state = State {
+            buffer: Vec::new(),
+            target,
+            untold: 0,
+            is_writing: false,
+            is_ending: false,
+            has_ended: false,
+        };
+        let shared = Shared { state: Mutex::new(state), work: Condvar::new(), rest: Condvar::new(), dropped };
         let spool = Spool(Arc::new(shared));
         let (writing, outlet) = (spool.clone(), Outlet::default());
         thread::Builder::new().name(name.to_owned()).spawn(move || writing.write_all(outlet, &tell))?;
@@ -117,6 +125,12 @@ impl Spool {
         self.lock().target = target;
     }
 
+    /// Waits until all that was appended is written, but for at most a second.
+    pub(super) fn flush(&self) {
+        let is_busy = |state: &mut State| !state.has_ended && (state.is_writing || !state.buffer.is_empty());
+        drop(self.0.rest.wait_timeout_while(self.lock(), FLUSH_TIMEOUT, is_busy));
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,13 +143,14 @@ impl Spool {
             let mut state = self.wait_for_work();
             if state.is_ending && state.buffer.is_empty() && state.untold == 0 {
                 state.has_ended = true;
-                self.0.ended.notify_all();
+                self.0.rest.notify_all();
                 return;
             }
             std::mem::swap(&mut state.buffer, &mut batch);
             if outlet.target.as_ref() != Some(&state.target) {
                 outlet = Outlet { target: Some(state.target.clone()), ..Outlet::default() };
             }
+            state.is_writing = true;
             let is_ending = state.is_ending;
             let may_tell = is_ending || told_at.is_none_or(|at| at.elapsed() >= TELL_INTERVAL);
             let untold = if may_tell { std::mem::take(&mut state.untold) } else { 0 };
@@ -161,7 +176,11 @@ impl Spool {
 
     /// Waits for lines, for the end, or for the time to tell of dropped lines.
     fn wait_for_work(&self) -> MutexGuard<'_, State> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.is_writing = false;
+        if state.buffer.is_empty() {
+            self.0.rest.notify_all();
+        }
         let timeout = if state.untold > 0 { TELL_INTERVAL } else { Duration::MAX };
         let is_idle = |state: &mut State| state.buffer.is_empty() && !state.is_ending;
         self.0.work.wait_timeout_while(state, timeout, is_idle).unwrap_or_else(PoisonError::into_inner).0
@@ -175,7 +194,7 @@ impl Drop for Writer {
         state.is_ending = true;
         shared.work.notify_one();
         // Timed out or not: there is nothing more to be done for these lines.
-        drop(shared.ended.wait_timeout_while(state, FLUSH_TIMEOUT, |state| !state.has_ended));
+        drop(shared.rest.wait_timeout_while(state, FLUSH_TIMEOUT, |state| !state.has_ended));
     }
 }
 
@@ -279,4 +298,129 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 fn count_lines(lines: &[u8]) -> u64 {
     lines.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    /// A directory that goes with the test.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let path = std::env::temp_dir().join(format!("outrigger-spool-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).expect("a directory for temporary files");
+            Scratch(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn tell() -> Tell {
+        Box::new(|lines| format!("dropped {lines}\n").into_bytes())
+    }
+
+    fn outlet(path: &Path) -> Outlet {
+        Outlet { target: Some(Target::File(path.to_owned())), ..Outlet::default() }
+    }
+
+    #[test]
+    fn everything_is_written_before_the_end() {
+        let scratch = Scratch::new("end");
+        let path = scratch.0.join("log");
+        let dropped = Arc::new(SharedCounter::default());
+        let (spool, writer) =
+            Spool::start("test", Target::File(path.clone()), dropped.clone(), tell()).expect("a thread");
+        let lines: String = (0..1000).map(|number| format!("{number}\n")).collect();
+        lines.split_inclusive('\n').for_each(|line| spool.append(line.as_bytes(), 1));
+        spool.flush();
+        assert_eq!(fs::read_to_string(&path).expect("written"), lines);
+        let lines = lines + "last\n";
+        spool.append(b"last\n", 1);
+        drop(writer);
+        assert_eq!(fs::read_to_string(&path).expect("written"), lines);
+        spool.append(b"too late\n", 1);
+        assert_eq!(dropped.get(), 1);
+    }
+
+    /// A named pipe that nobody reads holds the writer fast; whoever appends does not notice.
+    #[test]
+    fn a_stuck_reader_costs_lines_and_no_time() {
+        let scratch = Scratch::new("stuck");
+        let path = scratch.0.join("pipe");
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo runs").success());
+        let dropped = Arc::new(SharedCounter::default());
+        let (spool, writer) =
+            Spool::start("test", Target::File(path.clone()), dropped.clone(), tell()).expect("a thread");
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        for _ in 0..3 * CAPACITY_BYTES / line.len() {
+            spool.append(&line, 1);
+        }
+        // The writer may hold one buffer while the other fills up.
+        assert!(dropped.get() >= 1024, "{}", dropped.get());
+
+        let reader = thread::spawn(move || fs::read_to_string(path).expect("it is read now"));
+        drop(writer);
+        let read = reader.join().expect("no panic");
+        let lines = read.lines().filter(|line| line.starts_with('x')).count() as u64;
+        assert_eq!(lines + dropped.get(), 3072, "each line came or is counted");
+        assert_eq!(read.lines().last(), Some(&*format!("dropped {}", dropped.get())), "and it is told");
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_that_are_counted() {
+        let mut outlet = outlet(Path::new("/dev/full"));
+        assert_eq!(outlet.write(b"one\ntwo\n"), 2);
+        assert_eq!(outlet.write(b""), 0);
+    }
+
+    #[test]
+    fn a_file_that_was_rotated_away_is_opened_anew() {
+        let scratch = Scratch::new("rotate");
+        let (path, old) = (scratch.0.join("log"), scratch.0.join("log.1"));
+        fs::write(&path, "before\n").expect("a file");
+        let mut outlet = outlet(&path);
+        outlet.write(b"one\n");
+        fs::rename(&path, &old).expect("renamed");
+        outlet.write(b"two\n");
+        outlet.looked_at = None; // a second has passed
+        outlet.write(b"three\n");
+        assert_eq!(fs::read_to_string(&old).expect("kept"), "before\none\ntwo\n");
+        assert_eq!(fs::read_to_string(&path).expect("made"), "three\n");
+
+        fs::remove_file(&path).expect("removed");
+        outlet.looked_at = None;
+        outlet.write(b"four\n");
+        assert_eq!(fs::read_to_string(&path).expect("made"), "four\n");
+    }
+
+    #[test]
+    fn a_line_that_was_cut_does_not_run_into_the_next() {
+        let scratch = Scratch::new("torn");
+        let mut outlet = outlet(&scratch.0.join("log"));
+        outlet.write(b"half a li");
+        outlet.is_torn = true;
+        assert_eq!(outlet.write(b"whole\n"), 0);
+        assert_eq!(fs::read_to_string(scratch.0.join("log")).expect("written"), "half a li\nwhole\n");
+    }
+
+    #[test]
+    fn lines_go_to_the_new_target_after_a_reload() {
+        let scratch = Scratch::new("redirect");
+        let [old, new] = ["old", "new"].map(|name| scratch.0.join(name));
+        let (spool, writer) =
+            Spool::start("test", Target::File(old), Arc::default(), tell()).expect("a thread");
+        spool.redirect(Target::File(new.clone()));
+        spool.append(b"one\n", 1);
+        drop(writer);
+        assert_eq!(fs::read_to_string(new).expect("written"), "one\n");
+    }
 }

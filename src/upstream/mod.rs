@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use self::balance::Weighted;
 use self::endpoint::{Address, Endpoint};
@@ -24,6 +24,8 @@ use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Who can answer: `"host:port"`, `"ip:port"`, or `{ address = "…", weight = 2 }`. At least one.
+    #[serde(deserialize_with = "endpoints")]
+    #[schemars(length(min = 1))]
     pub endpoints: Vec<endpoint::Settings>,
     /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
@@ -165,7 +167,7 @@ pub enum Protocol {
 
 /// `host`: the Host sent up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(from = "String", into = "String")]
+#[serde(try_from = "String", into = "String")]
 pub enum Host {
     /// The endpoint's name if the client asked for the listener's own address, else what the client sent.
     #[default]
@@ -178,15 +180,46 @@ pub enum Host {
     Name(String),
 }
 
-impl From<String> for Host {
-    fn from(text: String) -> Self {
+impl TryFrom<String> for Host {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
         match text.as_str() {
-            "auto" => Host::Auto,
-            "keep" => Host::Keep,
-            "endpoint" => Host::Endpoint,
-            _ => Host::Name(text),
+            "auto" => Ok(Host::Auto),
+            "keep" => Ok(Host::Keep),
+            "endpoint" => Ok(Host::Endpoint),
+            _ => check_authority(&text).map(|()| Host::Name(text)),
         }
     }
+}
+
+/// Checks a host as it stands in a Host field: a name or an address, with a port or without.
+///
+/// # Errors
+/// What is not such a host, with the cure.
+pub fn check_authority(text: &str) -> Result<(), String> {
+    let (host, port) = match text.rsplit_once(':') {
+        // The colons of an IPv6 address stand in brackets.
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let ip = host.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let host_fits = match ip {
+        Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(fits),
+    };
+    if text.len() > 255 || !host_fits || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(format!("{text:?} is not a host; give a name such as \"payments.internal\""));
+    }
+    Ok(())
+}
+
+fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<endpoint::Settings>, D::Error> {
+    let endpoints = Vec::deserialize(deserializer)?;
+    if endpoints.is_empty() {
+        return Err(serde::de::Error::custom("there are no endpoints; give at least one \"host:port\""));
+    }
+    Ok(endpoints)
 }
 
 impl From<Host> for String {
@@ -205,6 +238,6 @@ impl JsonSchema for Host {
         "Host".into()
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "description": "auto, keep, endpoint, or a name" })
+        schemars::json_schema!({ "type": "string", "description": "`auto`, `keep`, `endpoint`, or a name" })
     }
 }
