@@ -4,15 +4,15 @@
 //! what to do, where one line can say it.
 
 pub mod check;
-pub mod schema;
 mod client;
-mod demo;
+pub mod demo;
 mod drain;
 mod file;
 mod probe;
 mod quit;
 mod reload;
 mod run;
+pub mod schema;
 
 use std::process::ExitCode;
 
