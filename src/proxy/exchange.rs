@@ -17,8 +17,8 @@ use super::queue::Slot;
 use super::request::Request;
 use super::response::{FromUpstream, Response, grpc_status};
 use super::send::Clock;
-use super::worker::Worker;
 use super::words;
+use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::policy::backoff::{self, Pushback};
 use crate::policy::budget::Paid;
@@ -77,7 +77,8 @@ async fn serve(
         let admitted = match attempt::admit(worker, &routed, request, turn, &timer).await {
             Ok(admitted) => admitted,
             Err(error) => {
-                let skip = if error.reason == Reason::BreakerOpen { Skip::Breaker } else { Skip::Concurrency };
+                let skip =
+                    if error.reason == Reason::BreakerOpen { Skip::Breaker } else { Skip::Concurrency };
                 return retries.give_up(worker, last, skip, error);
             }
         };
@@ -139,7 +140,9 @@ impl<'a> Retries<'a> {
     fn new(routed: &'a Routed, request: &Request) -> Self {
         let target = routed.target();
         let context = &request.context;
-        let bounded = target.timeout.mode != Mode::Off && !context.grpc;
+        // A quiet gRPC stream looks like a slow call, so those are bounded only where somebody says so.
+        let bounded =
+            target.timeout.mode != Mode::Off && (!context.grpc || target.timeout.request_is_written);
         Self {
             routed,
             mode: target.retry.mode.of(target.retry.rollout, context.hash),
@@ -183,7 +186,7 @@ impl<'a> Retries<'a> {
                 return Err(Error::new(reason, "too little time is left for an attempt"));
             }
         }
-        if enabled && !request.context.grpc {
+        if enabled && (!request.context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
             let left = self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
             let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
             clock.attempt = Some(timeout.attempt_timeout(left, may_follow));

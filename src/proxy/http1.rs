@@ -6,7 +6,6 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,7 @@ use super::life::Stage;
 use super::record::Record;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
-use super::snapshot::Snapshot;
+use super::snapshot::Held;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::encode;
@@ -89,15 +88,13 @@ async fn next(
     client: &Client,
     timer: &Timer,
     peer: &Peer,
-    snapshot: &Arc<Snapshot>,
+    snapshot: &Held,
     now: Instant,
 ) -> Next {
     let Some(index) = snapshot.listener(&peer.listener) else { return Next::End };
     let limits = &snapshot.listener_at(index).settings.limits;
-    let parse_limits = Limits {
-        max_size: limits.max_header_size.bytes() as usize,
-        max_fields: limits.max_headers as usize,
-    };
+    let parse_limits =
+        Limits { max_size: limits.max_header_size.bytes() as usize, max_fields: limits.max_headers as usize };
     let mut head: Option<RequestHead> = None;
     let mut scanned = 0;
     client.connection.borrow_mut().rest();
@@ -164,7 +161,7 @@ struct One<'a> {
     worker: &'a Rc<Worker>,
     client: &'a Rc<Client>,
     peer: &'a Peer,
-    snapshot: &'a Rc<Arc<Snapshot>>,
+    snapshot: &'a Held,
 }
 
 impl One<'_> {
@@ -252,7 +249,8 @@ impl One<'_> {
             }
             Response::Upstream(answer) => {
                 request.record.head_out(answer.head.status, now);
-                let framing = queue_head(&mut self.client.connection.borrow_mut(), &request, &answer, &mut then);
+                let framing =
+                    queue_head(&mut self.client.connection.borrow_mut(), &request, &answer, &mut then);
                 self.relay(&mut request, answer, framing, half_close).await
             }
         };
@@ -411,7 +409,12 @@ fn queue_answer(connection: &mut Connection, request: &Request, answer: &Answer,
 }
 
 /// Queues the head of an upstream's answer and returns how its body is framed towards this client.
-fn queue_head(connection: &mut Connection, request: &Request, answer: &FromUpstream, then: &mut Then) -> Framing {
+fn queue_head(
+    connection: &mut Connection,
+    request: &Request,
+    answer: &FromUpstream,
+    then: &mut Then,
+) -> Framing {
     let out = connection.output();
     let head = &answer.head;
     let framing = match (head.framing, request.head.version) {
