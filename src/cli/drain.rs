@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::client::{Answer, Client};
+use super::exit::{FAILED, UNUSABLE, fail};
 use super::file::ConfigFile;
-use super::{FAILED, UNUSABLE, fail};
 use crate::runtime::DRAINED;
 
 const PATIENCE: Duration = Duration::from_secs(5);

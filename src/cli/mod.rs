@@ -7,6 +7,7 @@ pub mod check;
 mod client;
 pub mod demo;
 mod drain;
+mod exit;
 mod file;
 mod probe;
 mod quit;
@@ -19,11 +20,6 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::runtime;
-
-/// Bad usage or a bad configuration.
-const UNUSABLE: u8 = 2;
-/// Anything else that went wrong.
-const FAILED: u8 = 1;
 
 /// A resilience sidecar: timeouts, retries, circuit breaking and limits in front of services that fail.
 #[derive(Debug, Parser)]
@@ -63,10 +59,4 @@ pub fn main() -> ExitCode {
         Command::Drain(args) => drain::run(&args),
         Command::Quit(args) => quit::run(&args),
     }
-}
-
-/// Says in one line on stderr what went wrong, and gives the exit code for it.
-fn fail(code: u8, message: impl std::fmt::Display) -> ExitCode {
-    eprintln!("outrigger: {message}");
-    ExitCode::from(code)
 }

@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, LocalSet, spawn_local};
 
 use super::accept::{Gate, accept};
 use super::panics::survive;
-use super::sockets::{Open, SocketId};
+use super::sockets::{BindError, Open, SocketId};
 use crate::proxy::connection;
 use crate::proxy::shared::Shared;
 use crate::proxy::worker::Worker;
@@ -86,7 +86,7 @@ impl Workers {
     }
 
     /// Descriptors of `open`'s socket, one for each worker.
-    pub(super) fn duplicates(&self, open: &Open) -> Result<Vec<TcpListener>, super::BindError> {
+    pub(super) fn duplicates(&self, open: &Open) -> Result<Vec<TcpListener>, BindError> {
         self.commands.iter().map(|_| open.duplicate()).collect()
     }
 
