@@ -62,19 +62,18 @@ pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer) {
     loop {
         let next = next(worker, &client, &timer, peer, &snapshot, now).await;
         let current = worker.snapshot();
-        let is_wanted = current.listener(&peer.listener).is_some();
-        if is_wanted {
+        if current.listener(&peer.listener).is_some() {
             snapshot = current;
         }
         // Boxed, so that an idle connection is small.
         let then = match next {
             Next::End => return,
             Next::Request(head) => {
-                let one = One { worker, client: &client, peer, snapshot: &snapshot, is_wanted };
+                let one = One { worker, client: &client, peer, snapshot: &snapshot };
                 Box::pin(one.serve(head)).await
             }
             Next::Refused(head, error) => {
-                let one = One { worker, client: &client, peer, snapshot: &snapshot, is_wanted };
+                let one = One { worker, client: &client, peer, snapshot: &snapshot };
                 Box::pin(one.refuse(head, error)).await
             }
         };
@@ -166,11 +165,15 @@ struct One<'a> {
     client: &'a Rc<Client>,
     peer: &'a Peer,
     snapshot: &'a Held,
-    /// Whether the listener is still configured.
-    is_wanted: bool,
 }
 
 impl One<'_> {
+    /// Whether the listener is still configured. Asked when the answer goes out: a reload may have come meanwhile.
+    fn is_wanted(&self) -> bool {
+        let current = self.worker.snapshot();
+        Rc::ptr_eq(&current, self.snapshot) || current.listener(&self.peer.listener).is_some()
+    }
+
     async fn serve(&self, head: RequestHead) -> (Then, Instant) {
         let arrived = Instant::now();
         let worker = self.worker;
@@ -231,7 +234,7 @@ impl One<'_> {
         }
         let now = Instant::now();
         let mut then = match request.head.keep_alive
-            && self.is_wanted
+            && self.is_wanted()
             && !self.client.body_open.get()
             && self.worker.shared.life.stage() == Stage::Serving
         {

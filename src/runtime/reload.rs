@@ -232,7 +232,9 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
     }
     drop(open);
 
-    process.gate.set_max(files::bounded(process.files_limit, config.server.max_connections));
+    if before.config.server.max_connections != config.server.max_connections {
+        process.gate.set_max(files::connections(process.files_limit, config));
+    }
     process.shared.buffered.set_max(config.server.max_buffer.bytes());
     process.log.set_level(telemetry.log.level);
     for warning in &loaded.warnings {
