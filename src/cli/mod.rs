@@ -4,7 +4,6 @@
 //! what to do, where one line can say it.
 
 pub mod check;
-pub mod schema;
 mod client;
 mod drain;
 mod file;
@@ -12,6 +11,7 @@ mod probe;
 mod quit;
 mod reload;
 mod run;
+pub mod schema;
 
 use std::process::ExitCode;
 

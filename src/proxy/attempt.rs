@@ -89,7 +89,8 @@ pub async fn admit(
             let lease = turn.clock.attempt.unwrap_or(*settings.timeout.request);
             let admitted = chain.breaker.admit(now, worker.draw(), lease);
             carry_out(
-                admitted.map_err(|rejection| Error::from(Reason::BreakerOpen).retry_after(rejection.retry_after)),
+                admitted
+                    .map_err(|rejection| Error::from(Reason::BreakerOpen).retry_after(rejection.retry_after)),
                 mode,
                 shard,
             )?
@@ -105,11 +106,13 @@ pub async fn admit(
             let entered = if turn.number == 1 && mode == Mode::Enforce {
                 let deadline = turn.clock.end().unwrap_or(now + *settings.concurrency.queue.timeout);
                 let queue = &mut request.record.queue;
-                chain.gate.enter(now, deadline, p50, timer, |waited| {
-                    *queue += waited;
-                    shard.queue_wait.observe(waited);
-                })
-                .await
+                chain
+                    .gate
+                    .enter(now, deadline, p50, timer, |waited| {
+                        *queue += waited;
+                        shard.queue_wait.observe(waited);
+                    })
+                    .await
             } else {
                 chain.gate.try_enter(now, p50)
             };
@@ -123,9 +126,8 @@ pub async fn admit(
             Some((name, why)) => Error::new(Reason::DnsError, format!("{name} does not resolve: {why}")),
             None => Reason::NoHealthyEndpoint.into(),
         };
-        return carry_out(Err(refusal), Mode::Enforce, shard).map(|none: Option<Admitted>| {
-            none.expect("a refusal that is enforced is an error")
-        });
+        return carry_out(Err(refusal), Mode::Enforce, shard)
+            .map(|none: Option<Admitted>| none.expect("a refusal that is enforced is an error"));
     };
     Ok(Admitted {
         permit,
@@ -201,7 +203,9 @@ impl Admitted {
                 if verdict != Verdict::Ignored || is_connect {
                     self.in_flight.endpoint().failed(now);
                 }
-                if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
+                if let Some(permit) =
+                    self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout)
+                {
                     permit.record(now, outcome);
                 }
                 let counted_as = AttemptOutcome::Reason(error.reason);
@@ -246,9 +250,8 @@ impl Admitted {
             let mut head = worker.response_head();
             let mut progress = Progress::new(&request.body);
             let sending = Sending { worker, timer, client, routed, mode: clock_mode(routed, request) };
-            let sent = sending
-                .send(&mut connection.wire, request, &mut progress, &mut self.clock, &mut head)
-                .await;
+            let sent =
+                sending.send(&mut connection.wire, request, &mut progress, &mut self.clock, &mut head).await;
             match sent {
                 Ok(()) => {
                     let upload = (!progress.has_ended()).then_some(progress);
@@ -280,7 +283,8 @@ impl Admitted {
         let connects = chain.upstream.metrics.shard(worker.index);
         let connecting = worker.pool.connect(&chain.upstream, endpoint);
         let until = self.clock.connect.map(|connect| now + connect);
-        let until = until.into_iter().chain(self.clock.end()).chain(self.clock.attempt.map(|a| now + a)).min();
+        let until =
+            until.into_iter().chain(self.clock.end()).chain(self.clock.attempt.map(|a| now + a)).min();
         let connected = match until {
             Some(until) => timer.within(until, connecting).await,
             None => Ok(connecting.await),

@@ -68,8 +68,10 @@ impl Chain {
         breaker.update(&settings.breaker, now);
         let gate = previous.map_or_else(|| Gate::new(&settings.concurrency), |old| Arc::clone(&old.gate));
         gate.update(&settings.concurrency);
-        let budget = previous
-            .map_or_else(|| Arc::new(Budget::new(&settings.retry.budget, now)), |old| Arc::clone(&old.budget));
+        let budget = previous.map_or_else(
+            || Arc::new(Budget::new(&settings.retry.budget, now)),
+            |old| Arc::clone(&old.budget),
+        );
         budget.update(&settings.retry.budget, now);
         Self {
             breaker,

@@ -84,18 +84,8 @@ impl Context {
             }
         };
         let grpc = fields.get(Name::ContentType).is_some_and(is_grpc);
-        let mut context = Self {
-            arrived,
-            peer,
-            local,
-            trusted,
-            grpc,
-            http2,
-            deadline: None,
-            caller_attempt: 0,
-            hash,
-            id,
-        };
+        let mut context =
+            Self { arrived, peer, local, trusted, grpc, http2, deadline: None, caller_attempt: 0, hash, id };
         let checked = context.read_control(worker, head);
         (context, checked)
     }
@@ -165,7 +155,9 @@ impl Routed {
             method: head.method_text(),
             host: head.authority(),
             normal_path: &path,
-            has_header: &|name, value| head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes()),
+            has_header: &|name, value| {
+                head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes())
+            },
         };
         let route = snapshot.listener_at(listener).route(&request).ok_or(Reason::NoRoute)?;
         Ok(Self { snapshot: Rc::clone(snapshot), listener, route })

@@ -17,8 +17,8 @@ use super::queue::Slot;
 use super::request::Request;
 use super::response::{FromUpstream, Response, grpc_status};
 use super::send::Clock;
-use super::worker::Worker;
 use super::words;
+use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::policy::backoff::{self, Pushback};
 use crate::policy::budget::Paid;
@@ -78,7 +78,8 @@ async fn serve(
         let admitted = match attempt::admit(worker, &routed, request, turn, &timer).await {
             Ok(admitted) => admitted,
             Err(error) => {
-                let skip = if error.reason == Reason::BreakerOpen { Skip::Breaker } else { Skip::Concurrency };
+                let skip =
+                    if error.reason == Reason::BreakerOpen { Skip::Breaker } else { Skip::Concurrency };
                 return retries.give_up(worker, last, skip, error);
             }
         };

@@ -96,10 +96,8 @@ async fn next(
 ) -> Next {
     let Some(index) = snapshot.listener(&peer.listener) else { return Next::End };
     let limits = &snapshot.listener_at(index).settings.limits;
-    let parse_limits = Limits {
-        max_size: limits.max_header_size.bytes() as usize,
-        max_fields: limits.max_headers as usize,
-    };
+    let parse_limits =
+        Limits { max_size: limits.max_header_size.bytes() as usize, max_fields: limits.max_headers as usize };
     let mut head: Option<RequestHead> = None;
     let mut scanned = 0;
     client.connection.borrow_mut().rest();
@@ -250,7 +248,8 @@ impl One<'_> {
             }
             Response::Upstream(answer) => {
                 request.record.head_out(answer.head.status, now);
-                let framing = queue_head(&mut self.client.connection.borrow_mut(), &request, &answer, &mut then);
+                let framing =
+                    queue_head(&mut self.client.connection.borrow_mut(), &request, &answer, &mut then);
                 self.relay(&mut request, answer, framing, half_close).await
             }
         };
@@ -409,7 +408,12 @@ fn queue_answer(connection: &mut Connection, request: &Request, answer: &Answer,
 }
 
 /// Queues the head of an upstream's answer and returns how its body is framed towards this client.
-fn queue_head(connection: &mut Connection, request: &Request, answer: &FromUpstream, then: &mut Then) -> Framing {
+fn queue_head(
+    connection: &mut Connection,
+    request: &Request,
+    answer: &FromUpstream,
+    then: &mut Then,
+) -> Framing {
     let out = connection.output();
     let head = &answer.head;
     let framing = match (head.framing, request.head.version) {

@@ -126,7 +126,9 @@ impl Record {
                 target: head.target(),
                 status,
                 outcome,
-                reason: self.reason.or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
+                reason: self
+                    .reason
+                    .or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
                 attempts: self.attempts,
                 head: head_time,
                 total,
@@ -150,13 +152,13 @@ impl Record {
 const fn of_reason(reason: Reason) -> RequestOutcome {
     use Reason::*;
     match reason {
-        NoRoute | BadRequest | HeaderTimeout | BodyTooLarge | HeaderTooLarge | MethodNotAllowed | LoopDetected
-        | ClientStalled => RequestOutcome::ClientError,
+        NoRoute | BadRequest | HeaderTimeout | BodyTooLarge | HeaderTooLarge | MethodNotAllowed
+        | LoopDetected | ClientStalled => RequestOutcome::ClientError,
         BreakerOpen | ConcurrencyLimited | QueueFull | QueueTimeout | NoHealthyEndpoint | Draining => {
             RequestOutcome::Rejected
         }
-        ConnectError | DnsError | TlsError | UpstreamReset | ProtocolError | AttemptTimeout | RequestTimeout
-        | DeadlineExceeded | UpstreamStalled => RequestOutcome::Failed,
+        ConnectError | DnsError | TlsError | UpstreamReset | ProtocolError | AttemptTimeout
+        | RequestTimeout | DeadlineExceeded | UpstreamStalled => RequestOutcome::Failed,
         ClientDisconnected => RequestOutcome::Cancelled,
     }
 }

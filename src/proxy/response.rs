@@ -249,7 +249,8 @@ impl FromUpstream {
             self.moved_at = Instant::now();
         }
         loop {
-            let quiet = self.is_quiet || self.is_stream && self.head.framing == Framing::Chunked
+            let quiet = self.is_quiet
+                || self.is_stream && self.head.framing == Framing::Chunked
                 || self.is_stream && self.head.framing == Framing::UntilClose;
             let patience = match side {
                 Reason::UpstreamStalled if quiet => *timeout.stream_idle,

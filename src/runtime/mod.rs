@@ -45,8 +45,8 @@ use crate::proxy::shared::Shared;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::words;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::Metrics;
 use crate::telemetry::log;
+use crate::telemetry::metrics::Metrics;
 
 pub use self::drain::DRAINED;
 pub use self::sockets::BindError;
@@ -135,8 +135,7 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let (drains, drain_orders) = mpsc::unbounded_channel();
     let (tell_end, ended) = std_mpsc::channel();
     let (tell_settled, settled) = std_mpsc::channel();
-    let control =
-        Arc::new(Control { process: process.clone(), reloads: reloads.clone(), drains });
+    let control = Arc::new(Control { process: process.clone(), reloads: reloads.clone(), drains });
     // Watched before anybody is told that it runs: whoever changes the file then is noticed.
     let watch = reload::watch(&process, &reloads);
     let metrics_address = public.as_ref().map(|(_, address)| *address);
@@ -221,10 +220,8 @@ impl Drop for Running {
 impl Background {
     /// Starts the thread; `spawn` runs inside its runtime and spawns its tasks.
     fn start(spawn: impl FnOnce() -> io::Result<()>) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(BLOCKING_THREADS)
-            .build()?;
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
         let handle = runtime.handle().clone();
         {
             let _inside = runtime.enter();
@@ -253,9 +250,8 @@ impl Background {
 fn share(loaded: &Loaded, workers: usize, metrics: Arc<Metrics>) -> Result<Arc<Shared>, StartError> {
     let config = &loaded.config;
     let settings = &config.telemetry.access_log;
-    let access_log =
-        AccessLog::start(settings, config.telemetry.log.format, metrics.log_dropped().clone())
-            .map_err(|source| StartError::AccessLog { path: settings.path.clone(), source })?;
+    let access_log = AccessLog::start(settings, config.telemetry.log.format, metrics.log_dropped().clone())
+        .map_err(|source| StartError::AccessLog { path: settings.path.clone(), source })?;
     let shared = Shared::new(metrics, access_log, workers, config.server.max_buffer.bytes());
     let snapshot = Snapshot::build(&config.listener, &config.upstream, None, &shared);
     shared.snapshot.store(Arc::new(snapshot));

@@ -32,7 +32,11 @@ pub(super) fn log_them() {
 fn line(panic: &PanicHookInfo<'_>) -> String {
     let message = panic.payload_as_str().unwrap_or("without a message").replace('\n', " ");
     match panic.location() {
-        Some(place) => format!("panicked at {}:{}: {message}; this is a bug, please report it", place.file(), place.line()),
+        Some(place) => format!(
+            "panicked at {}:{}: {message}; this is a bug, please report it",
+            place.file(),
+            place.line()
+        ),
         None => format!("panicked: {message}; this is a bug, please report it"),
     }
 }

@@ -67,8 +67,7 @@ impl Workers {
     /// Starts `count` workers, which serve nothing yet.
     pub(super) fn start(count: usize, shared: &Arc<Shared>, gate: &Arc<Gate>) -> io::Result<Self> {
         let (alive, ended) = std_mpsc::channel();
-        let mut workers =
-            Self { commands: Vec::new(), threads: Mutex::default(), ended: Mutex::new(ended) };
+        let mut workers = Self { commands: Vec::new(), threads: Mutex::default(), ended: Mutex::new(ended) };
         for index in 0..count {
             // Made here, so that a machine without descriptors is told to whoever starts it.
             let runtime = Builder::new_current_thread().enable_all().build()?;

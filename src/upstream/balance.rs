@@ -52,7 +52,10 @@ pub fn pick<'a>(endpoints: &'a [Weighted], tried: &[u64], draw: u64) -> Option<&
     let untried = |choice: &&Weighted| !tried.contains(&choice.endpoint.id);
     let total = endpoints.iter().filter(untried).map(|choice| choice.weight).sum::<u32>();
     if total == 0 {
-        return endpoints.iter().map(|choice| &choice.endpoint).min_by_key(|endpoint| endpoint.last_failure());
+        return endpoints
+            .iter()
+            .map(|choice| &choice.endpoint)
+            .min_by_key(|endpoint| endpoint.last_failure());
     }
     let draw_one = |draw: u32, without: Option<u64>| {
         let open = |choice: &&Weighted| untried(choice) && Some(choice.endpoint.id) != without;

@@ -151,7 +151,8 @@ impl Pool {
     pub fn give_back(&self, mut connection: Box<ToEndpoint>, settings: &Settings, now: Instant) {
         connection.requests += 1;
         let too_many = settings.max_requests > 0 && connection.requests >= settings.max_requests;
-        let too_old = settings.max_age.is_some_and(|max| now.saturating_duration_since(connection.born) >= *max);
+        let too_old =
+            settings.max_age.is_some_and(|max| now.saturating_duration_since(connection.born) >= *max);
         if too_many || too_old || !connection.wire.is_reusable(false) {
             return;
         }
@@ -168,7 +169,8 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, idle| {
             idle.retain_mut(|Idle { connection, since, timeout }| {
-                let kept = now.saturating_duration_since(*since) < *timeout && connection.wire.is_reusable(false);
+                let kept =
+                    now.saturating_duration_since(*since) < *timeout && connection.wire.is_reusable(false);
                 if !kept {
                     connection.leaves_the_pool();
                 }

@@ -59,7 +59,13 @@ pub async fn refresh(upstream: &Upstream) {
         let was_resolved = known.usable.iter().any(|choice| choice.endpoint.address == *address);
         match answer {
             Ok(sockets) if !sockets.is_empty() => {
-                upstream.endpoints.store(Arc::new(with_answer(upstream, &known, address, entry.weight, sockets)));
+                upstream.endpoints.store(Arc::new(with_answer(
+                    upstream,
+                    &known,
+                    address,
+                    entry.weight,
+                    sockets,
+                )));
             }
             answer => {
                 let why = answer.err().unwrap_or_else(|| "it has no addresses".to_owned());
