@@ -5,6 +5,7 @@
 
 pub mod check;
 mod client;
+mod demo;
 mod drain;
 mod file;
 mod probe;
@@ -38,6 +39,8 @@ enum Command {
     Run(run::Args),
     Check(check::Args),
     Schema(schema::Args),
+    /// Run flaky upstreams, the proxy and some load, and show who suffers with and without it
+    Demo(demo::Args),
     /// Ask the running sidecar whether it is ready: exit 0 if it is
     Probe(probe::Args),
     /// Make the running sidecar read its configuration again
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::policy::breaker::{Breaker, StateKind};
+use crate::policy::budget::Budget;
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
-use crate::policy::retry::{Budget, Rules};
+use crate::policy::retry::Rules;
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::{Settings, Upstream};
@@ -92,7 +93,7 @@ impl Chain {
         let metrics = &self.upstream.metrics;
         metrics.concurrency_in_flight.set(in_flight.into());
         metrics.concurrency_limit.set(limit.into());
-        metrics.queue_depth.set(waiting.into());
+        metrics.queue_depth.set(waiting as i64);
         metrics.streams.set(self.upstream.streams().into());
         metrics.breaker_stands(series_state(self.breaker.view(Instant::now()).state));
     }

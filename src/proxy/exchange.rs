@@ -27,7 +27,6 @@ use crate::policy::mode::Mode;
 use crate::policy::retry::{self, Cause, Decision, Skip};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Effect;
-use crate::timer::Timer;
 use crate::upstream::balance;
 
 /// Serves a request: from an upstream, or by an answer of our own. `checked` is what its head was found to be;

@@ -24,7 +24,6 @@ use super::snapshot::Snapshot;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::encode;
-use crate::http1::field::Name;
 use crate::http1::head::{Framing, Limits, Method, Parsed, RequestHead, Version};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
@@ -473,7 +472,7 @@ async fn linger(client: &Client, timer: &Timer) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::http1::field::Name;
 
     #[test]
     fn hop_by_hop_fields_are_known_by_name() {

@@ -31,7 +31,7 @@ use super::response::{FromUpstream, Response};
 use super::snapshot::Snapshot;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
-use crate::http1::field::{Fields, Name};
+use crate::http1::field::Fields;
 use crate::http1::head::{Framing, RequestHead};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
@@ -63,7 +63,7 @@ pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
     let service = {
         let (worker, peer, streams) = (Rc::clone(&worker), peer.clone(), Rc::clone(&streams));
         service_fn(move |request| {
-            let stream = Stream::begin(&worker, &streams);
+            let stream = Stream::begin(&streams);
             let (worker, peer, known) = (Rc::clone(&worker), peer.clone(), Rc::clone(&known));
             async move { one(worker, peer, &known, request, stream).await }
         })
@@ -132,14 +132,13 @@ impl Streams {
 
 /// A stream, counted until dropped.
 struct Stream {
-    worker: Rc<Worker>,
     streams: Rc<Streams>,
 }
 
 impl Stream {
-    fn begin(worker: &Rc<Worker>, streams: &Rc<Streams>) -> Self {
+    fn begin(streams: &Rc<Streams>) -> Self {
         streams.open.set(streams.open.get() + 1);
-        Self { worker: Rc::clone(worker), streams: Rc::clone(streams) }
+        Self { streams: Rc::clone(streams) }
     }
 }
 
@@ -483,6 +482,7 @@ impl hyper::rt::Write for Io {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http1::field::Name;
 
     #[test]
     fn fields_of_the_connection_do_not_reach_http2() {

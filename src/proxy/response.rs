@@ -243,7 +243,7 @@ impl FromUpstream {
     /// Waits with a body that stands still, and sees it become a stream.
     fn poll_patience(&mut self, cx: &mut Context<'_>, side: Reason) -> Poll<Error> {
         let target = self.routed.target();
-        let timeout = &target.timeout;
+        let (idle, stream_idle) = (*target.timeout.idle, *target.timeout.stream_idle);
         let stream_after = *target.chain.upstream.settings.concurrency.stream_after;
         if !std::mem::replace(&mut self.waiting, true) {
             self.moved_at = Instant::now();
@@ -253,8 +253,8 @@ impl FromUpstream {
                 || self.is_stream && self.head.framing == Framing::Chunked
                 || self.is_stream && self.head.framing == Framing::UntilClose;
             let patience = match side {
-                Reason::UpstreamStalled if quiet => *timeout.stream_idle,
-                _ => *timeout.idle,
+                Reason::UpstreamStalled if quiet => stream_idle,
+                _ => idle,
             };
             let gives_up = (self.mode != Mode::Off).then(|| self.moved_at + patience);
             let turns = (!self.is_stream).then(|| self.head_at + stream_after);

@@ -217,7 +217,8 @@ fn look(
 ) -> Sight {
     let shared = &process.shared;
     let snapshot = shared.snapshot.load();
-    let listeners = process.open().iter().map(|open| {
+    let open = process.open();
+    let listeners = open.iter().map(|open| {
         let activity = snapshot.listener(&open.name).map(|place| &snapshot.listener_at(place).activity);
         Listener {
             direction: open.direction,

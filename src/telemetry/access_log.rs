@@ -1,9 +1,9 @@
 //! The access log: one line for each request that is worth one, written by hand and in batches.
 //!
 //! A worker formats lines into a buffer of its own ([`WorkerLog`]) and hands it over when it is full or some time
-//! has passed; one thread writes for all of them ([`super::spool`]). A line costs some 100 ns; through `tracing` it
-//! would be 2 us. Where the disk or the pipe is too slow, lines are dropped and counted, and the log of events says
-//! how many: a worker never waits.
+//! has passed; one thread writes for all of them (`spool`). A line costs some 2,700 instructions; rejected: events
+//! through `tracing`, which cost several times that. Where the disk or the pipe is too slow, lines are dropped and
+//! counted, and the log of events says how many: a worker never waits.
 //!
 //! What a client may choose (path, method, request id) is escaped and bounded: it cannot end a line, forge a field
 //! or move a terminal's cursor.
@@ -158,6 +158,12 @@ impl AccessLog {
         }
         self.shared.set(settings, format);
         Ok(())
+    }
+
+    /// Waits until what the workers handed over is written, but for at most a second: for the end of the process,
+    /// where others may still hold this log.
+    pub fn flush(&self) {
+        self.shared.spool.flush();
     }
 
     /// A way into the log for one worker.
@@ -348,8 +354,9 @@ impl Line<'_> {
 /// UTF-8 become U+FFFD, control characters become escapes (those of C1 too: terminals obey them).
 fn escape(out: &mut Vec<u8>, text: &[u8], limit: usize) {
     let shown = &text[..text.len().min(limit)];
-    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
-    if shown.iter().all(is_plain) {
+    let is_special = |byte: u8| !(b' '..=b'~').contains(&byte) | (byte == b'"') | (byte == b'\\');
+    // PERF: without a branch for each byte, sixteen are looked at together.
+    if !shown.iter().fold(false, |seen, byte| seen | is_special(*byte)) {
         out.extend_from_slice(shown);
     } else {
         for chunk in shown.utf8_chunks() {

@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(cumulative[0], (0.001, 1));
         assert_eq!(cumulative[1], (0.0025, 2));
         assert_eq!(cumulative.last(), Some(&(30.0, 2)), "an hour is beyond every bound");
-        assert_eq!((seen.count(), seen.sum_seconds()), (3, 3600.002_001));
+        assert_eq!((seen.count(), seen.sum_seconds()), (3, 3_600.002_001));
         assert_eq!(seen.clone().plus(&seen).count(), 6);
     }
 }

@@ -27,6 +27,7 @@ pub struct LogGuard {
     level: reload::Handle<Targets, Registry>,
     /// Ends with this guard.
     _writer: Writer,
+    spool: Spool,
 }
 
 /// Starts the log of events for this process. Lines that are lost count in `dropped`.
@@ -37,10 +38,10 @@ pub fn init(settings: &LogSettings, dropped: Arc<SharedCounter>) -> io::Result<L
     let format = settings.format.resolve(io::stderr().is_terminal());
     let tell = Box::new(move |lines| told(format, SystemTime::now(), lines));
     let (spool, writer) = Spool::start("log", Target::Stderr, dropped, tell)?;
-    let (subscriber, level) = subscriber(settings.level, format, spool);
+    let (subscriber, level) = subscriber(settings.level, format, spool.clone());
     // A log that is there already stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
-    Ok(LogGuard { level, _writer: writer })
+    Ok(LogGuard { level, _writer: writer, spool })
 }
 
 /// What turns events into lines for `spool`, and the handle that changes their level.
@@ -61,6 +62,12 @@ fn subscriber(
 }
 
 impl LogGuard {
+    /// Waits until what was said is written, but for at most a second: for the end of the process, where others may
+    /// still hold this guard.
+    pub fn flush(&self) {
+        self.spool.flush();
+    }
+
     /// From now on what is at least this grave is logged.
     pub fn set_level(&self, level: Level) {
         // It errs only when the log is gone, and then there is no level.
@@ -140,8 +147,8 @@ mod tests {
         let tell = Box::new(|_| Vec::new());
         let (spool, writer) =
             Spool::start("test", Target::File(path.clone()), Arc::default(), tell).expect("a thread");
-        let (subscriber, level) = subscriber(Level::Info, format, spool);
-        let guard = LogGuard { level, _writer: writer };
+        let (subscriber, level) = subscriber(Level::Info, format, spool.clone());
+        let guard = LogGuard { level, _writer: writer, spool };
         tracing::subscriber::with_default(subscriber, || say(&|level| guard.set_level(level)));
         drop(guard);
         let text = std::fs::read_to_string(&path).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Metrics: what happened, as numbers that Prometheus reads.
 //!
-//! Every metric is declared once, in [`page`], and every series is resolved at load: the path holds handles and names no
+//! Every metric is declared once, in `page`, and every series is resolved at load: the path holds handles and names no
 //! string. What a worker counts for each request lies in that worker's own shard ([`super::cells`] says why) and is
 //! summed at the scrape; what is rare or one for the process is shared.
 //!

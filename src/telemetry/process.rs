@@ -111,7 +111,8 @@ mod tests {
     fn this_process_can_be_read() {
         let process = Process::read().expect("/proc is mounted where the tests run");
         let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs_f64();
-        assert!((now - 86_400.0..now + 5.0).contains(&process.start_seconds), "{process:?}");
+        // The machine's clock may have been set since it started.
+        assert!((now - 86_400.0..now + 60.0).contains(&process.start_seconds), "{process:?}");
         assert!(process.resident_bytes > 1 << 20 && process.virtual_bytes > process.resident_bytes);
         assert!(process.open_fds >= 3 && process.max_fds >= process.open_fds as f64);
         assert!(process.threads >= 1);

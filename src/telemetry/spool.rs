@@ -60,8 +60,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is something to do for the writer.
     work: Condvar,
-    /// The writer has written everything and is gone.
-    ended: Condvar,
+    /// The writer has written everything, or is gone.
+    rest: Condvar,
     dropped: Arc<SharedCounter>,
 }
 
@@ -71,6 +71,8 @@ struct State {
     target: Target,
     /// Lines dropped that nobody was told of yet.
     untold: u64,
+    /// The writer holds lines that are not written yet.
+    is_writing: bool,
     is_ending: bool,
     has_ended: bool,
 }
@@ -86,9 +88,15 @@ impl Spool {
         dropped: Arc<SharedCounter>,
         tell: Tell,
     ) -> io::Result<(Spool, Writer)> {
-        let state = State { buffer: Vec::new(), target, untold: 0, is_ending: false, has_ended: false };
-        let shared =
-            Shared { state: Mutex::new(state), work: Condvar::new(), ended: Condvar::new(), dropped };
+        let state = State {
+            buffer: Vec::new(),
+            target,
+            untold: 0,
+            is_writing: false,
+            is_ending: false,
+            has_ended: false,
+        };
+        let shared = Shared { state: Mutex::new(state), work: Condvar::new(), rest: Condvar::new(), dropped };
         let spool = Spool(Arc::new(shared));
         let (writing, outlet) = (spool.clone(), Outlet::default());
         thread::Builder::new().name(name.to_owned()).spawn(move || writing.write_all(outlet, &tell))?;
@@ -117,6 +125,12 @@ impl Spool {
         self.lock().target = target;
     }
 
+    /// Waits until all that was appended is written, but for at most a second.
+    pub(super) fn flush(&self) {
+        let is_busy = |state: &mut State| !state.has_ended && (state.is_writing || !state.buffer.is_empty());
+        drop(self.0.rest.wait_timeout_while(self.lock(), FLUSH_TIMEOUT, is_busy));
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,13 +143,14 @@ impl Spool {
             let mut state = self.wait_for_work();
             if state.is_ending && state.buffer.is_empty() && state.untold == 0 {
                 state.has_ended = true;
-                self.0.ended.notify_all();
+                self.0.rest.notify_all();
                 return;
             }
             std::mem::swap(&mut state.buffer, &mut batch);
             if outlet.target.as_ref() != Some(&state.target) {
                 outlet = Outlet { target: Some(state.target.clone()), ..Outlet::default() };
             }
+            state.is_writing = true;
             let is_ending = state.is_ending;
             let may_tell = is_ending || told_at.is_none_or(|at| at.elapsed() >= TELL_INTERVAL);
             let untold = if may_tell { std::mem::take(&mut state.untold) } else { 0 };
@@ -161,7 +176,11 @@ impl Spool {
 
     /// Waits for lines, for the end, or for the time to tell of dropped lines.
     fn wait_for_work(&self) -> MutexGuard<'_, State> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.is_writing = false;
+        if state.buffer.is_empty() {
+            self.0.rest.notify_all();
+        }
         let timeout = if state.untold > 0 { TELL_INTERVAL } else { Duration::MAX };
         let is_idle = |state: &mut State| state.buffer.is_empty() && !state.is_ending;
         self.0.work.wait_timeout_while(state, timeout, is_idle).unwrap_or_else(PoisonError::into_inner).0
@@ -175,7 +194,7 @@ impl Drop for Writer {
         state.is_ending = true;
         shared.work.notify_one();
         // Timed out or not: there is nothing more to be done for these lines.
-        drop(shared.ended.wait_timeout_while(state, FLUSH_TIMEOUT, |state| !state.has_ended));
+        drop(shared.rest.wait_timeout_while(state, FLUSH_TIMEOUT, |state| !state.has_ended));
     }
 }
 
@@ -322,6 +341,10 @@ mod tests {
             Spool::start("test", Target::File(path.clone()), dropped.clone(), tell()).expect("a thread");
         let lines: String = (0..1000).map(|number| format!("{number}\n")).collect();
         lines.split_inclusive('\n').for_each(|line| spool.append(line.as_bytes(), 1));
+        spool.flush();
+        assert_eq!(fs::read_to_string(&path).expect("written"), lines);
+        let lines = lines + "last\n";
+        spool.append(b"last\n", 1);
         drop(writer);
         assert_eq!(fs::read_to_string(&path).expect("written"), lines);
         spool.append(b"too late\n", 1);

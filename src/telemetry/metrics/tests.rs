@@ -4,6 +4,9 @@ use super::*;
 use std::collections::BTreeSet;
 use std::time::UNIX_EPOCH;
 
+/// Some labels of a series: name and value.
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
 fn words() -> Words {
     Words { retries: vec!["upstream_reset", "503"], retries_skipped: vec!["budget", "yield"] }
 }
@@ -80,7 +83,7 @@ fn parse_labels(mut text: &str) -> Vec<(String, String)> {
 }
 
 /// The value of the series of this name that has (at least) these labels; `None` if there is none.
-fn value(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+fn value(page: &str, name: &str, labels: Labels<'_>) -> Option<f64> {
     let has = |sample: &Sample, (key, value): &(&str, &str)| {
         sample.labels.iter().any(|(have, is)| have == key && is == value)
     };
@@ -126,7 +129,7 @@ fn series_exist_from_load_on_but_those_with_a_code_or_an_endpoint() {
     );
     let page = metrics.render();
     let app = ("upstream", "app");
-    let zeros: &[(&str, &[(&str, &str)])] = &[
+    let zeros: &[(&str, Labels)] = &[
         ("outrigger_request_duration_seconds_count", &[app, ("outcome", "rejected")]),
         ("outrigger_request_duration_seconds_bucket", &[("upstream", ""), ("le", "+Inf")]),
         ("outrigger_response_duration_seconds_sum", &[app]),
@@ -185,7 +188,7 @@ fn the_page_shows_the_sum_of_all_workers() {
     let page = metrics.render();
 
     let app = ("upstream", "app");
-    let counts: &[(&str, &[(&str, &str)], f64)] = &[
+    let counts: &[(&str, Labels, f64)] = &[
         ("outrigger_request_duration_seconds_bucket", &[app, ("outcome", "ok"), ("le", "0.0025")], 0.0),
         ("outrigger_request_duration_seconds_bucket", &[app, ("outcome", "ok"), ("le", "0.005")], 2.0),
         ("outrigger_request_duration_seconds_sum", &[app, ("outcome", "ok")], 0.008),
