@@ -467,7 +467,7 @@ impl Wire {
             return Err(Over);
         }
         let Script { replies, asked_by_number, .. } = &self.shared.script;
-        let asked = seen.target[1..].parse().ok().filter(|_| *asked_by_number);
+        let asked = seen.target.get(1..).and_then(|number| number.parse().ok()).filter(|_| *asked_by_number);
         let reply = replies
             .get(asked.unwrap_or(number))
             .or(replies.last())
