@@ -17,7 +17,7 @@ use super::client::Client;
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
+use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
 use super::send::{self, Clock, Sending, Unanswered};
 use super::worker::Worker;
 use crate::http1::field::Name;
@@ -170,7 +170,8 @@ impl Admitted {
         chain.upstream.metrics.shard(worker.index).attempt_duration.observe(latency);
         request.record.answered = Some(now);
         match result {
-            Ok((connection, head, upload)) => {
+            Ok(arrived) => {
+                let head = &arrived.head;
                 let verdict = match head.fields.get(Name::GrpcStatus).filter(|_| request.context.grpc) {
                     Some(status) => chain.classifier.grpc(grpc_status(status).unwrap_or(2)),
                     None => chain.classifier.status(head.status),
@@ -182,11 +183,8 @@ impl Admitted {
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
                 let Self { permit, slot, in_flight, .. } = self;
                 let hold = Hold { permit, slot, in_flight, outcome, counted_as };
-                let grpc = request.context.grpc;
                 let mode = clock_mode(routed, request);
-                let mut answer = Box::new(FromUpstream::new(
-                    worker, routed, connection, head, hold, upload, mode, grpc, now,
-                ));
+                let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 match whole(&mut answer, request, routed, timer).await {
                     Ok(()) => Ok(answer),
                     Err(error) => Err(Failed { error, unprocessed: false, slot: None }),
@@ -225,7 +223,7 @@ impl Admitted {
         request: &mut Request,
         timer: &Timer,
         client: Option<&Client>,
-    ) -> Result<(Box<ToEndpoint>, crate::http1::head::ResponseHead, Option<Progress>), Unanswered> {
+    ) -> Result<Arrived, Unanswered> {
         let endpoint = Arc::clone(self.in_flight.endpoint());
         let may_resend = matches!(
             request.head.method,
@@ -255,7 +253,7 @@ impl Admitted {
             match sent {
                 Ok(()) => {
                     let upload = (!progress.has_ended()).then_some(progress);
-                    return Ok((connection, head, upload));
+                    return Ok(Arrived { connection, head, upload });
                 }
                 Err(unanswered) => {
                     worker.reuse_response_head(head);

@@ -3,11 +3,10 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::route::{self, normal_path};
-use super::snapshot::{Listener, Snapshot, Target};
+use super::snapshot::{Held, Listener, Target};
 use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::http1::head::RequestHead;
@@ -51,7 +50,7 @@ enum Id {
 
 /// Where a request goes: the configuration that it took, and the route in it.
 pub struct Routed {
-    snapshot: Rc<Arc<Snapshot>>,
+    snapshot: Held,
     listener: usize,
     route: usize,
 }
@@ -149,7 +148,7 @@ impl Routed {
     ///
     /// # Errors
     /// [`Reason::NoRoute`].
-    pub fn find(snapshot: &Rc<Arc<Snapshot>>, listener: usize, head: &RequestHead) -> Result<Self, Error> {
+    pub fn find(snapshot: &Held, listener: usize, head: &RequestHead) -> Result<Self, Error> {
         let path = normal_path(head.path_and_query());
         let request = route::Request {
             method: head.method_text(),

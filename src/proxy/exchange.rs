@@ -140,7 +140,9 @@ impl<'a> Retries<'a> {
     fn new(routed: &'a Routed, request: &Request) -> Self {
         let target = routed.target();
         let context = &request.context;
-        let bounded = target.timeout.mode != Mode::Off && !context.grpc;
+        // A quiet gRPC stream looks like a slow call, so those are bounded only where somebody says so.
+        let bounded =
+            target.timeout.mode != Mode::Off && (!context.grpc || target.timeout.request_is_written);
         Self {
             routed,
             mode: target.retry.mode.of(target.retry.rollout, context.hash),
@@ -184,7 +186,7 @@ impl<'a> Retries<'a> {
                 return Err(Error::new(reason, "too little time is left for an attempt"));
             }
         }
-        if enabled && !request.context.grpc {
+        if enabled && (!request.context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
             let left = self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
             let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
             clock.attempt = Some(timeout.attempt_timeout(left, may_follow));

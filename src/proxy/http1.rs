@@ -6,7 +6,6 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,7 @@ use super::life::Stage;
 use super::record::Record;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
-use super::snapshot::Snapshot;
+use super::snapshot::Held;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::encode;
@@ -90,7 +89,7 @@ async fn next(
     client: &Client,
     timer: &Timer,
     peer: &Peer,
-    snapshot: &Arc<Snapshot>,
+    snapshot: &Held,
     now: Instant,
 ) -> Next {
     let Some(index) = snapshot.listener(&peer.listener) else { return Next::End };
@@ -163,7 +162,7 @@ struct One<'a> {
     worker: &'a Rc<Worker>,
     client: &'a Rc<Client>,
     peer: &'a Peer,
-    snapshot: &'a Rc<Arc<Snapshot>>,
+    snapshot: &'a Held,
     /// Whether the listener is still configured.
     is_wanted: bool,
 }

@@ -9,7 +9,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
@@ -28,7 +27,7 @@ use super::life::Stage;
 use super::record::Record;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
-use super::snapshot::Snapshot;
+use super::snapshot::Held;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::field::Fields;
@@ -155,7 +154,7 @@ impl Drop for Stream {
 async fn one(
     worker: Rc<Worker>,
     peer: Peer,
-    known: &RefCell<Rc<Arc<Snapshot>>>,
+    known: &RefCell<Held>,
     incoming: http::Request<Incoming>,
     stream: Stream,
 ) -> Result<http::Response<Outgoing>, Infallible> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::context::{Context, Routed};
-use super::snapshot::Snapshot;
+use super::snapshot::Held;
 use super::worker::Worker;
 use crate::http1::head::RequestHead;
 use crate::reason::Reason;
@@ -19,7 +19,7 @@ use crate::upstream::endpoint::Endpoint;
 /// What became of a request.
 pub struct Record {
     worker: Rc<Worker>,
-    snapshot: Rc<Arc<Snapshot>>,
+    snapshot: Held,
     listener: usize,
     /// Where it went.
     pub routed: Option<Rc<Routed>>,
@@ -50,7 +50,7 @@ pub struct Record {
 
 impl Record {
     /// The record of a request that came to this listener just now.
-    pub fn begin(worker: &Rc<Worker>, snapshot: Rc<Arc<Snapshot>>, listener: usize, now: Instant) -> Self {
+    pub fn begin(worker: &Rc<Worker>, snapshot: Held, listener: usize, now: Instant) -> Self {
         worker.shared.request_began(worker.index, now);
         snapshot.listener_at(listener).activity.began(worker.index, now);
         Self {

@@ -49,6 +49,16 @@ pub struct Hold {
     pub counted_as: Option<AttemptOutcome>,
 }
 
+/// An answer's head, and what it came over.
+pub struct Arrived {
+    /// The connection, behind the head.
+    pub connection: Box<ToEndpoint>,
+    /// The head.
+    pub head: ResponseHead,
+    /// How far the request's body has come, where it still flows.
+    pub upload: Option<Progress>,
+}
+
 /// An answer that comes from an upstream.
 pub struct FromUpstream {
     /// Its head.
@@ -90,24 +100,20 @@ impl Hold {
 }
 
 impl FromUpstream {
-    /// The answer whose `head` came over `connection` at `now`. `upload`: the request's body still flows.
+    /// The answer that has arrived at `now`. `mode`: whether timeouts cut its body.
     pub fn new(
         worker: &Rc<Worker>,
         routed: &Rc<Routed>,
-        connection: Box<ToEndpoint>,
-        head: ResponseHead,
+        arrived: Arrived,
         hold: Hold,
-        upload: Option<Progress>,
         mode: Mode,
-        grpc: bool,
         now: Instant,
     ) -> Self {
-        let is_events = head.fields.get(Name::ContentType).is_some_and(is_event_stream);
         Self {
-            reader: BodyReader::new(head.framing),
-            head,
-            connection: Some(connection),
-            upload,
+            reader: BodyReader::new(arrived.head.framing),
+            head: arrived.head,
+            connection: Some(arrived.connection),
+            upload: arrived.upload,
             hold,
             routed: Rc::clone(routed),
             worker: Rc::clone(worker),
@@ -116,18 +122,19 @@ impl FromUpstream {
             moved_at: now,
             waiting: false,
             mode,
-            is_quiet: grpc || is_events,
+            is_quiet: false,
             is_stream: false,
         }
     }
 
-    /// Event streams are streams from their head on.
+    /// The answer is the one that the client gets. Event streams are streams from here on.
     ///
     /// # Errors
     /// [`Reason::ConcurrencyLimited`] where `connections.max_streams` is reached.
     pub fn begin(&mut self, grpc: bool, now: Instant) -> Result<(), Error> {
-        let has_body = self.head.framing != Framing::None;
-        if self.is_quiet && !grpc && has_body && !self.become_stream(now) {
+        let is_events = self.head.fields.get(Name::ContentType).is_some_and(is_event_stream);
+        self.is_quiet = grpc || is_events;
+        if is_events && self.head.framing != Framing::None && !self.become_stream(now) {
             return Err(Error::new(Reason::ConcurrencyLimited, "connections.max_streams is reached"));
         }
         Ok(())

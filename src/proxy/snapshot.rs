@@ -4,6 +4,7 @@
 //! it in (`runtime::reload`).
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::activity::Activity;
@@ -15,6 +16,10 @@ use crate::policy::retry::Rules;
 use crate::policy::{retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, RouteMetrics};
 use crate::upstream;
+
+/// A snapshot as a worker hands it to its requests: they count their references without atomics, which other
+/// workers would count too.
+pub type Held = Rc<Arc<Snapshot>>;
 
 /// One configuration as the path uses it.
 #[derive(Default)]

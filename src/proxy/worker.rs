@@ -7,13 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::chain::Chain;
 use super::life::Stage;
 use super::shared::Shared;
-use super::snapshot::Snapshot;
+use super::snapshot::Held;
 use crate::http1::connection::Buffers;
 use crate::http1::head::{RequestHead, ResponseHead};
+use crate::policy::breaker::ConnectProbe;
 use crate::telemetry::access_log::WorkerLog;
 use crate::timer::{Timer, Wheel};
+use crate::upstream::balance;
 use crate::upstream::pool::Pool;
 
 /// How often a worker looks after its affairs besides requests.
@@ -35,7 +38,7 @@ pub struct Worker {
     /// Lines of the access log that wait to be written together.
     pub log: WorkerLog,
     wheel: Rc<Wheel>,
-    snapshot: RefCell<Rc<Arc<Snapshot>>>,
+    snapshot: RefCell<Held>,
     stage: Cell<Stage>,
     random: Cell<u64>,
     requests: RefCell<Vec<RequestHead>>,
@@ -74,8 +77,13 @@ impl Worker {
         }
     }
 
-    fn look_after(&self, now: Instant) {
+    fn look_after(self: &Rc<Self>, now: Instant) {
         self.shared.beat(self.index, now);
+        for (_, chain) in self.snapshot().chains() {
+            if let Some(probe) = chain.breaker.wants_connect_probe(now, self.draw()) {
+                tokio::task::spawn_local(Rc::clone(self).probe(Arc::clone(chain), probe));
+            }
+        }
         self.pool.sweep(now);
         self.log.flush();
         let stage = self.shared.life.stage();
@@ -88,8 +96,23 @@ impl Worker {
         }
     }
 
+    /// Tries a bare connect to an upstream whose breaker is open because connects ran into their timeout.
+    async fn probe(self: Rc<Self>, chain: Arc<Chain>, probe: ConnectProbe) {
+        let endpoint = {
+            let endpoints = chain.upstream.endpoints();
+            balance::pick(&endpoints.usable, &[], self.draw_bits()).map(Arc::clone)
+        };
+        let Some(endpoint) = endpoint else { return };
+        let connecting = self.pool.connect(&chain.upstream, &endpoint);
+        let until = Instant::now() + *chain.upstream.settings.timeout.connect;
+        if let Ok(Ok(connection)) = self.timer().within(until, connecting).await {
+            chain.breaker.connect_probe_succeeded(probe);
+            self.pool.give_back(connection, &chain.upstream.settings.connections, Instant::now());
+        }
+    }
+
     /// The configuration in force. A request takes it once and keeps it to its end.
-    pub fn snapshot(&self) -> Rc<Arc<Snapshot>> {
+    pub fn snapshot(&self) -> Held {
         let current = self.shared.snapshot.load();
         let mut mine = self.snapshot.borrow_mut();
         if !Arc::ptr_eq(&mine, &current) {
