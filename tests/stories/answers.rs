@@ -367,11 +367,12 @@ async fn every_series_exists_from_the_start() {
 
 #[tokio::test]
 async fn requests_are_counted_by_their_outcome() {
+    // The reset comes first, on a fresh connection: on a kept one it would be the stale race, and made good.
     let app = Upstream::that()
+        .resets_before_the_head()
         .answers(200)
         .answers(404)
         .answers(500)
-        .resets_before_the_head()
         .answers(299)
         .start()
         .await;
@@ -392,7 +393,8 @@ async fn requests_are_counted_by_their_outcome() {
     for (labels, count) in cases {
         let series = format!("outrigger_requests_total{{listener=main,route=default,upstream=app,{labels}}}");
         let lines = proxy.admin_get("/metrics").await.text();
-        let lines: Vec<_> = lines.lines().filter(|line| line.starts_with("outrigger_requests_total")).collect();
+        let lines: Vec<_> =
+            lines.lines().filter(|line| line.starts_with("outrigger_requests_total")).collect();
         assert_eq!(metrics.sum(&series), count, "{series}: {lines:#?}");
     }
     for (outcome, count) in [("ok", 2.0), ("4xx", 1.0), ("5xx", 1.0), ("upstream_reset", 1.0)] {
