@@ -38,10 +38,14 @@ pub fn eventually<'a>(
 }
 
 /// Waits for `future`; panics with `what` when [`PATIENCE`] is over.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+#[track_caller]
+pub fn soon<T>(what: &str, future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let place = std::panic::Location::caller();
+    async move {
+        match tokio::time::timeout(PATIENCE, future).await {
+            Ok(value) => value,
+            Err(_) => panic!("{place}: not within {PATIENCE:?}: {what}"),
+        }
     }
 }
 
