@@ -1,4 +1,5 @@
 //! One file for each subcommand.
 
 pub mod check;
+pub mod explain;
 pub mod schema;
