@@ -167,16 +167,15 @@ impl<'a> Lint<'a> {
                 gaps.push(Problem::new(message, cure).at(&Path::of(&["listener"]).index(index), node));
             }
         }
-        for (name, node) in all_upstreams(self.root).filter(|(_, node)| !node.removed) {
+        for (name, node) in self.root.get("upstream").into_iter().flat_map(Node::entries) {
             if node.get("endpoints").is_none() && !node.lost_like("endpoints") {
                 let cure = "add `endpoints = [\"host:port\"]`";
                 let problem = Problem::new(format!("the upstream \"{name}\" has no endpoints"), cure);
                 gaps.push(problem.at(&Path::of(&["upstream", name]), node));
             }
         }
-        for (name, node) in
-            all_upstreams(self.root).filter(|(name, node)| !node.removed && !used.contains(name))
-        {
+        let upstreams = self.root.get("upstream").into_iter().flat_map(Node::entries);
+        for (name, node) in upstreams.filter(|(name, _)| !used.contains(name)) {
             let problem = Problem::new(
                 format!("no listener and no route uses the upstream \"{name}\""),
                 format!("name it in a route (`upstream = \"{name}\"`), or remove it"),

@@ -51,6 +51,19 @@ fn five_lines_are_a_whole_configuration() {
 }
 
 #[test]
+fn the_examples_run_without_a_warning() {
+    let directory = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let files = std::fs::read_dir(directory).expect("the examples").map(|entry| entry.expect("one").path());
+    let files: Vec<_> = files.filter(|file| file.extension().is_some_and(|end| end == "toml")).collect();
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("an example");
+        let said = said(&text);
+        assert!(said.is_empty(), "{}: {said:#?}", file.display());
+    }
+}
+
+#[test]
 fn each_mistake_is_told_with_its_place_and_its_cure() {
     // Line 6 is the first behind the good part.
     let cases = [
