@@ -280,3 +280,197 @@ impl fmt::Display for Explanation {
         f.write_str(&text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    /// The arguments as they are typed.
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    const FILE: &str = r#"
+[defaults.timeout]
+request = "5s"
+[[listener]]
+name = "egress"
+address = "127.0.0.1:8080"
+  [[listener.route]]
+  name = "orders"
+  match = { host = "orders.internal", methods = ["POST"] }
+  upstream = "app"
+  [[listener.route]]
+  name = "payments"
+  match = { path_prefix = "/payments" }
+  upstream = "payments"
+  rewrite = { prefix = "/" }
+  retry = { attempts = 3 }
+[[listener]]
+name = "other"
+address = "127.0.0.1:8081"
+upstream = "app"
+[upstream.app]
+endpoints = ["127.0.0.1:9000"]
+retry.mode = "shadow"
+timeout.mode = "off"
+[upstream.payments]
+endpoints = ["127.0.0.1:9001", "p.internal:80"]
+timeout.attempt = "1s"
+retry.backoff = { base = "100ms", jitter = "none" }
+"#;
+
+    fn asked(line: &str) -> Result<Explanation, String> {
+        let loaded = config::parse(FILE, "t.toml", &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
+        let line = ["explain", "t.toml"].into_iter().chain(line.split('|'));
+        explain(&loaded, &Line::try_parse_from(line).expect("a good command line").args)
+    }
+
+    fn answer(line: &str) -> Explanation {
+        asked(line).expect("an answer")
+    }
+
+    #[test]
+    fn the_first_route_that_matches_takes_the_request() {
+        let cases = [
+            // why                         asked                                                    listener  route       goes up
+            (
+                "by path",
+                "--url|http://127.0.0.1:8080/payments/42?a",
+                "egress",
+                "payments",
+                "GET /42?a, Host: the endpoint's address",
+            ),
+            ("by another host", "--url|http://pay/payments", "egress", "payments", "GET /, Host: pay"),
+            (
+                "by host and method",
+                "--url|http://orders.internal/x|-X|POST",
+                "egress",
+                "orders",
+                "POST /x, Host: orders.internal",
+            ),
+            (
+                "a Host of its own",
+                "--url|http://127.0.0.1:8080/x|-X|POST|-H|Host: orders.internal",
+                "egress",
+                "orders",
+                "POST /x, Host: orders.internal",
+            ),
+            (
+                "the address names the listener",
+                "--url|http://127.0.0.1:8081/payments",
+                "other",
+                "default",
+                "GET /payments, Host: the endpoint's address",
+            ),
+            (
+                "so does its name",
+                "--url|http://h/payments|--listener|other",
+                "other",
+                "default",
+                "GET /payments, Host: h",
+            ),
+            (
+                "the first that has a route",
+                "--url|http://h/nothing",
+                "other",
+                "default",
+                "GET /nothing, Host: h",
+            ),
+        ];
+        for (why, line, listener, route, goes_up) in cases {
+            let answer = answer(line);
+            assert_eq!(answer.listener.name, listener, "{why}");
+            assert_eq!(answer.route.map(|route| route.name).as_deref(), Some(route), "{why}");
+            assert_eq!(answer.goes_up.as_deref(), Some(goes_up), "{why}");
+        }
+        let nothing = answer("--url|http://127.0.0.1:8080/x");
+        assert!(nothing.route.is_none() && nothing.to_string().contains("404 `no_route`"));
+        let why: Vec<_> = nothing.passed_over.iter().map(|part| part.what.as_str()).collect();
+        assert_eq!(
+            why,
+            [
+                "not taken: host is not orders.internal, method is not POST",
+                "not taken: path is not below /payments",
+            ]
+        );
+        assert!(asked("--url|/x").is_err_and(|message| message.contains("names no host")));
+        assert!(
+            asked("--url|http://h/|--listener|none")
+                .is_err_and(|message| message.contains("there are egress, other"))
+        );
+    }
+
+    #[test]
+    fn each_value_names_the_line_that_says_it() {
+        let answer = answer("--url|http://h/payments");
+        let from = |policy: &str, key: &str| {
+            let policy = answer.chain.iter().find(|step| step.name == policy).expect("a step of the chain");
+            let value = policy.values.iter().find(|value| value.key == key).expect("a key of it");
+            (value.value.clone(), value.from.clone())
+        };
+        let said = |value: &str, from: &str| (value.to_owned(), from.to_owned());
+        assert_eq!(from("timeout", "request"), said("\"5s\"", "[defaults.timeout] line 3"));
+        assert_eq!(from("timeout", "attempt"), said("\"1s\"", "[upstream.payments] line 27"));
+        assert_eq!(from("retry", "attempts"), said("3", "route \"payments\" line 16"));
+        assert_eq!(from("retry", "backoff.base"), said("\"100ms\"", "[upstream.payments] line 28"));
+        assert_eq!(from("retry", "backoff.max"), said("\"1s\"", "built in"));
+        let order: Vec<_> = answer.chain.iter().map(|step| step.name).collect();
+        let chain =
+            ["limits", "timeout", "retry", "breaker", "concurrency", "balance", "connections", "failure"];
+        assert_eq!(order, chain);
+    }
+
+    #[test]
+    fn the_worst_case_follows_from_what_is_in_force() {
+        let cases = [
+            // why                          asked                                                            ms           attempts  says
+            (
+                "the request's own timeout",
+                "--url|http://h/payments",
+                Some(5000),
+                3,
+                "500ms in the queue + 3 x 1s for attempts + 300ms of back-off = 3.8s",
+            ),
+            (
+                "the caller has less time",
+                "--url|http://h/payments|-H|x-request-timeout-ms: 300",
+                Some(300),
+                3,
+                "the caller's deadline (300ms)",
+            ),
+            (
+                "the caller retries",
+                "--url|http://h/payments|-H|x-retry-attempt: 1",
+                Some(5000),
+                1,
+                "the caller retries itself",
+            ),
+            (
+                "a method that is not idempotent",
+                "--url|http://h/payments|-X|POST",
+                Some(5000),
+                3,
+                "the method is not in retry.methods",
+            ),
+            (
+                "a gRPC call by itself",
+                "--url|http://h/payments|-H|content-type: application/grpc",
+                Some(5000),
+                3,
+                "not in retry.grpc_methods",
+            ),
+            ("neither is enforced", "--url|http://h/|--listener|other", None, 1, "timeout is off"),
+        ];
+        for (why, line, latency_ms, attempts, says) in cases {
+            let worst = answer(line).worst_case.expect("a route takes it");
+            assert_eq!((worst.latency_ms, worst.attempts), (latency_ms, attempts), "{why}");
+            let all = [worst.latency, worst.attempts_why].concat().join("\n");
+            assert!(all.contains(says), "{why}: {all}");
+        }
+    }
+}
