@@ -8,6 +8,7 @@ mod client;
 pub mod demo;
 mod drain;
 mod exit;
+pub mod explain;
 mod file;
 mod probe;
 mod quit;
@@ -34,6 +35,7 @@ enum Command {
     /// Runs the proxy until SIGTERM or SIGINT; SIGHUP or a changed file reloads
     Run(run::Args),
     Check(check::Args),
+    Explain(explain::Args),
     Schema(schema::Args),
     /// Runs flaky upstreams, the proxy and some load, and shows who suffers with and without it
     Demo(demo::Args),
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Probe(args) => probe::run(&args),

@@ -13,6 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::units::within;
 
 /// An entry of `endpoints`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -154,7 +155,7 @@ impl<'de> Deserialize<'de> for Settings {
         #[serde(deny_unknown_fields)]
         struct Table {
             address: String,
-            #[serde(default = "one")]
+            #[serde(default = "one", deserialize_with = "within::<_, 1, 1000>")]
             weight: u32,
         }
         const fn one() -> u32 {
@@ -175,10 +176,6 @@ impl<'de> Deserialize<'de> for Settings {
         }
         let table = deserializer.deserialize_any(Either)?;
         let address = table.address.parse().map_err(serde::de::Error::custom)?;
-        if !(1..=1000).contains(&table.weight) {
-            let error = format!("a weight of {} is out of range; give a number from 1 to 1000", table.weight);
-            return Err(serde::de::Error::custom(error));
-        }
         Ok(Self { address, weight: table.weight })
     }
 }
