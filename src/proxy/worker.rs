@@ -105,11 +105,12 @@ impl Worker {
             balance::pick(&endpoints.usable, &[], self.draw_bits()).map(Arc::clone)
         };
         let Some(endpoint) = endpoint else { return };
-        let connecting = self.pool.connect(&chain.upstream, &endpoint);
-        let until = Instant::now() + *chain.upstream.settings.timeout.connect;
+        let settings = &chain.upstream.settings;
+        let connecting = self.pool.connect(&chain.upstream.counts, settings.connections.max, &endpoint);
+        let until = Instant::now() + *settings.timeout.connect;
         if let Ok(Ok(connection)) = self.timer().within(until, connecting).await {
             chain.breaker.connect_probe_succeeded(probe);
-            self.pool.give_back(connection, &chain.upstream.settings.connections, Instant::now());
+            self.pool.give_back(connection, &settings.connections, Instant::now());
         }
     }
 

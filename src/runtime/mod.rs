@@ -261,7 +261,7 @@ fn share(loaded: &Loaded, workers: usize, metrics: Arc<Metrics>) -> Result<Arc<S
     let access_log = AccessLog::start(settings, config.telemetry.log.format, metrics.log_dropped().clone())
         .map_err(|source| StartError::AccessLog { path: settings.path.clone(), source })?;
     let shared = Shared::new(metrics, access_log, workers, config.server.max_buffer.bytes());
-    let snapshot = Snapshot::build(&config.listener, &config.upstream, None, &shared);
+    let snapshot = Snapshot::build(&config.listener, &config.upstream, None, &shared.metrics);
     shared.snapshot.store(Arc::new(snapshot));
     Ok(shared)
 }

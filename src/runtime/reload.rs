@@ -211,7 +211,8 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
 
     // From here on nothing fails. Names must be known before anybody is accepted for them.
     let snapshot = process.shared.snapshot.load_full();
-    let snapshot = Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared);
+    let snapshot =
+        Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared.metrics);
     process.shared.snapshot.store(Arc::new(snapshot));
     let changes = changes(&opened, plan.gone.len());
     let mut old: Vec<Option<Open>> = open.drain(..).map(Some).collect();

@@ -16,8 +16,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
+use super::counts::{Counted, Counts};
 use super::endpoint::Endpoint;
-use super::{Counted, Upstream};
 use crate::http1::connection::{Buffers, Connection};
 use crate::units::{OrNone, Span, within};
 
@@ -117,19 +117,17 @@ impl Pool {
         None
     }
 
-    /// A new connection to `endpoint`.
+    /// A new connection to `endpoint`, one of the `max` of its upstream.
     ///
     /// # Errors
     /// [`ConnectError`]. How long it may take is the caller's affair.
     pub async fn connect(
         &self,
-        upstream: &Upstream,
+        counts: &Arc<Counts>,
+        max: u32,
         endpoint: &Arc<Endpoint>,
     ) -> Result<Box<ToEndpoint>, ConnectError> {
-        let counted = upstream.count_connection().or_else(|| {
-            self.close_one(upstream);
-            upstream.count_connection()
-        });
+        let counted = counts.add(max);
         let counted = counted.ok_or(ConnectError::TooMany)?;
         let stream = TcpStream::connect(endpoint.socket).await.map_err(ConnectError::Io)?;
         if stream.peer_addr().ok() == stream.local_addr().ok() {
@@ -180,18 +178,6 @@ impl Pool {
             });
             !idle.is_empty()
         });
-    }
-
-    /// Closes the oldest idle connection to `upstream`, to make room for one to another endpoint of it.
-    fn close_one(&self, upstream: &Upstream) {
-        let endpoints = upstream.endpoints();
-        let mut pool = self.idle.borrow_mut();
-        for choice in &endpoints.usable {
-            if let Some(idle) = pool.get_mut(&choice.endpoint.id).filter(|idle| !idle.is_empty()) {
-                idle.remove(0).connection.leaves_the_pool();
-                return;
-            }
-        }
     }
 }
 
