@@ -259,7 +259,8 @@ impl Breaker {
         self.with(|machine| ((), machine.update(settings, now)));
     }
 
-    /// Asks for an attempt that will take at most `lease`. `draw` is uniform in [0, 1).
+    /// Asks for an attempt that will take at most `lease` from now: a probe that has not come back by then counts as
+    /// failed. `draw` is uniform in [0, 1).
     ///
     /// # Errors
     /// A rejection: it is open, or has let enough through for now.
@@ -327,10 +328,12 @@ impl Permit {
         self.breaker.with(|machine| ((), machine.record(now, pass, &outcome, self.draw)));
     }
 
-    /// The attempt's timeout starts anew (it stands still while the request's body flows): so does a probe's lease.
+    /// A probe's lease starts anew: for an attempt whose time starts anew (it stands still while the request's body
+    /// flows), or whose head has come while its body goes on. Costs nothing where it is no probe.
     pub fn renew(&self, now: Instant, lease: Duration) {
         if let Some(number) = self.pass.lease {
-            self.breaker.with(|machine| (machine.renew(self.pass.epoch, number, now + lease), None));
+            self.breaker
+                .with(|machine| (machine.renew(self.pass.epoch, number, now + lease.min(*Span::MAX)), None));
         }
     }
 }
@@ -487,7 +490,7 @@ impl Machine {
                 outage.asked = outage.asked.saturating_add(1);
                 let good = tally.counts.total - tally.counts.failures;
                 if good + (probes.leases.len() as u32) < self.settings.half_open_requests {
-                    Ok((Some(probes.lend(now + lease)), draw))
+                    Ok((Some(probes.lend(now + lease.min(*Span::MAX))), draw))
                 } else {
                     Err(None)
                 }

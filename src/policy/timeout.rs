@@ -30,6 +30,10 @@ pub struct Settings {
     /// The same for streams: `text/event-stream`, gRPC, and a body that became a stream by `stream_after`.
     /// Default `"1h"`.
     pub stream_idle: Span,
+    /// Whether the file says `request`, in any layer: to gRPC calls it applies only then, since many servers
+    /// send a stream's head with its first message. (Of `attempt`, that it is there says the same.)
+    #[serde(skip)]
+    pub request_is_written: bool,
 }
 
 impl Default for Settings {
@@ -42,6 +46,7 @@ impl Default for Settings {
             attempt: None,
             idle: Span::from_secs(30),
             stream_idle: Span::from_secs(3600),
+            request_is_written: false,
         }
     }
 }

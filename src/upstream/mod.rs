@@ -1,19 +1,33 @@
 //! Who can answer and how to reach them: endpoints, balancing, pools, names.
+//!
+//! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
+pub mod counts;
 pub mod endpoint;
 pub mod pool;
+pub mod resolve;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use self::balance::Weighted;
+use self::counts::Counts;
+use self::endpoint::{Address, Endpoint};
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 
 /// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Who can answer: `"host:port"`, `"ip:port"`, or `{ address = "…", weight = 2 }`. At least one.
+    #[serde(deserialize_with = "endpoints")]
+    #[schemars(length(min = 1))]
     pub endpoints: Vec<endpoint::Settings>,
     /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
@@ -36,6 +50,95 @@ pub struct Settings {
     pub balance: balance::Settings,
 }
 
+/// A service that requests go to, with who can answer at the moment. One for the process.
+pub struct Upstream {
+    /// Its name in configuration, metrics and log.
+    pub name: Arc<str>,
+    /// What is in force.
+    pub settings: Settings,
+    /// Its series.
+    pub metrics: Arc<UpstreamMetrics>,
+    registry: Arc<Metrics>,
+    endpoints: Arc<ArcSwap<Endpoints>>,
+    /// What all workers together hold of it.
+    pub counts: Arc<Counts>,
+}
+
+/// Who can answer at the moment.
+#[derive(Default)]
+pub struct Endpoints {
+    /// Those that have an address.
+    pub usable: Vec<Weighted>,
+    /// Names without an address, and why; empty as to why until they have been looked up.
+    pub unresolved: Vec<(Address, String)>,
+}
+
+impl Upstream {
+    /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
+    /// counts. Endpoints that are names wait for their first look-up (`resolve`).
+    pub fn new(name: &str, settings: Settings, previous: Option<&Upstream>, registry: &Arc<Metrics>) -> Self {
+        let upstream = Self {
+            name: name.into(),
+            metrics: registry.upstream(name),
+            registry: Arc::clone(registry),
+            endpoints: Arc::default(),
+            counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
+            settings,
+        };
+        let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
+        upstream.endpoints.store(Arc::new(upstream.without_lookup(&known)));
+        upstream
+    }
+
+    /// Who can answer at the moment.
+    pub fn endpoints(&self) -> Guard<Arc<Endpoints>> {
+        self.endpoints.load()
+    }
+
+    /// Whether any endpoint is a name.
+    pub fn has_names(&self) -> bool {
+        self.settings.endpoints.iter().any(|entry| entry.address.ip().is_none())
+    }
+
+    /// Whether every name has been looked up, successfully or not.
+    pub fn is_looked_up(&self) -> bool {
+        self.endpoints().unresolved.iter().all(|(_, why)| !why.is_empty())
+    }
+
+    /// What is known without looking anything up: addresses, and what `known` says of names.
+    fn without_lookup(&self, known: &Endpoints) -> Endpoints {
+        let mut endpoints = Endpoints::default();
+        for entry in &self.settings.endpoints {
+            let address = &entry.address;
+            let weighted = |endpoint| Weighted { endpoint, weight: entry.weight };
+            if let Some(ip) = address.ip() {
+                let endpoint = self.endpoint(address, SocketAddr::new(ip, address.port), known);
+                endpoints.usable.push(weighted(endpoint));
+                continue;
+            }
+            let before = endpoints.usable.len();
+            let of_name = known.usable.iter().filter(|choice| choice.endpoint.address == *address);
+            endpoints.usable.extend(of_name.map(|choice| weighted(Arc::clone(&choice.endpoint))));
+            if endpoints.usable.len() == before {
+                let why = known.unresolved.iter().find(|(name, _)| name == address);
+                endpoints
+                    .unresolved
+                    .push((address.clone(), why.map_or(String::new(), |(_, why)| why.clone())));
+            }
+        }
+        endpoints
+    }
+
+    /// The endpoint at `socket`: the one of `known`, with all it has going on, or a new one.
+    fn endpoint(&self, address: &Address, socket: SocketAddr, known: &Endpoints) -> Arc<Endpoint> {
+        let same = |endpoint: &&Arc<Endpoint>| endpoint.socket == socket && endpoint.address == *address;
+        known.usable.iter().map(|choice| &choice.endpoint).find(same).map(Arc::clone).unwrap_or_else(|| {
+            let metrics = self.registry.endpoint(&self.name, &socket.to_string());
+            Arc::new(Endpoint::new(address.clone(), socket, metrics))
+        })
+    }
+}
+
 /// `protocol`: how to speak with endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -49,7 +152,7 @@ pub enum Protocol {
 
 /// `host`: the Host sent up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(from = "String", into = "String")]
+#[serde(try_from = "String", into = "String")]
 pub enum Host {
     /// The endpoint's name if the client asked for the listener's own address, else what the client sent.
     #[default]
@@ -62,15 +165,46 @@ pub enum Host {
     Name(String),
 }
 
-impl From<String> for Host {
-    fn from(text: String) -> Self {
+impl TryFrom<String> for Host {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
         match text.as_str() {
-            "auto" => Host::Auto,
-            "keep" => Host::Keep,
-            "endpoint" => Host::Endpoint,
-            _ => Host::Name(text),
+            "auto" => Ok(Host::Auto),
+            "keep" => Ok(Host::Keep),
+            "endpoint" => Ok(Host::Endpoint),
+            _ => check_authority(&text).map(|()| Host::Name(text)),
         }
     }
+}
+
+/// Checks a host as it stands in a Host field: a name or an address, with a port or without.
+///
+/// # Errors
+/// What is not such a host, with the cure.
+pub fn check_authority(text: &str) -> Result<(), String> {
+    let (host, port) = match text.rsplit_once(':') {
+        // The colons of an IPv6 address stand in brackets.
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let ip = host.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let host_fits = match ip {
+        Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(fits),
+    };
+    if text.len() > 255 || !host_fits || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(format!("{text:?} is not a host; give a name such as \"payments.internal\""));
+    }
+    Ok(())
+}
+
+fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<endpoint::Settings>, D::Error> {
+    let endpoints = Vec::deserialize(deserializer)?;
+    if endpoints.is_empty() {
+        return Err(serde::de::Error::custom("there are no endpoints; give at least one \"host:port\""));
+    }
+    Ok(endpoints)
 }
 
 impl From<Host> for String {
@@ -89,6 +223,6 @@ impl JsonSchema for Host {
         "Host".into()
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "description": "auto, keep, endpoint, or a name" })
+        schemars::json_schema!({ "type": "string", "description": "`auto`, `keep`, `endpoint`, or a name" })
     }
 }
