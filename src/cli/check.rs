@@ -11,7 +11,7 @@ use crate::config::{self, Diagnostic, Problems, Severity};
 /// Prints everything that is wrong with a file in one go, each mistake with its place and its cure. Exits with 0
 /// if nothing is wrong, with 1 if there are warnings and `--strict`, with 2 if a file cannot run.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The files.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -31,7 +31,7 @@ enum Format {
 }
 
 /// Runs the subcommand. What is wrong goes to stderr as text, to stdout as JSON.
-pub fn run(args: &Args) -> ExitCode {
+pub(super) fn run(args: &Args) -> ExitCode {
     let mut found = Vec::new();
     for file in &args.files {
         match config::load(file) {

@@ -25,7 +25,7 @@ use crate::proxy::route::{self, Match};
 /// Shows which listener, route and upstream would take a request, the chain it would pass with every value in
 /// force and where that comes from, and its worst-case latency and number of attempts.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The configuration.
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -60,7 +60,7 @@ fn header(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args) -> ExitCode {
+pub(super) fn run(args: &Args) -> ExitCode {
     let loaded = match config::load(&args.file) {
         Ok(loaded) => loaded,
         Err(problems) => {

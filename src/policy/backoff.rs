@@ -106,3 +106,128 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> i64 {
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn settings(jitter: Jitter) -> BackoffSettings {
+        BackoffSettings { base: Span::from_millis(25), max: Span::from_millis(1000), jitter }
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn waits_are_drawn_as_the_jitter_says() {
+        let cases = [
+            // why                                      jitter               retry  previous  draw  wait
+            ("the whole base", Jitter::None, 0, 0, 0.9, 25.0),
+            ("doubled each time", Jitter::None, 3, 0, 0.0, 200.0),
+            ("at most max", Jitter::None, 6, 0, 0.0, 1000.0),
+            ("even where 2^n overflows", Jitter::None, 200, 0, 0.0, 1000.0),
+            ("full: from nothing", Jitter::Full, 2, 0, 0.0, 0.0),
+            ("full: to the whole", Jitter::Full, 2, 0, 0.5, 50.0),
+            ("equal: at least half", Jitter::Equal, 2, 0, 0.0, 50.0),
+            ("equal: half of it random", Jitter::Equal, 2, 0, 0.5, 75.0),
+            ("decorrelated: from base", Jitter::Decorrelated, 5, 100, 0.0, 25.0),
+            ("decorrelated: to three times the previous", Jitter::Decorrelated, 5, 100, 0.5, 162.5),
+            ("decorrelated: the first is about base", Jitter::Decorrelated, 0, 0, 0.5, 50.0),
+            ("decorrelated: at most max", Jitter::Decorrelated, 5, 900, 0.999, 999.025),
+        ];
+        for (why, jitter, retry, previous, draw, expected) in cases {
+            let wait = wait(&settings(jitter), retry, ms(previous), draw).as_secs_f64() * 1000.0;
+            assert!((wait - expected).abs() < 0.001, "{why}: {wait} ms");
+        }
+    }
+
+    /// RFC 9110 §5.6.7 and §10.2.3.
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        const NOW: u64 = 784_111_777; // Sun, 06 Nov 1994 08:49:37 GMT
+        let cases = [
+            ("120", Some(120)),
+            ("0", Some(0)),
+            (" 5 ", Some(5)),
+            ("99999999999999999999999", Some(Span::MAX.as_secs())),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sunday, 06-Nov-94 08:50:37 GMT", Some(60)),
+            ("Sun Nov  6 09:49:37 1994", Some(3600)),
+            ("Mon, 07 Nov 1994 08:49:37 GMT", Some(86_400)),
+            ("Tue, 29 Feb 2000 00:00:00 GMT", Some(167_670_623)),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", Some(0)),
+            ("Wed, 31 Dec 1969 23:59:59 GMT", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:37 CET", None),
+            ("Sun, 06 Nov 1994", None),
+            ("Sun, 32 Nov 1994 08:49:37 GMT", None),
+            ("Sun, 06 Nov 1994 24:49:37 GMT", None),
+            ("Sun, 06 Non 1994 08:49:37 GMT", None),
+            ("-5", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+        ];
+        for (value, seconds) in cases {
+            assert_eq!(
+                parse_retry_after(value.as_bytes(), NOW),
+                seconds.map(Duration::from_secs),
+                "{value:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unreadable_pushback_means_never() {
+        let cases = [
+            ("250", Pushback::After(ms(250))),
+            ("0", Pushback::After(ms(0))),
+            ("-1", Pushback::Never),
+            ("soon", Pushback::Never),
+            ("", Pushback::Never),
+            ("99999999999", Pushback::Never),
+        ];
+        for (value, pushback) in cases {
+            assert_eq!(parse_pushback(value.as_bytes()), pushback, "{value:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_wait_is_longer_than_max(
+            jitter in prop::sample::select(vec![Jitter::None, Jitter::Full, Jitter::Equal, Jitter::Decorrelated]),
+            (base, max) in (1u64..100_000, 1u64..100_000),
+            retry: u32,
+            previous in 0u64..1_000_000,
+            draw in 0.0..1.0f64,
+        ) {
+            let settings = BackoffSettings { base: Span::from_millis(base), max: Span::from_millis(max), jitter };
+            prop_assert!(wait(&settings, retry, ms(previous), draw) <= ms(max));
+        }
+
+        #[test]
+        fn nothing_that_comes_in_panics(value: Vec<u8>, text in "[A-Za-z]{3},? [0-9]{1,3}[- ][A-Z][a-z]{2}[- ][0-9]{1,5} [0-9:]{1,9}( GMT)?", now: u64) {
+            let _ = (parse_retry_after(&value, now), parse_retry_after(text.as_bytes(), now), parse_pushback(&value));
+        }
+
+        /// Against the calendar counted day by day.
+        #[test]
+        fn dates_are_counted_as_the_calendar_has_them(days in 0i64..60_000) {
+            let (mut year, mut left) = (1970, days);
+            let leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            while left >= 365 + i64::from(leap(year)) {
+                left -= 365 + i64::from(leap(year));
+                year += 1;
+            }
+            let lengths = [31, 28 + i64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+            let mut month = 0;
+            while left >= lengths[month] {
+                left -= lengths[month];
+                month += 1;
+            }
+            prop_assert_eq!(days_since_1970(year as u64, month as u64 + 1, left as u64 + 1), days);
+        }
+    }
+}

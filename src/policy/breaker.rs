@@ -787,3 +787,6 @@ impl Probes {
 fn jittered(time: Duration, draw: f64) -> Duration {
     time.mul_f64(1.0 - JITTER + 2.0 * JITTER * draw)
 }
+
+#[cfg(test)]
+mod tests;

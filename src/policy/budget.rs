@@ -226,3 +226,6 @@ impl Cap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

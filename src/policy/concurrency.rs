@@ -233,3 +233,6 @@ impl Departures {
         (self.seen > 0 && now.saturating_duration_since(last) < Self::FRESH).then_some(self.interval)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,3 +110,113 @@ impl Feasibility {
         passes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::start;
+
+    #[test]
+    fn a_grpc_timeout_is_at_most_eight_digits_and_a_unit() {
+        let cases: [(&[u8], Option<Duration>); 16] = [
+            (b"1n", Some(Duration::from_nanos(1))),
+            (b"250u", Some(Duration::from_micros(250))),
+            (b"99999999m", Some(Duration::from_millis(99_999_999))),
+            (b"3S", Some(Duration::from_secs(3))),
+            (b"2M", Some(Duration::from_secs(120))),
+            (b"1H", Some(Duration::from_secs(3600))),
+            (b"0S", Some(Duration::ZERO)),
+            (b"99999999H", Some(*Span::MAX)),
+            (b"", None),
+            (b"S", None),
+            (b"5", None),
+            (b"123456789n", None),
+            (b"-1S", None),
+            (b"+1S", None),
+            (b"1.5S", None),
+            (b"1s", None),
+        ];
+        for (value, timeout) in cases {
+            assert_eq!(parse_grpc_timeout(value).ok(), timeout, "{}", value.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn milliseconds_are_digits_and_nothing_else() {
+        let cases: [(&[u8], Option<Duration>); 7] = [
+            (b"250", Some(Duration::from_millis(250))),
+            (b"0", Some(Duration::ZERO)),
+            (b"99999999999999999999999", Some(*Span::MAX)),
+            (b"", None),
+            (b"-5", None),
+            (b" 5", None),
+            (b"5ms", None),
+        ];
+        for (value, timeout) in cases {
+            assert_eq!(parse_millis(value), timeout, "{}", value.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn of_hopeless_attempts_one_in_twenty_starts_and_one_a_second() {
+        let now = start();
+        let (left, p50) = (Duration::from_millis(50), Some(Duration::from_millis(80)));
+
+        let often = Feasibility::new(now);
+        let passed = (0..2000).filter(|_| often.check(now, left, p50)).count();
+        assert_eq!(passed, 100, "one in twenty");
+
+        let seldom = Feasibility::new(now);
+        let asks = (0..60).map(|half_seconds| now + Duration::from_millis(500) * half_seconds);
+        let passed = asks.filter(|at| seldom.check(*at, left, p50)).count();
+        assert_eq!(passed, 29, "at two a second, one a second");
+    }
+
+    #[test]
+    fn an_attempt_needs_max_of_5_ms_and_p50() {
+        let cases = [
+            // why                                   left  p50       starts
+            ("enough", 80, Some(80), true),
+            ("less than half of them need", 79, Some(80), false),
+            ("nothing known: 5 ms", 5, None, true),
+            ("nothing known: less than 5 ms", 4, None, false),
+            ("a fast upstream: 5 ms nevertheless", 4, Some(1), false),
+            ("no time left", 0, Some(0), false),
+        ];
+        for (why, left, p50, starts) in cases {
+            let (left, p50) = (Duration::from_millis(left), p50.map(Duration::from_millis));
+            assert_eq!(Feasibility::new(start()).check(start(), left, p50), starts, "{why}");
+        }
+    }
+
+    #[test]
+    fn whoever_has_no_time_at_all_is_not_let_through_to_learn() {
+        let feasibility = Feasibility::new(start());
+        let later = |seconds| start() + Duration::from_secs(seconds);
+        assert!((0..100).all(|second| !feasibility.check(later(second), Duration::ZERO, None)));
+    }
+
+    proptest! {
+        /// What goes out is never more than what is left, loses less than a millionth and a nanosecond, and is
+        /// read back as it was written.
+        #[test]
+        fn a_written_timeout_is_what_is_left_rounded_down(seconds in 0u64..400_000_000, nanos in 0u32..1_000_000_000, shift in 0u32..30) {
+            let left = Duration::new(seconds >> shift, nanos >> shift);
+            let mut text = Vec::new();
+            write_grpc_timeout(left, &mut text);
+            prop_assert!(text.len() <= 9);
+            let read = parse_grpc_timeout(&text).expect("it is well formed");
+            prop_assert!(read <= left.min(*Span::MAX));
+            prop_assert_eq!(read.is_zero(), left.is_zero());
+            let lost = left.min(*Span::MAX) - read;
+            prop_assert!(lost <= left.div_f64(1_000_000.0) + Duration::from_nanos(1), "{left:?} as {read:?}");
+        }
+
+        #[test]
+        fn nothing_that_comes_in_panics(value: Vec<u8>) {
+            let _ = (parse_grpc_timeout(&value), parse_millis(&value));
+        }
+    }
+}

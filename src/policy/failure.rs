@@ -290,3 +290,109 @@ impl JsonSchema for GrpcStatus {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn classifier(status: &[&str]) -> Classifier {
+        let status = status.iter().map(|text| text.parse().expect(text)).collect();
+        Classifier::new(&Settings { status, ..Settings::default() })
+    }
+
+    #[test]
+    fn a_status_is_the_upstreams_fault_if_the_list_says_so() {
+        let default: &[&str] = &["5xx", "!501", "!505"];
+        let cases = [
+            // why                                   list                status  verdict
+            ("its work", default, 200, Verdict::Success),
+            ("a 4xx is the caller's fault", default, 404, Verdict::Success),
+            ("a failure", default, 503, Verdict::Failure),
+            ("taken out", default, 501, Verdict::Success),
+            ("taken out, wherever it stands", &["!501", "5xx"], 501, Verdict::Success),
+            ("429 concerns one caller", default, 429, Verdict::Throttled),
+            ("unless it is said to be a failure", &["429"], 429, Verdict::Failure),
+            ("or its class is", &["4xx"], 429, Verdict::Failure),
+            ("a class without a class", &["5xx", "!5xx"], 500, Verdict::Success),
+            ("a status that HTTP does not know", default, 999, Verdict::Success),
+            ("nothing is", &[], 500, Verdict::Success),
+        ];
+        for (why, list, status, verdict) in cases {
+            assert_eq!(classifier(list).status(status), verdict, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_grpc_status_is_the_upstreams_fault_if_the_list_says_so() {
+        let classifier = Classifier::new(&Settings::default());
+        let cases = [
+            ("OK", Verdict::Success),
+            ("NOT_FOUND", Verdict::Success),
+            ("UNAVAILABLE", Verdict::Failure),
+            ("DEADLINE_EXCEEDED", Verdict::Failure),
+            ("RESOURCE_EXHAUSTED", Verdict::Throttled),
+        ];
+        for (name, verdict) in cases {
+            assert_eq!(classifier.grpc(grpc_code(name).expect(name)), verdict, "{name}");
+        }
+        assert_eq!(classifier.grpc(200), Verdict::Failure, "a code that gRPC does not know is UNKNOWN");
+    }
+
+    #[test]
+    fn what_outrigger_answered_itself_is_no_evidence() {
+        let classifier = Classifier::new(&Settings::default());
+        let breaks = [Reason::UpstreamReset, Reason::ProtocolError, Reason::UpstreamStalled];
+        let ends = [
+            Reason::AttemptTimeout,
+            Reason::RequestTimeout,
+            Reason::DeadlineExceeded,
+            Reason::ClientDisconnected,
+        ];
+        for reason in Reason::ALL {
+            let early = if breaks.contains(&reason) { Verdict::Failure } else { Verdict::Ignored };
+            let late = if ends.contains(&reason) { Verdict::Failure } else { early };
+            assert_eq!(classifier.reason(reason, false), early, "{} early", reason.label());
+            assert_eq!(classifier.reason(reason, true), late, "{} late", reason.label());
+        }
+    }
+
+    #[test]
+    fn grpc_names_are_at_their_codes() {
+        let names = [
+            (0, "OK"),
+            (1, "CANCELLED"),
+            (8, "RESOURCE_EXHAUSTED"),
+            (14, "UNAVAILABLE"),
+            (16, "UNAUTHENTICATED"),
+        ];
+        for (code, name) in names {
+            assert_eq!((grpc_name(code), grpc_code(name)), (name, Some(code)));
+        }
+        assert_eq!((grpc_name(17), grpc_code("TEAPOT")), ("UNKNOWN", None));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_parses_to_itself_or_is_refused(text in "!?[0-9]?[0-9xX]{0,3}|.{0,5}") {
+            if let Ok(pattern) = text.parse::<StatusPattern>() {
+                prop_assert_eq!(pattern.to_string(), text.to_lowercase());
+            }
+        }
+
+        /// Against the list read in the plainest way.
+        #[test]
+        fn a_set_holds_what_its_list_says(list in prop::collection::vec("!?[2-5](xx|[0-9]{2})", 0..8), status in 200u16..600) {
+            let says = |out: bool| {
+                list.iter().any(|text| {
+                    let bare = text.trim_start_matches('!');
+                    let matches = bare == status.to_string() || bare == format!("{}xx", status / 100);
+                    matches && text.starts_with('!') == out
+                })
+            };
+            let set: StatusSet = list.iter().map(|text| text.parse::<StatusPattern>().expect(text)).collect();
+            prop_assert_eq!(set.contains(status), says(false) && !says(true));
+        }
+    }
+}

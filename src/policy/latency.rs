@@ -161,3 +161,87 @@ fn quantile(counts: &[u64; LEN], total: u64, percent: u64) -> u64 {
     });
     middle_of(step.unwrap_or(LEN - 1))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::start;
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn below_ten_samples_nothing_is_known() {
+        let (now, latency) = (start(), Latency::new(start()));
+        for _ in 0..9 {
+            latency.record(now, ms(20));
+        }
+        assert_eq!(latency.p50(now), None);
+        latency.record(now, ms(20));
+        let p50 = latency.p50(now + ms(100)).expect("ten samples");
+        assert!((ms(19)..ms(21)).contains(&p50), "{p50:?}");
+    }
+
+    #[test]
+    fn what_is_ten_seconds_old_is_forgotten_but_the_last_p99() {
+        let (now, latency) = (start(), Latency::new(start()));
+        (0..100).for_each(|_| latency.record(now, ms(20)));
+        assert!(latency.p50(now + ms(7900)).is_some());
+        assert_eq!(latency.p50(now + ms(10_100)), None);
+        let p99 = latency.p99(now + ms(600_000)).expect("the last one known");
+        assert!((ms(19)..ms(21)).contains(&p99), "{p99:?}");
+    }
+
+    #[test]
+    fn quantiles_follow_within_ten_seconds() {
+        let (now, latency) = (start(), Latency::new(start()));
+        (0..2000).for_each(|n| latency.record(now + ms(n * 10), ms(if n < 1000 { 10 } else { 100 })));
+        let p50 = latency.p50(now + ms(20_000)).expect("many samples");
+        assert!((ms(97)..ms(103)).contains(&p50), "{p50:?}");
+    }
+
+    #[test]
+    fn any_latency_has_a_step_and_the_longest_ones_the_last() {
+        assert_eq!(step_of(Duration::ZERO), 0);
+        assert_eq!(step_of(Duration::from_secs(67)), LEN - 1);
+        assert_eq!(step_of(Duration::MAX), LEN - 1);
+    }
+
+    #[test]
+    fn workers_that_record_at_once_lose_nothing() {
+        let (now, latency) = (start(), Latency::new(start()));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|n| latency.record(now + ms(n / 2), ms(5))));
+            }
+        });
+        let counted: u32 =
+            latency.slices.iter().flat_map(|slice| slice.iter()).map(|n| n.load(Relaxed)).sum();
+        assert_eq!(counted, 40_000);
+    }
+
+    proptest! {
+        /// The middle of a step is within 3.2 % (or half a microsecond's rounding) of whatever it counts.
+        #[test]
+        fn a_step_stands_for_what_it_counts(micros in 0u64..67_000_000) {
+            let middle = middle_of(step_of(Duration::from_micros(micros)));
+            prop_assert!(middle.abs_diff(micros) as f64 <= micros as f64 * 0.032 + 0.5, "{micros} as {middle}");
+        }
+
+        #[test]
+        fn quantiles_are_those_of_the_sorted_samples(mut micros in proptest::collection::vec(1u64..20_000_000, 10..400)) {
+            let (now, latency) = (start(), Latency::new(start()));
+            micros.iter().for_each(|sample| latency.record(now, Duration::from_micros(*sample)));
+            micros.sort_unstable();
+            let exact = |percent: usize| micros[(micros.len() * percent).div_ceil(100) - 1] as f64;
+            let later = now + ms(100);
+            for (found, exact) in [(latency.p50(later), exact(50)), (latency.p99(later), exact(99))] {
+                let found = found.expect("at least ten samples").as_micros() as f64;
+                prop_assert!((found - exact).abs() <= exact * 0.032 + 1.0, "{found} for {exact}");
+            }
+        }
+    }
+}

@@ -17,3 +17,14 @@ pub mod queue;
 pub mod retry;
 pub mod timeout;
 mod words;
+
+/// The first instant of made-up time: any will do, if it is always the same one.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "std offers no other way to get an instant")]
+fn start() -> std::time::Instant {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    *START.get_or_init(std::time::Instant::now)
+}
+
+#[cfg(test)]
+mod tests;

@@ -554,3 +554,6 @@ impl JsonSchema for GrpcMethods {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,23 @@
 //! Who can answer and how to reach them: endpoints, balancing, pools, names.
+//!
+//! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
 pub mod endpoint;
 pub mod pool;
+pub mod resolve;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use self::balance::Weighted;
+use self::endpoint::{Address, Endpoint};
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 
 /// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -36,6 +46,112 @@ pub struct Settings {
     pub concurrency: concurrency::Settings,
     /// Which endpoint is next.
     pub balance: balance::Settings,
+}
+
+/// A service that requests go to, with who can answer at the moment. One for the process.
+pub struct Upstream {
+    /// Its name in configuration, metrics and log.
+    pub name: Arc<str>,
+    /// What is in force.
+    pub settings: Settings,
+    /// Its series.
+    pub metrics: Arc<UpstreamMetrics>,
+    registry: Arc<Metrics>,
+    endpoints: Arc<ArcSwap<Endpoints>>,
+    counts: Arc<Counts>,
+}
+
+/// Who can answer at the moment.
+#[derive(Default)]
+pub struct Endpoints {
+    /// Those that have an address.
+    pub usable: Vec<Weighted>,
+    /// Names without an address, and why; empty as to why until they have been looked up.
+    pub unresolved: Vec<(Address, String)>,
+}
+
+/// What all workers together hold of an upstream.
+#[derive(Default)]
+struct Counts {
+    connections: AtomicU32,
+    streams: AtomicU32,
+}
+
+/// One of the upstream's connections, or of its streams, until dropped.
+pub struct Counted {
+    counts: Arc<Counts>,
+    is_stream: bool,
+}
+
+impl Upstream {
+    /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
+    /// counts. Endpoints that are names wait for [`resolve::refresh`].
+    pub fn new(name: &str, settings: Settings, previous: Option<&Upstream>, registry: &Arc<Metrics>) -> Self {
+        let upstream = Self {
+            name: name.into(),
+            metrics: registry.upstream(name),
+            registry: Arc::clone(registry),
+            endpoints: Arc::default(),
+            counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
+            settings,
+        };
+        let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
+        upstream.endpoints.store(Arc::new(resolve::without_lookup(&upstream, &known)));
+        upstream
+    }
+
+    /// Who can answer at the moment.
+    pub fn endpoints(&self) -> Guard<Arc<Endpoints>> {
+        self.endpoints.load()
+    }
+
+    /// Connections in use or idle, without those that streams hold.
+    pub fn connections(&self) -> u32 {
+        self.counts.connections.load(Relaxed)
+    }
+
+    /// Streams at the moment.
+    pub fn streams(&self) -> u32 {
+        self.counts.streams.load(Relaxed)
+    }
+
+    /// Counts a new connection; none where `connections.max` is reached.
+    fn count_connection(&self) -> Option<Counted> {
+        take_one(&self.counts.connections, self.settings.connections.max)
+            .then(|| Counted { counts: Arc::clone(&self.counts), is_stream: false })
+    }
+
+    /// The endpoint at `socket`: the one of `known`, with all it has going on, or a new one.
+    fn endpoint(&self, address: &Address, socket: std::net::SocketAddr, known: &Endpoints) -> Arc<Endpoint> {
+        let same = |endpoint: &&Arc<Endpoint>| endpoint.socket == socket && endpoint.address == *address;
+        known.usable.iter().map(|choice| &choice.endpoint).find(same).map(Arc::clone).unwrap_or_else(|| {
+            let metrics = self.registry.endpoint(&self.name, &socket.to_string());
+            Arc::new(Endpoint::new(address.clone(), socket, metrics))
+        })
+    }
+}
+
+impl Counted {
+    /// The connection is a stream's from now on; false where `max_streams` is reached, and nothing changed.
+    pub fn become_stream(&mut self, max_streams: u32) -> bool {
+        if !self.is_stream && take_one(&self.counts.streams, max_streams) {
+            self.counts.connections.fetch_sub(1, Relaxed);
+            self.is_stream = true;
+        }
+        self.is_stream
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let count = if self.is_stream { &self.counts.streams } else { &self.counts.connections };
+        count.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Counts one more, unless there are `max`.
+fn take_one(count: &AtomicU32, max: u32) -> bool {
+    count.fetch_update(Relaxed, Relaxed, |count| (count < max).then_some(count + 1)).is_ok()
 }
 
 /// `protocol`: how to speak with endpoints.

@@ -1,0 +1,59 @@
+//! `outrigger run`: the proxy itself.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use super::file::ConfigFile;
+use super::{FAILED, UNUSABLE, fail};
+use crate::config;
+use crate::runtime::{self, Running};
+
+/// What `run` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    file: ConfigFile,
+}
+
+/// Runs until it has drained: 0. A configuration that cannot be used: 2. Anything else: 1.
+pub(super) fn run(args: &Args) -> ExitCode {
+    let file = match args.file.find() {
+        Ok(file) => file,
+        Err(error) => return fail(UNUSABLE, error),
+    };
+    let loaded = match config::load(&file) {
+        Ok(loaded) => loaded,
+        Err(problems) => return fail(UNUSABLE, problems),
+    };
+    for warning in &loaded.warnings {
+        eprintln!("outrigger: {warning}");
+    }
+    let running = match runtime::start(loaded, Some(file)).and_then(|running| {
+        running.own_the_process()?;
+        Ok(running)
+    }) {
+        Ok(running) => running,
+        Err(error) => return fail(FAILED, error),
+    };
+    // Whoever started it may have closed its output; that is no reason not to serve.
+    let _ = writeln!(std::io::stdout().lock(), "{}", ready_line(&running));
+    ExitCode::from(running.wait())
+}
+
+/// `outrigger 0.1.0 ready: listeners app=127.0.0.1:8080, b=127.0.0.1:8081; admin 127.0.0.1:9900`, with the real
+/// ports where `:0` was asked, and `; metrics 0.0.0.0:9901` behind it where there is such an address. One line,
+/// the first on stdout; scripts and tests read it.
+fn ready_line(running: &Running) -> String {
+    let listeners: Vec<String> =
+        running.listeners().iter().map(|(name, address)| format!("{name}={address}")).collect();
+    let mut line = format!(
+        "outrigger {} ready: listeners {}; admin {}",
+        env!("CARGO_PKG_VERSION"),
+        listeners.join(", "),
+        running.admin()
+    );
+    if let Some(address) = running.metrics_address() {
+        line.push_str(&format!("; metrics {address}"));
+    }
+    line
+}
