@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::config::{self, Diagnostic, Problems, Severity};
 
-/// Checks configuration files without running them.
+/// Check configuration files without running them
 ///
 /// Prints everything that is wrong with a file in one go, each mistake with its place and its cure. Exits with 0
 /// if nothing is wrong, with 1 if there are warnings and `--strict`, with 2 if a file cannot run.
@@ -56,10 +56,11 @@ fn print_text(found: &[Diagnostic], files: &[PathBuf]) -> std::io::Result<()> {
     let mut out = std::io::stderr().lock();
     let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     for diagnostic in found {
-        writeln!(out, "{}\n", diagnostic.render(colour))?;
+        let behind = if diagnostic.line > 0 { "\n" } else { "" };
+        writeln!(out, "{}{behind}", diagnostic.render(colour))?;
     }
-    for file in files {
-        let file = file.display().to_string();
+    let unread = |file: &str| found.iter().any(|found| found.line == 0 && *found.file == *file);
+    for file in files.iter().map(|file| file.display().to_string()).filter(|file| !unread(file)) {
         let count = |severity| {
             found.iter().filter(|found| *found.file == *file && found.severity == severity).count()
         };

@@ -22,8 +22,10 @@ use crate::config::{self, Loaded};
 use crate::proxy::listener;
 use crate::proxy::route::{self, Match};
 
-/// Shows which listener, route and upstream would take a request, the chain it would pass with every value in
-/// force and where that comes from, and its worst-case latency and number of attempts.
+/// Show which way a request would take, what is in force there, and its worst case
+///
+/// That is: the listener, route and upstream that would take it, the chain it would pass with every value in force
+/// and the line that says so, the longest it can take, and the most attempts it can come to.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The configuration.

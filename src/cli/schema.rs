@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::config;
 
-/// Prints the JSON Schema of the configuration, for completion and checks in editors.
+/// Print the JSON Schema of the configuration, for editors
 ///
 /// With the TOML plugin of an editor (taplo): write it to a file, and name that in the first line of a
 /// configuration: `#:schema ./outrigger.schema.json`.
