@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::exit::{FAILED, UNUSABLE};
 use crate::config::{self, Diagnostic, Problems, Severity};
 
 /// Check configuration files without running them
@@ -46,8 +47,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
     };
     let is = |severity| found.iter().any(|diagnostic| diagnostic.severity == severity);
     match (is(Severity::Error), is(Severity::Warning)) {
-        (true, _) => ExitCode::from(2),
-        (false, true) if args.strict => ExitCode::from(1),
+        (true, _) => ExitCode::from(UNUSABLE),
+        (false, true) if args.strict => ExitCode::from(FAILED),
         _ => ExitCode::SUCCESS,
     }
 }

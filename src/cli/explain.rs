@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use self::target::{Target, reaches};
 use self::way::{InForce, Policy, Way, WorstCase};
+use super::exit::{UNUSABLE, fail};
 use crate::config::{self, Loaded};
 use crate::proxy::listener;
 use crate::proxy::route::{self, Match};
@@ -67,15 +68,12 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("{problems}\n\nthere is nothing to explain before `outrigger check` is content");
-            return ExitCode::from(2);
+            return ExitCode::from(UNUSABLE);
         }
     };
     let explanation = match explain(&loaded, args) {
         Ok(explanation) => explanation,
-        Err(message) => {
-            eprintln!("outrigger: {message}");
-            return ExitCode::from(2);
-        }
+        Err(message) => return fail(UNUSABLE, message),
     };
     let printed = match args.format {
         Format::Text => write!(std::io::stdout(), "{explanation}"),

@@ -362,7 +362,6 @@ impl<'a> Lint<'a> {
     fn in_force(&mut self, way: &InForce<'_>) {
         let timeout = |key: &str, value: Span| At(way.timeout_path.below(key), quoted(value));
         let request = timeout("request", way.timeout.request);
-        let connect = timeout("connect", way.timeout.connect);
         if let Some(attempt) = way.timeout.attempt.filter(|attempt| *attempt > way.timeout.request) {
             let cure = "an attempt ends with its request: make `attempt` shorter, or `request` longer";
             self.error(&timeout("attempt", attempt), "is longer than", &request, cure);
@@ -370,6 +369,7 @@ impl<'a> Lint<'a> {
         // What is built in just ends earlier with what it is a part of: only what was written was meant.
         let root = self.root;
         let meant = |at: &At<String>| root.follow(&at.0.0).1;
+        let connect = timeout("connect", way.timeout.connect);
         let attempt = way.timeout.attempt.filter(|attempt| way.timeout.connect > *attempt);
         if meant(&connect) && way.timeout.connect > way.timeout.request {
             let cure = "connecting is a part of the request: make `connect` shorter, or `request` longer";

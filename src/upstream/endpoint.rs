@@ -4,7 +4,7 @@
 //! request touches them twice. Not here: which endpoint is next (`balance`), idle connections (`pool`).
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -106,6 +106,13 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Address {
+    /// The IP address, where it is one and no name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
     }
 }
 
