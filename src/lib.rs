@@ -17,11 +17,15 @@
 //! - [`reason`]: why Outrigger answered itself.
 //! - [`units`]: durations, sizes and ratios as the configuration writes them.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod http1;
 pub mod policy;
 pub mod proxy;
 pub mod reason;
+pub mod runtime;
 pub mod telemetry;
+pub mod timer;
 pub mod units;
 pub mod upstream;

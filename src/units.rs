@@ -13,13 +13,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A length of time, written `"250ms"`, `"3s"`, `"2m"`, `"1h"` or `"1d"`. From 1 ms to 10 years.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
 pub struct Span(Duration);
 
 /// A number of bytes, written `"512B"`, `"64KiB"`, `"32MiB"`, `"1GiB"`, or in powers of ten `"64kB"`, `"1MB"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
 pub struct Size(u64);
 
 /// A number from 0 to 1. Parsing is the only way to get one.
@@ -100,7 +100,8 @@ impl FromStr for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis() as u64;
-        let (unit, length) = TIME_UNITS.iter().find(|(_, length)| millis % length == 0).unwrap_or(&("ms", 1));
+        let (unit, length) =
+            TIME_UNITS.iter().find(|(_, length)| millis.is_multiple_of(*length)).unwrap_or(&("ms", 1));
         write!(f, "{}{unit}", millis / length)
     }
 }
@@ -138,7 +139,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let binary = &SIZE_UNITS[..3];
         let (unit, bytes) =
-            binary.iter().find(|(_, bytes)| self.0 > 0 && self.0 % bytes == 0).unwrap_or(&("B", 1));
+            binary.iter().find(|(_, bytes)| self.0 > 0 && self.0.is_multiple_of(*bytes)).unwrap_or(&("B", 1));
         write!(f, "{}{unit}", self.0 / bytes)
     }
 }
@@ -176,24 +177,33 @@ impl From<Ratio> for f64 {
     }
 }
 
-/// Both ways between a unit and its text, for serde, which asks for these traits.
+/// Both ways between a unit and its text, for serde; `$what` is what a value of another type should have been.
 macro_rules! as_text {
-    ($type:ty) => {
-        impl TryFrom<String> for $type {
-            type Error = String;
-            fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
-            }
-        }
+    ($type:ty, $what:literal) => {
         impl From<$type> for String {
             fn from(value: $type) -> String {
                 value.to_string()
             }
         }
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl serde::de::Visitor<'_> for Text {
+                    type Value = $type;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($what)
+                    }
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$type, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
+            }
+        }
     };
 }
-as_text!(Span);
-as_text!(Size);
+as_text!(Span, "a length of time such as \"250ms\"");
+as_text!(Size, "a size such as \"64KiB\"");
 
 impl<T> Deref for OrNone<T> {
     type Target = Option<T>;
@@ -223,6 +233,18 @@ impl<T: fmt::Display> Serialize for OrNone<T> {
     }
 }
 
+/// Reads a whole number from `MIN` to `MAX`, for `#[serde(deserialize_with = "within::<_, 1, 64>")]`: so that a
+/// number that is out of range cannot get into settings.
+pub fn within<'de, D, const MIN: u32, const MAX: u32>(deserializer: D) -> Result<u32, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let number = i64::deserialize(deserializer)?;
+    u32::try_from(number).ok().filter(|number| (MIN..=MAX).contains(number)).ok_or_else(|| {
+        serde::de::Error::custom(format!("{number} is out of range; give a whole number from {MIN} to {MAX}"))
+    })
+}
+
 impl JsonSchema for Span {
     fn schema_name() -> Cow<'static, str> {
         "Span".into()
@@ -239,6 +261,20 @@ impl JsonSchema for Size {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "string", "pattern": r"^(\d+([KMG]iB|kB|MB|GB|B)|.*\$\{.*)$", "description": "a number of bytes, such as \"64KiB\"" })
     }
+}
+
+/// Reads a length of time from `MIN` to `MAX` milliseconds, as [`within`] reads a number.
+pub fn span_within<'de, D, const MIN: u64, const MAX: u64>(deserializer: D) -> Result<Span, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    let span = Span::deserialize(deserializer)?;
+    let (min, max) = (Span::from_millis(MIN), Span::from_millis(MAX));
+    (min..=max).contains(&span).then_some(span).ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "\"{span}\" is out of range; give a time from \"{min}\" to \"{max}\""
+        ))
+    })
 }
 
 impl JsonSchema for Ratio {

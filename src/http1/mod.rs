@@ -1,5 +1,7 @@
 //! HTTP/1.1 on the wire, both roles: bytes in, messages out. Knows no policy and no route.
 //!
+//! - [`connection`]: the thin shell that reads and writes.
+//!
 //! A codec without I/O: the caller holds the buffers, hands in what has come so far, and is told what it was.
 //!
 //! - [`field`]: the fields of a head or trailer section, and the names that the proxy looks at.
@@ -20,6 +22,7 @@
 //! only scanned for line ends until it is complete.
 
 pub mod body;
+pub mod connection;
 pub mod encode;
 pub mod field;
 pub mod framing;

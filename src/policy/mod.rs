@@ -5,7 +5,9 @@
 //! is held for some ten nanoseconds, which no number of workers that a sidecar has can make a bottleneck.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod backoff;
 pub mod breaker;
+pub mod budget;
 pub mod concurrency;
 pub mod deadline;
 pub mod failure;
@@ -14,3 +16,15 @@ pub mod mode;
 pub mod queue;
 pub mod retry;
 pub mod timeout;
+mod words;
+
+/// The first instant of made-up time: any will do, if it is always the same one.
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "std offers no other way to get an instant")]
+fn start() -> std::time::Instant {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    *START.get_or_init(std::time::Instant::now)
+}
+
+#[cfg(test)]
+mod tests;

@@ -32,3 +32,37 @@ impl Mode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_an_enforced_policy_is_rolled_out_in_part() {
+        let cases = [
+            // why                                  mode           rollout  request   in force
+            ("in force for all", Mode::Enforce, 1.0, u64::MAX, Mode::Enforce),
+            ("in force for none", Mode::Enforce, 0.0, 0, Mode::Shadow),
+            ("the first half of all hashes", Mode::Enforce, 0.5, u64::MAX / 2 - 4096, Mode::Enforce),
+            ("the second half", Mode::Enforce, 0.5, u64::MAX / 2 + 4096, Mode::Shadow),
+            ("shadow stays shadow", Mode::Shadow, 1.0, 0, Mode::Shadow),
+            ("off stays off", Mode::Off, 1.0, 0, Mode::Off),
+        ];
+        for (why, mode, rollout, request, in_force) in cases {
+            assert_eq!(mode.of(Ratio::new(rollout), request), in_force, "{why}");
+        }
+    }
+
+    proptest! {
+        /// Widening a rollout never takes a request out of it.
+        #[test]
+        fn a_wider_rollout_holds_the_narrower_one(a in 0.0..1.0f64, b in 0.0..1.0f64, request: u64) {
+            let (narrow, wide) = (Ratio::new(a.min(b)), Ratio::new(a.max(b)));
+            if Mode::Enforce.of(narrow, request) == Mode::Enforce {
+                prop_assert_eq!(Mode::Enforce.of(wide, request), Mode::Enforce);
+            }
+        }
+    }
+}

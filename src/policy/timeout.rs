@@ -1,4 +1,9 @@
-//! settings only so far
+//! How long each part of a request may take, and whether an attempt that was cut off says something.
+//!
+//! Arithmetic only. Not here: the timers themselves (`timer`), the caller's own deadline (`deadline`).
+
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +30,10 @@ pub struct Settings {
     /// The same for streams: `text/event-stream`, gRPC, and a body that became a stream by `stream_after`.
     /// Default `"1h"`.
     pub stream_idle: Span,
+    /// Whether the file says `request`, in any layer: to gRPC calls it applies only then, since many servers
+    /// send a stream's head with its first message. (Of `attempt`, that it is there says the same.)
+    #[serde(skip)]
+    pub request_is_written: bool,
 }
 
 impl Default for Settings {
@@ -37,6 +46,70 @@ impl Default for Settings {
             attempt: None,
             idle: Span::from_secs(30),
             stream_idle: Span::from_secs(3600),
+            request_is_written: false,
+        }
+    }
+}
+
+impl Settings {
+    /// How long one attempt may take, to the response's head: `attempt`, or half of `request` while a retry may
+    /// follow; never more than is `left` of the request.
+    pub fn attempt_timeout(&self, left: Duration, retry_may_follow: bool) -> Duration {
+        match self.attempt {
+            Some(attempt) => left.min(*attempt),
+            None if retry_may_follow => left.min(*self.request / 2),
+            None => left,
+        }
+    }
+}
+
+/// Whether an attempt that was cut off after `ran`, by a timeout or because its client left, says something about
+/// its upstream: only if it had its whole configured `attempt` timeout, or ran much longer than answers take.
+///
+/// Otherwise one caller with a tiny deadline would open the breaker for all. `p99` is what successful attempts
+/// show, as far as it is known; a dead upstream shows none, so the last one known counts (`latency`).
+pub fn is_evidence(ran: Duration, attempt: Duration, p99: Option<Duration>) -> bool {
+    const AT_LEAST: Duration = Duration::from_millis(100);
+    ran >= attempt || p99.is_some_and(|p99| ran > (p99 * 3).max(AT_LEAST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_gets_its_timeout_but_never_more_than_is_left() {
+        let unwritten = Settings { request: Span::from_secs(10), ..Settings::default() };
+        let written = Settings { attempt: Some(Span::from_secs(2)), ..unwritten.clone() };
+        let cases = [
+            // why                                        settings    left    retry   timeout
+            ("half of `request` while a retry may follow", &unwritten, 10_000, true, 5000),
+            ("less is left than that half", &unwritten, 3000, true, 3000),
+            ("the last attempt gets all that is left", &unwritten, 8000, false, 8000),
+            ("as written", &written, 10_000, true, 2000),
+            ("as written, though it is the last", &written, 10_000, false, 2000),
+            ("less is left than what is written", &written, 500, true, 500),
+        ];
+        for (why, settings, left, retry_may_follow, timeout) in cases {
+            let answer = settings.attempt_timeout(Duration::from_millis(left), retry_may_follow);
+            assert_eq!(answer, Duration::from_millis(timeout), "{why}");
+        }
+    }
+
+    #[test]
+    fn an_early_end_is_no_evidence() {
+        let cases = [
+            // why                                          ran   p99        evidence
+            ("it had its whole timeout", 5000, None, true),
+            ("a caller's tiny deadline, nothing known", 4000, None, false),
+            ("it ran much longer than answers take", 400, Some(100), true),
+            ("it ran as long as slow answers do", 300, Some(100), false),
+            ("fast upstream: 100 ms are always granted", 90, Some(1), false),
+            ("fast upstream: more than that is late", 101, Some(1), true),
+        ];
+        for (why, ran, p99, evidence) in cases {
+            let (ran, p99) = (Duration::from_millis(ran), p99.map(Duration::from_millis));
+            assert_eq!(is_evidence(ran, Duration::from_secs(5), p99), evidence, "{why}");
         }
     }
 }

@@ -1,11 +1,14 @@
-//! settings only so far
+//! Where clients connect, whom of them to believe, and how much they may send.
+//!
+//! Not here: the sockets (`runtime`), the connections (`proxy::connection`).
+
 use std::net::{IpAddr, SocketAddr};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::route;
-use crate::units::{OrNone, Size, Span};
+use crate::units::{OrNone, Size, Span, within};
 
 /// `[[listener]]`: where clients connect. `direction` has decided `trust` and `forwarded` where they are not
 /// written.
@@ -13,9 +16,10 @@ use crate::units::{OrNone, Size, Span};
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Its name in metrics and log. Default: the address.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "some_name")]
     pub name: Option<String>,
-    /// `ip:port` to listen on.
+    /// `ip:port` to listen on; port 0: any free one.
+    #[serde(deserialize_with = "address")]
     pub address: SocketAddr,
     /// `egress`: the service calls out. `ingress`: the world calls the service. Default `egress`.
     #[serde(default)]
@@ -102,16 +106,57 @@ pub struct Limits {
     pub header_timeout: Span,
     /// Between requests; then the connection ends silently. Default `"5m"`.
     pub idle_timeout: Span,
-    /// The largest head, from `"1KiB"` to `"1MiB"`. Default `"64KiB"`.
+    /// The largest head. From `"1KiB"` to `"1MiB"`. Default `"64KiB"`.
+    #[serde(deserialize_with = "header_size")]
     pub max_header_size: Size,
-    /// The most fields in a head, from 1 to 1000. Default 128.
+    /// The most fields in a head. From 1 to 1000. Default 128.
+    #[serde(deserialize_with = "within::<_, 1, 1000>")]
+    #[schemars(range(min = 1, max = 1000))]
     pub max_headers: u32,
     /// The largest request body, or `"none"`. Default `"none"`.
     pub max_body: OrNone<Size>,
-    /// Requests at the same time on one HTTP/2 connection; from 1 to 10,000. Default 128.
+    /// Requests at the same time on one HTTP/2 connection. From 1 to 10,000. Default 128.
+    #[serde(deserialize_with = "within::<_, 1, 10_000>")]
+    #[schemars(range(min = 1, max = 10_000))]
     pub max_streams: u32,
     /// A client that has closed its sending side still gets its answer. Default false: it has left.
     pub half_close: bool,
+}
+
+/// Reads the address of a listening socket.
+///
+/// # Errors
+/// What is not `ip:port`, with the cure.
+pub fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        let bare_port = text.strip_prefix(':').unwrap_or(&text);
+        let cure = match text.rsplit_once(':') {
+            _ if bare_port.parse::<u16>().is_ok() => {
+                format!("write the address too: \"127.0.0.1:{bare_port}\"")
+            }
+            Some(("localhost", port)) => format!("write \"127.0.0.1:{port}\""),
+            Some(("*" | "", port)) => format!("write \"0.0.0.0:{port}\""),
+            None if text.parse::<IpAddr>().is_ok() => "add a port, such as \"127.0.0.1:8080\"".to_owned(),
+            _ => "write \"ip:port\", such as \"127.0.0.1:8080\" or \"[::1]:8080\"".to_owned(),
+        };
+        serde::de::Error::custom(format!("{text:?} is not an address to listen on; {cure}"))
+    })
+}
+
+fn some_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    route::check_name(&name).map_err(serde::de::Error::custom)?;
+    Ok(Some(name))
+}
+
+fn header_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+    let size = Size::deserialize(deserializer)?;
+    if !((1 << 10)..=(1 << 20)).contains(&size.bytes()) {
+        let error = format!("a head of {size} is out of range; give a size from \"1KiB\" to \"1MiB\"");
+        return Err(serde::de::Error::custom(error));
+    }
+    Ok(size)
 }
 
 impl Default for Limits {
@@ -198,7 +243,7 @@ impl std::fmt::Display for Network {
 }
 
 impl<'de> Deserialize<'de> for Trust {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
             type Value = Trust;

@@ -1,4 +1,27 @@
 //! One request's way: accept, route, the chain, attempts, bodies, the response.
+//!
+//! Start reading at [`exchange`] (a request) and [`attempt`] (one sending of it).
 
+pub mod activity;
+pub mod answer;
+pub mod attempt;
+pub mod body;
+pub mod chain;
+pub mod client;
+pub mod connection;
+pub mod context;
+pub mod exchange;
+pub mod http1;
+pub mod http2;
+pub mod life;
 pub mod listener;
+pub mod queue;
+pub mod record;
+pub mod request;
+pub mod response;
 pub mod route;
+pub mod send;
+pub mod shared;
+pub mod snapshot;
+pub mod words;
+pub mod worker;

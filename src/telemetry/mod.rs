@@ -1,9 +1,27 @@
 //! Metrics, the access log, the log of events.
+//!
+//! - [`metrics`]: what is counted, for whom, and the page that Prometheus reads.
+//! - [`cells`]: the counters and histograms underneath, which cost a worker a nanosecond or two.
+//! - [`access_log`]: one line for each request, written by hand in batches.
+//! - [`log`]: the log of events, behind the `tracing` macros.
+//!
+//! Nothing here waits for a disk, a pipe or a scrape on a worker's time. Not here: what the policies' words mean;
+//! they come in from above.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::units::Ratio;
+
+pub mod access_log;
+pub mod cells;
+mod exposition;
+pub mod labels;
+pub mod log;
+pub mod metrics;
+mod process;
+mod spool;
+mod timestamp;
 
 /// `[telemetry]`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -60,6 +78,17 @@ pub struct AccessLogSettings {
     pub only: Only,
     /// The ratio of the other requests that get a line too. Default 0.0.
     pub sample: Ratio,
+}
+
+impl Format {
+    /// What `auto` means for lines that go to something that is a terminal, or is not.
+    fn resolve(self, is_terminal: bool) -> Format {
+        match self {
+            Format::Auto if is_terminal => Format::Text,
+            Format::Auto => Format::Json,
+            format => format,
+        }
+    }
 }
 
 /// Which requests get a line.

@@ -1,8 +1,19 @@
-//! settings only so far
+//! One address of an upstream: where it is, and what this process has going on with it.
+//!
+//! Shared by all workers. Its counters are single atomics, since balancing must see every worker's requests; a
+//! request touches them twice. Not here: which endpoint is next (`balance`), idle connections (`pool`).
+
 use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+
+use crate::telemetry::metrics::EndpointMetrics;
+use crate::units::within;
 
 /// An entry of `endpoints`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,6 +32,81 @@ pub struct Address {
     pub host: String,
     /// From 1 to 65535.
     pub port: u16,
+}
+
+/// One address of an upstream.
+pub struct Endpoint {
+    /// Unlike any other endpoint's of this process.
+    pub id: u64,
+    /// As the configuration writes it.
+    pub address: Address,
+    /// Where it is.
+    pub socket: SocketAddr,
+    /// Its name in metrics and log: the socket address.
+    pub label: Arc<str>,
+    /// Its series.
+    pub metrics: Arc<EndpointMetrics>,
+    /// Attempts without an outcome.
+    in_flight: AtomicU32,
+    /// Nanoseconds from [`START`] to its last failure; 0: none.
+    failed_at: AtomicU64,
+}
+
+/// What the instants of failures are counted from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// An attempt in flight at an endpoint, until dropped.
+pub struct InFlight(Arc<Endpoint>);
+
+impl Endpoint {
+    /// The endpoint at `socket`, for which the configuration says `address`.
+    pub fn new(address: Address, socket: SocketAddr, metrics: Arc<EndpointMetrics>) -> Self {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: IDS.fetch_add(1, Relaxed),
+            address,
+            socket,
+            label: socket.to_string().into(),
+            metrics,
+            in_flight: AtomicU32::new(0),
+            failed_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts an attempt in flight.
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Relaxed);
+        InFlight(Arc::clone(self))
+    }
+
+    /// Attempts in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// An attempt there failed at `now`.
+    pub fn failed(&self, now: Instant) {
+        let at = now.saturating_duration_since(*START).as_nanos() as u64;
+        self.failed_at.fetch_max(at.max(1), Relaxed);
+    }
+
+    /// Grows with the instant of its last failure; 0: it never failed.
+    pub fn last_failure(&self) -> u64 {
+        self.failed_at.load(Relaxed)
+    }
+}
+
+impl InFlight {
+    /// The endpoint.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
 }
 
 impl std::fmt::Display for Address {
@@ -69,7 +155,7 @@ impl<'de> Deserialize<'de> for Settings {
         #[serde(deny_unknown_fields)]
         struct Table {
             address: String,
-            #[serde(default = "one")]
+            #[serde(default = "one", deserialize_with = "within::<_, 1, 1000>")]
             weight: u32,
         }
         const fn one() -> u32 {
@@ -90,10 +176,6 @@ impl<'de> Deserialize<'de> for Settings {
         }
         let table = deserializer.deserialize_any(Either)?;
         let address = table.address.parse().map_err(serde::de::Error::custom)?;
-        if !(1..=1000).contains(&table.weight) {
-            let error = format!("a weight of {} is out of range; give a number from 1 to 1000", table.weight);
-            return Err(serde::de::Error::custom(error));
-        }
         Ok(Self { address, weight: table.weight })
     }
 }

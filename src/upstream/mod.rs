@@ -1,19 +1,31 @@
 //! Who can answer and how to reach them: endpoints, balancing, pools, names.
+//!
+//! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
 pub mod endpoint;
 pub mod pool;
+pub mod resolve;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use self::balance::Weighted;
+use self::endpoint::{Address, Endpoint};
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 
 /// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Who can answer: `"host:port"`, `"ip:port"`, or `{ address = "…", weight = 2 }`. At least one.
+    #[serde(deserialize_with = "endpoints")]
+    #[schemars(length(min = 1))]
     pub endpoints: Vec<endpoint::Settings>,
     /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
@@ -36,6 +48,133 @@ pub struct Settings {
     pub balance: balance::Settings,
 }
 
+/// A service that requests go to, with who can answer at the moment. One for the process.
+pub struct Upstream {
+    /// Its name in configuration, metrics and log.
+    pub name: Arc<str>,
+    /// What is in force.
+    pub settings: Settings,
+    /// Its series.
+    pub metrics: Arc<UpstreamMetrics>,
+    registry: Arc<Metrics>,
+    endpoints: Arc<ArcSwap<Endpoints>>,
+    counts: Arc<Counts>,
+}
+
+/// Who can answer at the moment.
+#[derive(Default)]
+pub struct Endpoints {
+    /// Those that have an address.
+    pub usable: Vec<Weighted>,
+    /// Names without an address, and why; empty as to why until they have been looked up.
+    pub unresolved: Vec<(Address, String)>,
+}
+
+/// What all workers together hold of an upstream.
+#[derive(Default)]
+struct Counts {
+    /// In use or idle, without those that streams hold.
+    connections: AtomicU32,
+    /// Those of them that are idle.
+    idle: AtomicU32,
+    streams: AtomicU32,
+}
+
+/// One of the upstream's connections, or of its streams, until dropped.
+pub struct Counted {
+    counts: Arc<Counts>,
+    is_stream: bool,
+    is_idle: bool,
+}
+
+impl Upstream {
+    /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
+    /// counts. Endpoints that are names wait for [`resolve::refresh`].
+    pub fn new(name: &str, settings: Settings, previous: Option<&Upstream>, registry: &Arc<Metrics>) -> Self {
+        let upstream = Self {
+            name: name.into(),
+            metrics: registry.upstream(name),
+            registry: Arc::clone(registry),
+            endpoints: Arc::default(),
+            counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
+            settings,
+        };
+        let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
+        upstream.endpoints.store(Arc::new(resolve::without_lookup(&upstream, &known)));
+        upstream
+    }
+
+    /// Who can answer at the moment.
+    pub fn endpoints(&self) -> Guard<Arc<Endpoints>> {
+        self.endpoints.load()
+    }
+
+    /// Connections in use or idle, without those that streams hold.
+    pub fn connections(&self) -> u32 {
+        self.counts.connections.load(Relaxed)
+    }
+
+    /// Streams at the moment.
+    pub fn streams(&self) -> u32 {
+        self.counts.streams.load(Relaxed)
+    }
+
+    /// Counts a new connection; none where `connections.max` is reached. Idle ones of other workers stand in
+    /// nobody's way: they may be exceeded until those workers have closed them, which takes them a moment.
+    fn count_connection(&self) -> Option<Counted> {
+        let idle = self.counts.idle.load(Relaxed);
+        take_one(&self.counts.connections, self.settings.connections.max.saturating_add(idle))
+            .then(|| Counted { counts: Arc::clone(&self.counts), is_stream: false, is_idle: false })
+    }
+
+    /// The endpoint at `socket`: the one of `known`, with all it has going on, or a new one.
+    fn endpoint(&self, address: &Address, socket: std::net::SocketAddr, known: &Endpoints) -> Arc<Endpoint> {
+        let same = |endpoint: &&Arc<Endpoint>| endpoint.socket == socket && endpoint.address == *address;
+        known.usable.iter().map(|choice| &choice.endpoint).find(same).map(Arc::clone).unwrap_or_else(|| {
+            let metrics = self.registry.endpoint(&self.name, &socket.to_string());
+            Arc::new(Endpoint::new(address.clone(), socket, metrics))
+        })
+    }
+}
+
+impl Counted {
+    /// The connection is a stream's from now on; false where `max_streams` is reached, and nothing changed.
+    pub fn become_stream(&mut self, max_streams: u32) -> bool {
+        if !self.is_stream && take_one(&self.counts.streams, max_streams) {
+            self.counts.connections.fetch_sub(1, Relaxed);
+            self.is_stream = true;
+        }
+        self.is_stream
+    }
+
+    /// The connection goes to the pool, or comes from it.
+    fn rest(&mut self, is_idle: bool) {
+        match (std::mem::replace(&mut self.is_idle, is_idle), is_idle) {
+            (false, true) => drop(self.counts.idle.fetch_add(1, Relaxed)),
+            (true, false) => drop(self.counts.idle.fetch_sub(1, Relaxed)),
+            _ => {}
+        }
+    }
+
+    /// Whether no more than `max` connections are counted.
+    fn is_within(&self, max: u32) -> bool {
+        self.counts.connections.load(Relaxed) <= max
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.rest(false);
+        let count = if self.is_stream { &self.counts.streams } else { &self.counts.connections };
+        count.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Counts one more, unless there are `max`.
+fn take_one(count: &AtomicU32, max: u32) -> bool {
+    count.fetch_update(Relaxed, Relaxed, |count| (count < max).then_some(count + 1)).is_ok()
+}
+
 /// `protocol`: how to speak with endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -49,7 +188,7 @@ pub enum Protocol {
 
 /// `host`: the Host sent up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(from = "String", into = "String")]
+#[serde(try_from = "String", into = "String")]
 pub enum Host {
     /// The endpoint's name if the client asked for the listener's own address, else what the client sent.
     #[default]
@@ -62,15 +201,46 @@ pub enum Host {
     Name(String),
 }
 
-impl From<String> for Host {
-    fn from(text: String) -> Self {
+impl TryFrom<String> for Host {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
         match text.as_str() {
-            "auto" => Host::Auto,
-            "keep" => Host::Keep,
-            "endpoint" => Host::Endpoint,
-            _ => Host::Name(text),
+            "auto" => Ok(Host::Auto),
+            "keep" => Ok(Host::Keep),
+            "endpoint" => Ok(Host::Endpoint),
+            _ => check_authority(&text).map(|()| Host::Name(text)),
         }
     }
+}
+
+/// Checks a host as it stands in a Host field: a name or an address, with a port or without.
+///
+/// # Errors
+/// What is not such a host, with the cure.
+pub fn check_authority(text: &str) -> Result<(), String> {
+    let (host, port) = match text.rsplit_once(':') {
+        // The colons of an IPv6 address stand in brackets.
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let ip = host.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let host_fits = match ip {
+        Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(fits),
+    };
+    if text.len() > 255 || !host_fits || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(format!("{text:?} is not a host; give a name such as \"payments.internal\""));
+    }
+    Ok(())
+}
+
+fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<endpoint::Settings>, D::Error> {
+    let endpoints = Vec::deserialize(deserializer)?;
+    if endpoints.is_empty() {
+        return Err(serde::de::Error::custom("there are no endpoints; give at least one \"host:port\""));
+    }
+    Ok(endpoints)
 }
 
 impl From<Host> for String {
@@ -89,6 +259,6 @@ impl JsonSchema for Host {
         "Host".into()
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "description": "auto, keep, endpoint, or a name" })
+        schemars::json_schema!({ "type": "string", "description": "`auto`, `keep`, `endpoint`, or a name" })
     }
 }

@@ -1,0 +1,95 @@
+//! The demo's Outrigger: the real one, on real sockets, from a configuration that everybody can read.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use super::policies::Policies;
+use crate::{config, runtime};
+
+/// Where it listens if nobody else does; else the system finds a port.
+const LISTENER_PORT: u16 = 8080;
+const ADMIN_PORT: u16 = 9900;
+
+/// A running Outrigger in front of the replicas.
+pub(super) struct Sidecar {
+    /// Where its clients connect.
+    pub(super) listener: SocketAddr,
+    /// Where its `/metrics` are.
+    pub(super) admin: SocketAddr,
+    /// What it was started with.
+    pub(super) config: String,
+    replicas: Vec<SocketAddr>,
+    running: runtime::Running,
+}
+
+impl Sidecar {
+    /// Starts it; it serves when this returns.
+    pub(super) async fn start(replicas: Vec<SocketAddr>) -> Result<Sidecar, String> {
+        let config = configuration(&replicas, free_or_any(LISTENER_PORT), free_or_any(ADMIN_PORT));
+        let loaded =
+            config::parse(&config, "demo.toml", &|_| None).map_err(|problems| problems.one_line())?;
+        let start = || runtime::start(loaded, None);
+        let running = tokio::task::spawn_blocking(start)
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
+        let listener = running.listeners().first().map(|(_, address)| *address);
+        let listener = listener.expect("the configuration has one");
+        let admin = running.admin();
+        Ok(Sidecar { listener, admin, config, replicas, running })
+    }
+
+    /// What its policies have done so far.
+    pub(super) fn policies(&self) -> Policies {
+        Policies::read(&self.running.metrics(), &self.replicas)
+    }
+
+    /// Ends it at once.
+    pub(super) async fn stop(self) {
+        let stop = || self.running.stop();
+        let _ = tokio::task::spawn_blocking(stop).await; // a panic there has been reported
+    }
+}
+
+/// The port if it is free, else 0: any.
+fn free_or_any(port: u16) -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_or(0, |_| port)
+}
+
+/// Times that fit a service that answers in 40 ms and a story that is told in half a minute.
+fn configuration(replicas: &[SocketAddr], listener: u16, admin: u16) -> String {
+    let endpoints: Vec<_> = replicas.iter().map(|address| format!("\"{address}\"")).collect();
+    let endpoints = endpoints.join(", ");
+    format!(
+        r#"[[listener]]
+address = "127.0.0.1:{listener}"
+upstream = "payments"
+
+[upstream.payments]
+endpoints = [{endpoints}]
+timeout = {{ attempt = "400ms", request = "1500ms" }}
+concurrency = {{ limit = {{ kind = "fixed", max = 18 }} }} # what three replicas work on at once
+breaker = {{ window = {{ kind = "time", size = "2s" }}, open_for = {{ base = "500ms", max = "1s" }} }}
+
+[server]
+workers = 1
+[admin]
+address = "127.0.0.1:{admin}"
+[telemetry]
+log = {{ level = "error" }}
+access_log = {{ only = "off" }}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_valid_and_gives_no_warning() {
+        let replicas = [9101, 9102, 9103].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let loaded = config::parse(&configuration(&replicas, 0, 0), "demo.toml", &|_| None);
+        let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}"));
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    }
+}

@@ -1,0 +1,492 @@
+//! What only shows between two keys: values that contradict each other, names that lead nowhere, routes that
+//! never match.
+//!
+//! Each check names the keys by their path and stands at the one that was written. An error is what cannot work
+//! or cannot be meant; a warning is what works, but hardly as it was meant.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::net::SocketAddr;
+
+use super::diagnostic::{Problem, Report};
+use super::document::{Layer, Node, Path, Step, nearest};
+use super::settings::Config;
+use crate::policy::{breaker, retry, timeout};
+use crate::proxy::listener::{self, Direction, Trust};
+use crate::proxy::route::Route;
+use crate::units::Span;
+use crate::upstream;
+
+/// Checks `config`, which was read from `root`. Unless the file is `whole`, what seems to be missing may only be
+/// unreadable, and is no problem.
+pub(super) fn check(config: &Config, root: &Node, whole: bool, report: &mut Report) {
+    let mut lint = Lint { root, report };
+    lint.names();
+    if whole {
+        lint.gaps();
+    }
+    lint.addresses(config);
+    lint.admin(config);
+    for ((index, _), settings) in elements(root, "listener").zip(&config.listener) {
+        lint.listener(&Path::of(&["listener"]).index(index), settings, config);
+    }
+    for (name, settings) in &config.upstream {
+        lint.upstream(&Path::of(&["upstream", name]), settings, config);
+    }
+}
+
+/// The elements of the list `key` that could be read, with their number in the file.
+fn elements<'a>(node: &'a Node, key: &str) -> impl Iterator<Item = (usize, &'a Node)> {
+    node.get(key).into_iter().flat_map(Node::elements)
+}
+
+struct Lint<'a> {
+    root: &'a Node,
+    report: &'a mut Report,
+}
+
+/// What is in force for one upstream, or for one route to it, and where each part of it is written.
+struct InForce<'a> {
+    timeout_path: Path,
+    timeout: &'a timeout::Settings,
+    retry_path: Path,
+    retry: &'a retry::Settings,
+    upstream_path: Path,
+    upstream: &'a upstream::Settings,
+}
+
+/// A value and its path.
+struct At<V>(Path, V);
+
+impl<'a> Lint<'a> {
+    /// What stands at `path`, or what comes nearest to it from above; and whether it was written.
+    fn find(&self, path: &Path) -> (&'a Node, bool) {
+        self.root.follow(&path.0)
+    }
+
+    /// A problem at `path`.
+    fn say(&mut self, path: &Path, problem: Problem) {
+        let (node, _) = self.root.follow(&path.0);
+        self.report.add(problem.at(path, node));
+    }
+
+    /// Two values that do not go together: `one` stands in `relation` to `other`.
+    fn clash(&self, one: &At<impl Display>, relation: &str, other: &At<impl Display>, cure: &str) -> Problem {
+        let (first, second) = (self.find(&one.0), self.find(&other.0));
+        let (one_path, other_path) = (self.written_at(&one.0, &other.0), self.written_at(&other.0, &one.0));
+        let (one, other) = (show(&one_path, &one.1, first), show(&other_path, &other.1, second));
+        let problem = Problem::new(format!("{one} {relation} {other}"), cure);
+        match (first, second) {
+            ((node, true), (related, true)) => problem.at(&one_path, node).with(related, "this one"),
+            ((_, false), (node, true)) => problem.at(&other_path, node),
+            ((node, _), _) => problem.at(&one_path, node),
+        }
+    }
+
+    /// The path under which the file wrote, or would write, what is in force at `path`: that of the layer it
+    /// comes from. What is built in goes with its `partner`, or is set for all in `[defaults]`.
+    fn written_at(&self, path: &Path, partner: &Path) -> Path {
+        let Some((owner, policy)) = path.split_policy() else { return path.clone() };
+        let defaults = || Path::of(&["defaults"]).join(policy);
+        match (self.find(path), self.find(partner)) {
+            ((node, true), _) => match (node.layer, path.0.first()) {
+                (Layer::Defaults, _) => defaults(),
+                (Layer::Written, Some(first)) if *first != Step::Key("upstream".to_owned()) => {
+                    // A route's way, but the upstream wrote it.
+                    let upstream =
+                        self.find(&Path(owner.to_vec()).key("upstream")).0.text().unwrap_or_default();
+                    Path::of(&["upstream", upstream]).join(policy)
+                }
+                _ => path.clone(),
+            },
+            (_, (_, true)) => match self.written_at(partner, partner).split_policy() {
+                Some((owner, _)) => Path(owner.to_vec()).join(policy),
+                None if partner.0.first() == path.0.first() => path.clone(),
+                None => defaults(),
+            },
+            _ => path.clone(),
+        }
+    }
+
+    fn error(&mut self, one: &At<impl Display>, relation: &str, other: &At<impl Display>, cure: &str) {
+        let problem = self.clash(one, relation, other, cure);
+        self.report.add(problem);
+    }
+
+    fn warn(&mut self, one: &At<impl Display>, relation: &str, other: &At<impl Display>, cure: &str) {
+        let problem = self.clash(one, relation, other, cure);
+        self.report.add(problem.warning());
+    }
+
+    /// Every upstream that is named exists; in what could not be read too.
+    fn names(&mut self) {
+        let known: Vec<&str> = all_upstreams(self.root).map(|(name, _)| name).collect();
+        let mut named = Vec::new();
+        for (index, listener) in all(self.root, "listener") {
+            let path = Path::of(&["listener"]).index(index);
+            named.extend(listener.get("upstream").map(|node| (path.key("upstream"), node)));
+            for (index, route) in all(listener, "route") {
+                let path = path.key("route").index(index).key("upstream");
+                named.extend(route.get("upstream").map(|node| (path, node)));
+            }
+        }
+        for (index, name) in
+            self.root.get("admin").into_iter().flat_map(|admin| elements(admin, "ready_requires"))
+        {
+            named.push((Path::of(&["admin", "ready_requires"]).index(index), name));
+        }
+        for (path, node) in named {
+            let Some(name) = node.text().filter(|name| !known.contains(name)) else { continue };
+            let cure = match (nearest(name, &known), known.as_slice()) {
+                (Some(near), _) => format!("did you mean \"{near}\"?"),
+                (None, []) => format!("add `[upstream.{name}]` with its `endpoints`"),
+                (None, known) => format!("add `[upstream.{name}]`, or name one of {}", known.join(", ")),
+            };
+            self.report.add(Problem::new(format!("there is no upstream {name:?}"), cure).at(&path, node));
+        }
+    }
+
+    /// What is missing: a listener, a way from a listener to an upstream, a use for an upstream.
+    fn gaps(&mut self) {
+        // What cannot be read still shows which upstream was meant: so all strings of listeners count as names.
+        let mut used = BTreeSet::new();
+        let listeners = self.root.all_entries().iter().find(|(key, _)| key == "listener");
+        listeners.iter().for_each(|(_, node)| texts(node, &mut used));
+        let mut gaps = Vec::new();
+        if all(self.root, "listener").next().is_none() && !self.root.lost_like("listener") {
+            let cure = "add one: `[[listener]]` with `address = \"127.0.0.1:8080\"` and `upstream = \"…\"`";
+            let problem = Problem::new("there is no `[[listener]]`, so nobody can connect", cure);
+            gaps.push(problem.at_place(0..0));
+        }
+        for (index, node) in all(self.root, "listener") {
+            let leads = |key: &str| node.get(key).is_some() || node.lost_like(key);
+            if !node.removed && !leads("upstream") && !leads("route") {
+                let message =
+                    "this listener leads nowhere: it has neither `upstream` nor `[[listener.route]]`";
+                let cure = "add `upstream = \"…\"` for all of its requests, or routes for some";
+                gaps.push(Problem::new(message, cure).at(&Path::of(&["listener"]).index(index), node));
+            }
+        }
+        for (name, node) in self.root.get("upstream").into_iter().flat_map(Node::entries) {
+            if node.get("endpoints").is_none() && !node.lost_like("endpoints") {
+                let cure = "add `endpoints = [\"host:port\"]`";
+                let problem = Problem::new(format!("the upstream \"{name}\" has no endpoints"), cure);
+                gaps.push(problem.at(&Path::of(&["upstream", name]), node));
+            }
+        }
+        let upstreams = self.root.get("upstream").into_iter().flat_map(Node::entries);
+        for (name, node) in upstreams.filter(|(name, _)| !used.contains(name)) {
+            let problem = Problem::new(
+                format!("no listener and no route uses the upstream \"{name}\""),
+                format!("name it in a route (`upstream = \"{name}\"`), or remove it"),
+            );
+            gaps.push(problem.at(&Path::of(&["upstream", name]), node).warning());
+        }
+        gaps.into_iter().for_each(|gap| self.report.add(gap));
+    }
+
+    /// No two sockets want the same address, no two listeners have the same name.
+    fn addresses(&mut self, config: &Config) {
+        let mut taken: Vec<At<SocketAddr>> = vec![At(Path::of(&["admin", "address"]), config.admin.address)];
+        if let Some(address) = config.admin.metrics_address {
+            taken.push(At(Path::of(&["admin", "metrics_address"]), address));
+        }
+        let mut names: Vec<At<String>> = Vec::new();
+        let root = self.root;
+        for ((index, _), listener) in elements(root, "listener").zip(&config.listener) {
+            let path = Path::of(&["listener"]).index(index);
+            taken.push(At(path.key("address"), listener.address));
+            let key = if listener.name.is_some() { "name" } else { "address" };
+            names.push(At(path.key(key), listener.name()));
+        }
+        for (number, later) in taken.iter().enumerate() {
+            if let Some(earlier) = taken[..number].iter().find(|earlier| overlap(earlier.1, later.1)) {
+                self.error(later, "is taken by", earlier, "give each its own port");
+            }
+        }
+        for (number, later) in names.iter().enumerate() {
+            let same = names[..number].iter().find(|earlier| earlier.1 == later.1);
+            // Two equal addresses are told above.
+            if let Some(earlier) = same.filter(|_| later.0.last_key() == Some("name")) {
+                let cure = "give each listener its own name: metrics and log tell them apart by it";
+                self.error(later, "is also the name at", earlier, cure);
+            }
+        }
+    }
+
+    fn admin(&mut self, config: &Config) {
+        let admin = &config.admin;
+        if !admin.address.ip().is_loopback() && admin.token_file.is_none() {
+            let problem = Problem::new(
+                format!(
+                    "`admin.address` ({}) is not loopback, and there is no `admin.token_file`: everything but \
+                     /metrics, /livez and /readyz is refused",
+                    admin.address
+                ),
+                "set `token_file`; or keep the admin API on 127.0.0.1 and give `metrics_address` to the others",
+            );
+            self.say(&Path::of(&["admin", "address"]), problem.warning());
+        }
+        if let Some(service) = config.server.service
+            && let Some(listener) = config.listener.iter().find(|listener| listener.address == service)
+        {
+            let problem = Problem::new(
+                format!("`server.service` ({service}) is the listener {:?} of this file", listener.name()),
+                "give the address of the service itself",
+            );
+            self.say(&Path::of(&["server", "service"]), problem);
+        }
+    }
+
+    fn listener(&mut self, path: &Path, settings: &listener::Settings, config: &Config) {
+        let (node, _) = self.root.follow(&path.0);
+        let routes: Vec<(Path, Route)> = elements(node, "route")
+            .zip(&settings.route)
+            // What a condition that could not be read would have taken, nobody knows.
+            .filter(|((_, node), _)| {
+                node.get("match").map_or(!node.lost("match"), |matches| !matches.is_torn())
+            })
+            .map(|((index, _), route)| (path.key("route").index(index), Route::new(route)))
+            .collect();
+        self.shadowed_routes(&routes);
+        if let (Some((taker, _)), Some(_)) =
+            (routes.iter().find(|(_, route)| route.takes_all()), &settings.upstream)
+        {
+            let (at, from) = (path.key("upstream"), self.find(taker).0.clone());
+            let problem = Problem::new(
+                format!("`{at}` gets no requests: `{taker}` takes all of them"),
+                "leave one of the two out, or give the route a `match`",
+            );
+            let (node, _) = self.find(&at);
+            let problem = problem.at(&at, node).with(&from, "this one takes all").warning();
+            self.report.add(problem);
+        }
+        for (path, route) in &routes {
+            let Some(upstream) = config.upstream.get(&route.settings.upstream) else { continue };
+            let upstream_path = Path::of(&["upstream", &route.settings.upstream]);
+            let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
+            let (timeout, retry) = (&route.settings.timeout, &route.settings.retry);
+            if timeout.is_some() || retry.is_some() {
+                self.in_force(&InForce {
+                    timeout_path: here(timeout.is_some(), "timeout"),
+                    timeout: timeout.as_ref().unwrap_or(&upstream.timeout),
+                    retry_path: here(retry.is_some(), "retry"),
+                    retry: retry.as_ref().unwrap_or(&upstream.retry),
+                    upstream_path,
+                    upstream,
+                });
+            }
+        }
+        let open = !settings.address.ip().is_loopback();
+        if open && settings.direction == Direction::Ingress && settings.trust == Some(Trust::All) {
+            let problem = Problem::new(
+                format!(
+                    "`{path}.trust` is \"all\": whoever can reach {} sets deadlines and retries",
+                    settings.address
+                ),
+                "list the networks of the callers that you trust, such as [\"10.0.0.0/8\"]",
+            );
+            self.say(&path.key("trust"), problem.warning());
+        }
+    }
+
+    /// Each route can match: none above it takes all that it could take.
+    fn shadowed_routes(&mut self, routes: &[(Path, Route)]) {
+        for (number, (path, route)) in routes.iter().enumerate() {
+            let Some((above, taker)) = routes[..number].iter().find(|(_, above)| above.covers(route)) else {
+                let named = self.find(&path.key("name")).1;
+                let same = routes[..number].iter().find(|(_, above)| named && above.name == route.name);
+                if let Some((other, _)) = same {
+                    let one = At(path.key("name"), format!("{:?}", route.name));
+                    let other = At(other.key("name"), format!("{:?}", route.name));
+                    self.warn(&one, "is also", &other, "give each its own: metrics tell routes apart by it");
+                }
+                continue;
+            };
+            let why = if taker.takes_all() { "takes every request" } else { "takes all that this one could" };
+            let problem = Problem::new(
+                format!("this route never matches: `{above}` stands above it and {why}"),
+                "put the narrower route first, or remove this one",
+            );
+            let (node, from) = (self.find(path).0, self.find(above).0);
+            let problem = problem.at(path, node).with(from, why).warning();
+            self.report.add(problem);
+        }
+    }
+
+    fn upstream(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
+        self.in_force(&InForce {
+            timeout_path: path.key("timeout"),
+            timeout: &settings.timeout,
+            retry_path: path.key("retry"),
+            retry: &settings.retry,
+            upstream_path: path.clone(),
+            upstream: settings,
+        });
+        self.breaker(&path.key("breaker"), &settings.breaker);
+        self.capacity(path, settings, config);
+
+        let (node, _) = self.root.follow(&path.0);
+        let endpoints: Vec<_> = elements(node, "endpoints").zip(&settings.endpoints).collect();
+        for (number, ((index, node), endpoint)) in endpoints.iter().enumerate() {
+            let path = path.key("endpoints").index(*index);
+            if let Some(((_, first), _)) =
+                endpoints[..number].iter().find(|(_, e)| e.address == endpoint.address)
+            {
+                let problem = Problem::new(
+                    format!("the endpoint {} stands here twice", endpoint.address),
+                    "remove one of them; `weight` gives an endpoint more",
+                );
+                self.report.add(problem.at(&path, node).with(first, "the first").warning());
+            }
+            let own = config.listener.iter().find(|listener| {
+                let address =
+                    endpoint.address.host.parse().map(|ip| SocketAddr::new(ip, endpoint.address.port));
+                address.is_ok_and(|address| overlap(address, listener.address))
+            });
+            if let Some(listener) = own {
+                let problem = Problem::new(
+                    format!(
+                        "the endpoint {} is the listener {:?} of this file: a loop",
+                        endpoint.address,
+                        listener.name()
+                    ),
+                    "give the address of the service itself",
+                );
+                self.report.add(problem.at(&path, node));
+            }
+        }
+    }
+
+    /// The lengths of time of one way fit into each other.
+    fn in_force(&mut self, way: &InForce<'_>) {
+        let timeout = |key: &str, value: Span| At(way.timeout_path.below(key), quoted(value));
+        let request = timeout("request", way.timeout.request);
+        if let Some(attempt) = way.timeout.attempt.filter(|attempt| *attempt > way.timeout.request) {
+            let cure = "an attempt ends with its request: make `attempt` shorter, or `request` longer";
+            self.error(&timeout("attempt", attempt), "is longer than", &request, cure);
+        }
+        if way.timeout.stream_idle < way.timeout.idle {
+            let cure = "a stream may be quiet for longer than other bodies: raise `stream_idle`";
+            let idle = timeout("idle", way.timeout.idle);
+            self.warn(&timeout("stream_idle", way.timeout.stream_idle), "is shorter than", &idle, cure);
+        }
+
+        let retry = |key: &str, value: Span| At(way.retry_path.below(key), quoted(value));
+        let backoff = &way.retry.backoff;
+        if backoff.base > backoff.max {
+            let (base, max) = (retry("backoff.base", backoff.base), retry("backoff.max", backoff.max));
+            self.error(&base, "is longer than", &max, "raise `max`, or lower `base`");
+        } else if backoff.base >= way.timeout.request && way.retry.attempts > 1 {
+            let cure = "no retry can follow in time: lower `base`";
+            self.warn(&retry("backoff.base", backoff.base), "is not below", &request, cure);
+        }
+
+        let queue = &way.upstream.concurrency.queue;
+        if queue.size > 0 && queue.timeout >= way.timeout.request {
+            let wait = At(way.upstream_path.below("concurrency.queue.timeout"), quoted(queue.timeout));
+            self.warn(
+                &wait,
+                "is not below",
+                &request,
+                "a request would spend all its time waiting: lower it",
+            );
+        }
+
+        let in_force = way.timeout.attempt_timeout(*way.timeout.request, way.retry.attempts > 1);
+        if let Some(slow) = way.upstream.breaker.slow_request.filter(|slow| **slow >= in_force) {
+            let slow = At(way.upstream_path.below("breaker.slow_request"), quoted(slow));
+            let cure = "an attempt never takes that long, so none counts as slow: lower `slow_request`";
+            let attempt = match way.timeout.attempt {
+                Some(attempt) => timeout("attempt", attempt),
+                None => At(way.timeout_path.key("attempt"), format!("{in_force:?}")),
+            };
+            self.error(&slow, "is not below", &attempt, cure);
+        }
+    }
+
+    fn breaker(&mut self, path: &Path, breaker: &breaker::Settings) {
+        let open_for = &breaker.open_for;
+        if open_for.base > open_for.max {
+            let base = At(path.below("open_for.base"), quoted(open_for.base));
+            let max = At(path.below("open_for.max"), quoted(open_for.max));
+            self.error(&base, "is longer than", &max, "raise `max`, or lower `base`");
+        }
+        if let breaker::Window::Count { size } = breaker.window
+            && size < breaker.min_requests
+        {
+            let min_requests = At(path.key("min_requests"), breaker.min_requests);
+            let size = At(path.below("window.size"), size);
+            let cure = "the window never holds that many, so the breaker never opens: lower `min_requests`";
+            self.error(&min_requests, "is more than", &size, cure);
+        }
+    }
+
+    /// What an upstream may hold at once fits into what holds it.
+    fn capacity(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
+        let crate::policy::concurrency::Limit::Fixed { max } = settings.concurrency.limit;
+        if max > settings.connections.max {
+            let limit = At(path.below("concurrency.limit.max"), max);
+            let connections = At(path.below("connections.max"), settings.connections.max);
+            let cure =
+                "each attempt has a connection, so the rest is refused: lower the limit, it has a queue";
+            self.warn(&limit, "is more than", &connections, cure);
+        }
+        for (key, size) in [
+            ("retry.request_buffer", settings.retry.request_buffer),
+            ("retry.response_buffer", settings.retry.response_buffer),
+        ] {
+            if size > config.server.max_buffer {
+                let all = At(Path::of(&["server", "max_buffer"]), quoted(config.server.max_buffer));
+                let cure = "one request could fill the buffers of all: lower it, or raise `max_buffer`";
+                self.warn(&At(path.below(key), quoted(size)), "is more than", &all, cure);
+            }
+        }
+        if settings.timeout.request > config.server.drain_timeout {
+            let request = At(path.below("timeout.request"), quoted(settings.timeout.request));
+            let drain = At(Path::of(&["server", "drain_timeout"]), quoted(config.server.drain_timeout));
+            let cure = "requests could be cut when the sidecar stops: raise `drain_timeout`";
+            self.warn(&request, "is longer than", &drain, cure);
+        }
+    }
+}
+
+/// A value and its path for a message: whether it is built in, and nothing of a secret.
+fn show(path: &Path, value: impl Display, (node, written): (&Node, bool)) -> String {
+    match (written, node.secret) {
+        (true, true) => format!("`{path}` (***)"),
+        (true, false) => format!("`{path}` ({value})"),
+        (false, _) => format!("`{path}` ({value}, built in)"),
+    }
+}
+
+/// All strings in `node`, also those that could not be read.
+fn texts<'a>(node: &'a Node, found: &mut BTreeSet<&'a str>) {
+    found.extend(node.text());
+    node.all_entries().iter().for_each(|(_, node)| texts(node, found));
+    node.all_elements().iter().for_each(|node| texts(node, found));
+}
+
+/// The elements of the list `key`, also those that could not be read.
+fn all<'a>(node: &'a Node, key: &str) -> impl Iterator<Item = (usize, &'a Node)> {
+    let entry = node.all_entries().iter().find(|(name, _)| name == key);
+    entry.into_iter().flat_map(|(_, node)| node.all_elements().iter().enumerate())
+}
+
+/// The upstreams, also those that could not be read.
+fn all_upstreams(root: &Node) -> impl Iterator<Item = (&str, &Node)> {
+    let entries = root.all_entries().iter().find(|(key, _)| key == "upstream");
+    entries.into_iter().flat_map(|(_, node)| node.all_entries()).map(|(name, node)| (name.as_str(), node))
+}
+
+/// A length of time or a size as the file writes it.
+fn quoted(value: impl Display) -> String {
+    format!("\"{value}\"")
+}
+
+/// Whether two sockets cannot have these addresses at the same time.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let same_ip = one.ip() == other.ip()
+        || one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
+    one.port() == other.port() && one.port() != 0 && same_ip
+}

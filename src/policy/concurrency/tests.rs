@@ -1,0 +1,353 @@
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::start;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn at(millis: u64) -> Instant {
+    start() + ms(millis)
+}
+
+fn settings(max: u32, size: u32, timeout: u64) -> Settings {
+    Settings {
+        limit: Limit::Fixed { max },
+        queue: queue::Settings { size, timeout: Span::from_millis(timeout), ..queue::Settings::default() },
+        ..Settings::default()
+    }
+}
+
+fn gate(max: u32, size: u32) -> Gate {
+    Gate::new(&settings(max, size, 500))
+}
+
+const FAR: u64 = 3_600_000;
+
+impl Gate {
+    /// Enters with an hour left and nothing known of the upstream.
+    fn ask(&mut self, millis: u64) -> Entry {
+        self.enter(at(millis), at(FAR), true, None)
+    }
+
+    fn wait_in(&mut self, millis: u64) -> Ticket {
+        match self.ask(millis) {
+            Entry::Queued(ticket) => ticket,
+            other => panic!("a place in the queue, not {other:?}"),
+        }
+    }
+}
+
+fn reason(entry: Entry) -> Option<Reason> {
+    if let Entry::Rejected { reason, .. } = entry { Some(reason) } else { None }
+}
+
+#[test]
+fn slots_come_first_then_places_then_nothing() {
+    let mut gate = gate(2, 1);
+    assert_eq!([gate.ask(0), gate.ask(0)], [Entry::Slot, Entry::Slot]);
+    let first = gate.wait_in(0);
+    assert_eq!(reason(gate.ask(0)), Some(Reason::QueueFull));
+    assert_eq!((gate.in_flight(), gate.limit(), gate.depth()), (2, 2, 1));
+    assert_eq!(gate.leave(at(10), None), Leave { next: Some(first), skipped: vec![] });
+    assert_eq!((gate.in_flight(), gate.depth()), (2, 0), "the slot went over");
+}
+
+#[test]
+fn who_may_not_queue_does_not() {
+    let mut no_queue = gate(1, 0);
+    assert_eq!(no_queue.ask(0), Entry::Slot);
+    assert_eq!(reason(no_queue.ask(0)), Some(Reason::ConcurrencyLimited));
+
+    let mut gate = gate(1, 10);
+    assert_eq!(gate.ask(0), Entry::Slot);
+    let retry = gate.enter(at(0), at(FAR), false, None);
+    assert_eq!(reason(retry), Some(Reason::ConcurrencyLimited));
+}
+
+/// A full gate whose slots come back each 10 ms, the last just now (at 100 ms), with four waiting since then.
+fn busy() -> Gate {
+    let mut gate = gate(1, 100);
+    assert_eq!(gate.ask(0), Entry::Slot);
+    for n in 1..=10 {
+        let _ = gate.wait_in(n * 10);
+        assert!(gate.leave(at(n * 10), None).next.is_some());
+    }
+    (0..4).for_each(|_| _ = gate.wait_in(100));
+    gate
+}
+
+#[test]
+fn who_cannot_be_served_in_time_is_refused_at_entry() {
+    // The fifth place comes up in 50 ms.
+    let cases = [
+        // why                              at   deadline  p50       enters
+        ("enough time", 100, 200, None, true),
+        ("no time after the wait", 100, 150, None, false),
+        ("5 ms after the wait will do", 100, 155, None, true),
+        ("half of them need longer", 100, 200, Some(60), false),
+        ("it has stood for 99 ms", 199, 300, None, true),
+        ("it has stood for 100 ms", 200, 300, None, false),
+        ("then 2 x p50 is short enough", 200, 300, Some(25), true),
+    ];
+    for (why, now, deadline, p50, enters) in cases {
+        let mut gate = busy();
+        let entry = gate.enter(at(now), at(deadline), true, p50.map(ms));
+        assert_eq!(matches!(entry, Entry::Queued(_)), enters, "{why}: {entry:?}");
+        if !enters {
+            assert_eq!(
+                entry,
+                Entry::Rejected { reason: Reason::QueueFull, retry_after: Some(ms(50)) },
+                "{why}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_wait_longer_than_the_timeout_is_refused_at_entry() {
+    let mut gate = busy();
+    gate.update(&settings(1, 100, 40));
+    assert_eq!(reason(gate.ask(100)), Some(Reason::QueueFull));
+}
+
+#[test]
+fn before_any_slot_came_back_the_wait_follows_littles_law() {
+    let mut gate = gate(10, 100);
+    (0..10).for_each(|_| assert_eq!(gate.ask(0), Entry::Slot));
+    let entry = gate.enter(at(0), at(1), true, Some(ms(200)));
+    assert_eq!(entry, Entry::Rejected { reason: Reason::QueueFull, retry_after: Some(ms(20)) });
+}
+
+#[test]
+fn a_queue_that_was_empty_in_between_does_not_stand() {
+    let mut gate = busy();
+    for n in 0..4 {
+        assert!(gate.leave(at(110 + n * 10), None).next.is_some());
+    }
+    (0..4).for_each(|_| _ = gate.wait_in(150));
+    assert!(matches!(gate.enter(at(220), at(400), true, None), Entry::Queued(_)), "it stands since 150 ms");
+}
+
+#[test]
+fn who_cannot_make_it_any_more_is_skipped_at_exit() {
+    let mut gate = gate(1, 10);
+    assert_eq!(gate.ask(0), Entry::Slot);
+    let mut enter = |deadline| match gate.enter(at(0), at(deadline), true, Some(ms(20))) {
+        Entry::Queued(ticket) => ticket,
+        other => panic!("a place in the queue, not {other:?}"),
+    };
+    let (late, tight, fine) = (enter(50), enter(119), enter(120));
+    assert_eq!(gate.leave(at(100), Some(ms(20))), Leave { next: Some(fine), skipped: vec![late, tight] });
+}
+
+#[test]
+fn nobody_waits_longer_than_the_timeout_or_their_own_time() {
+    let mut gate = gate(1, 10);
+    assert_eq!(gate.ask(0), Entry::Slot);
+    assert_eq!(gate.wait_in(7).until(), at(507));
+    let hasty = gate.enter(at(7), at(300), true, None);
+    assert!(matches!(hasty, Entry::Queued(ticket) if ticket.until() == at(300)));
+}
+
+#[test]
+fn who_leaves_frees_their_place_at_once() {
+    let mut gate = gate(1, 2);
+    assert_eq!(gate.ask(0), Entry::Slot);
+    let (first, second) = (gate.wait_in(0), gate.wait_in(0));
+    assert!(gate.give_up(first));
+    assert!(!gate.give_up(first), "it has left");
+    let third = gate.wait_in(0);
+    assert_eq!(gate.leave(at(1), None).next, Some(second));
+    assert!(!gate.give_up(second), "it has a slot, and must leave");
+    assert_eq!(gate.leave(at(1), None).next, Some(third));
+    assert_eq!(gate.leave(at(1), None).next, None);
+    assert_eq!((gate.in_flight(), gate.depth()), (0, 0));
+}
+
+#[test]
+fn a_reload_keeps_slots_and_places() {
+    let mut gate = gate(2, 10);
+    let _ = (gate.ask(0), gate.ask(0));
+    let (first, second) = (gate.wait_in(0), gate.wait_in(0));
+    gate.update(&settings(4, 1, 500));
+    assert_eq!(gate.grant(at(1), None).next, Some(first));
+    assert_eq!(gate.grant(at(1), None).next, Some(second));
+    assert_eq!(gate.grant(at(1), None), Leave::default());
+    gate.update(&settings(1, 1, 500));
+    let third = gate.wait_in(1);
+    for _ in 0..3 {
+        assert_eq!(gate.leave(at(2), None).next, None, "still above the limit");
+    }
+    assert_eq!(gate.leave(at(2), None).next, Some(third));
+}
+
+/// What may happen to a gate.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Pass(u64),
+    /// With so much time left.
+    Enter(u64, bool),
+    Leave,
+    GiveUp(usize),
+    Update(u32, u32),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        2 => (0u64..100).prop_map(Step::Pass),
+        6 => (1u64..3000, prop::bool::weighted(0.9)).prop_map(|(left, may_queue)| Step::Enter(left, may_queue)),
+        4 => Just(Step::Leave),
+        1 => any::<usize>().prop_map(Step::GiveUp),
+        1 => (1u32..6, 0u32..6).prop_map(|(max, size)| Step::Update(max, size)),
+    ];
+    prop::collection::vec(step, 0..300)
+}
+
+proptest! {
+    /// Against two lists: no slot leaks, none is given beyond the limit, nobody overtakes, and the queue is no
+    /// longer than it may be.
+    #[test]
+    fn slots_and_places_are_kept_like_two_lists(
+        (max, size) in (1u32..6, 0u32..6),
+        p50 in prop::option::of(1u64..50),
+        steps in steps(),
+    ) {
+        let p50 = p50.map(ms);
+        let mut gate = Gate::new(&settings(max, size, 500));
+        let (mut now, mut slots, mut waiting) = (start(), 0u32, VecDeque::<(Ticket, Instant)>::new());
+        let (mut limit, mut places) = (max, size as usize);
+        for step in steps {
+            let mut granted = Vec::new();
+            match step {
+                Step::Pass(millis) => now += ms(millis),
+                Step::Enter(left, may_queue) => {
+                    let deadline = now + ms(left);
+                    match gate.enter(now, deadline, may_queue, p50) {
+                        Entry::Slot => {
+                            prop_assert!(waiting.is_empty(), "a newcomer overtook");
+                            slots += 1;
+                            prop_assert!(slots <= limit);
+                        }
+                        Entry::Queued(ticket) => {
+                            prop_assert!(may_queue && ticket.until() <= deadline.min(now + ms(500)));
+                            waiting.push_back((ticket, deadline));
+                            prop_assert!(waiting.len() <= places);
+                        }
+                        Entry::Rejected { .. } => prop_assert!(slots >= limit || !waiting.is_empty()),
+                    }
+                }
+                Step::Leave if slots > 0 => {
+                    slots -= 1;
+                    granted.push(gate.leave(now, p50));
+                }
+                Step::Leave => {}
+                Step::GiveUp(n) if !waiting.is_empty() => {
+                    let (ticket, _) = waiting.remove(n % waiting.len()).expect("it is within");
+                    prop_assert!(gate.give_up(ticket));
+                }
+                Step::GiveUp(_) => {}
+                Step::Update(max, size) => {
+                    (limit, places) = (max, size as usize);
+                    gate.update(&settings(max, size, 500));
+                    granted.extend(std::iter::from_fn(|| Some(gate.grant(now, p50)).filter(|leave| *leave != Leave::default())));
+                }
+            }
+            for leave in granted {
+                let (skipped, next) = (leave.skipped, leave.next);
+                for ticket in skipped {
+                    let (first, deadline) = waiting.pop_front().expect("somebody waited");
+                    prop_assert_eq!(first, ticket);
+                    prop_assert!(now > ticket.until() || deadline.saturating_duration_since(now) < p50.unwrap_or(ms(5)));
+                }
+                if let Some(ticket) = next {
+                    prop_assert_eq!(waiting.pop_front().map(|(first, _)| first), Some(ticket));
+                    slots += 1;
+                    prop_assert!(slots <= limit);
+                } else {
+                    prop_assert!(waiting.is_empty() || slots >= limit, "a slot is free and somebody waits");
+                }
+            }
+            prop_assert_eq!((gate.in_flight(), gate.depth()), (slots, waiting.len()));
+        }
+    }
+}
+
+/// What an overloaded upstream's clients saw.
+#[derive(Debug, Default)]
+struct Seen {
+    served: u32,
+    in_time: u32,
+    rejected: u32,
+    timed_out: u32,
+    longest_wait: Duration,
+}
+
+/// Twice as many requests as 20 slots can do in 50 ms each, for 20 s; each has `patience`.
+fn overload(patience: Duration) -> Seen {
+    let mut gate = Gate::new(&settings(20, 100, 500));
+    let mut draws = fastrand::Rng::with_seed(3);
+    let (mut seen, mut now) = (Seen::default(), start());
+    let mut in_service: Vec<(Instant, Instant)> = Vec::new(); // ends, deadline
+    let mut waiting: VecDeque<(Ticket, Instant, Instant)> = VecDeque::new(); // came, deadline
+    let p50 = Some(ms(50));
+    let mut next_arrival = now;
+    while now < at(20_000) {
+        let done =
+            in_service.iter().enumerate().min_by_key(|(_, (ends, _))| *ends).map(|(n, (ends, _))| (n, *ends));
+        let service = |draws: &mut fastrand::Rng| ms(50).mul_f64(0.5 + draws.f64());
+        match done {
+            Some((n, ends)) if ends <= next_arrival => {
+                now = ends;
+                let (_, deadline) = in_service.swap_remove(n);
+                seen.served += 1;
+                seen.in_time += u32::from(now <= deadline);
+                let leave = gate.leave(now, p50);
+                for _ in leave.skipped {
+                    waiting.pop_front();
+                    seen.timed_out += 1;
+                }
+                if leave.next.is_some() {
+                    let (_, came, deadline) = waiting.pop_front().expect("first come, first served");
+                    seen.longest_wait = seen.longest_wait.max(now - came);
+                    in_service.push((now + service(&mut draws), deadline));
+                }
+            }
+            _ => {
+                now = next_arrival;
+                // Poisson, 800 a second.
+                next_arrival += Duration::from_secs_f64(-(1.0 - draws.f64()).ln() / 800.0);
+                let deadline = now + patience;
+                match gate.enter(now, deadline, true, p50) {
+                    Entry::Slot => in_service.push((now + service(&mut draws), deadline)),
+                    Entry::Queued(ticket) => waiting.push_back((ticket, now, deadline)),
+                    Entry::Rejected { retry_after, .. } => {
+                        assert!(retry_after.is_some(), "who is refused is told when to come back");
+                        seen.rejected += 1;
+                    }
+                }
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn at_twice_the_capacity_those_who_are_served_meet_their_deadlines() {
+    for patience in [ms(250), ms(500), ms(1000)] {
+        let seen = overload(patience);
+        assert!(f64::from(seen.in_time) >= 0.99 * f64::from(seen.served), "{patience:?}: {seen:?}");
+        // 400 a second are possible.
+        assert!(seen.served >= 20 * 380, "{patience:?}: {seen:?}");
+        assert!(seen.rejected > 100 * seen.timed_out, "refused at entry, not after a wait: {seen:?}");
+    }
+}
+
+#[test]
+fn a_standing_queue_keeps_waits_short() {
+    let seen = overload(ms(1000));
+    assert!(seen.longest_wait <= ms(300), "{seen:?}");
+}

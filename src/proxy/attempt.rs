@@ -1,0 +1,356 @@
+//! One sending of a request. Each policy is asked in the order in which it stands here, and only here:
+//!
+//! breaker -> concurrency: slot or queue -> endpoint -> pool or connect -> wire -> classify.
+//!
+//! What can refuse cheaply comes first, what holds a resource comes last. Only a first attempt may queue: a
+//! retry that waits takes the place of a request that has not been served at all.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::body::Progress;
+use super::chain::{Chain, carry_out};
+use super::client::Client;
+use super::context::Routed;
+use super::queue::Slot;
+use super::request::Request;
+use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
+use super::send::{self, Clock, Sending, Unanswered};
+use super::worker::Worker;
+use crate::http1::field::Name;
+use crate::http1::head::Method;
+use crate::policy::breaker::{Outcome, Permit};
+use crate::policy::failure::Verdict;
+use crate::policy::mode::Mode;
+use crate::policy::timeout;
+use crate::reason::{Error, Reason};
+use crate::telemetry::metrics::{AttemptOutcome, ConnectResult, Limit};
+use crate::timer::Timer;
+use crate::upstream::balance;
+use crate::upstream::endpoint::InFlight;
+use crate::upstream::pool::{ConnectError, ToEndpoint};
+
+/// Which attempt it is, and what its predecessors left.
+pub struct Turn<'a> {
+    /// Counts from 1.
+    pub number: u32,
+    /// The endpoints that this request has tried.
+    pub tried: &'a [u64],
+    /// The slot of the attempt before, where this one follows at once.
+    pub slot: Option<Slot>,
+    /// How long this attempt may take, and until when.
+    pub clock: Clock,
+}
+
+/// An attempt that may be sent.
+pub struct Admitted {
+    permit: Option<Permit>,
+    slot: Option<Slot>,
+    in_flight: InFlight,
+    usable: u32,
+    clock: Clock,
+    number: u32,
+}
+
+/// An attempt without an answer.
+pub struct Failed {
+    /// Why.
+    pub error: Error,
+    /// Whether the endpoint surely has not processed it.
+    pub unprocessed: bool,
+    /// Its slot, for an attempt that follows at once.
+    pub slot: Option<Slot>,
+}
+
+/// Asks the policies whether this attempt may be sent, and takes what it needs.
+///
+/// # Errors
+/// [`Reason::BreakerOpen`], [`Reason::ConcurrencyLimited`], [`Reason::QueueFull`], [`Reason::QueueTimeout`],
+/// [`Reason::NoHealthyEndpoint`], [`Reason::DnsError`].
+pub async fn admit(
+    worker: &Worker,
+    routed: &Routed,
+    request: &mut Request,
+    turn: Turn<'_>,
+    timer: &Timer,
+) -> Result<Admitted, Error> {
+    let chain = &*routed.target().chain;
+    let settings = &chain.upstream.settings;
+    let shard = chain.upstream.metrics.shard(worker.index);
+    let now = Instant::now(); // one reading for all admissions
+
+    let mode = settings.breaker.mode.of(settings.breaker.rollout, request.context.hash);
+    let permit = match mode {
+        Mode::Off => None,
+        mode => {
+            let lease = turn.clock.attempt.unwrap_or(*settings.timeout.request);
+            let admitted = chain.breaker.admit(now, worker.draw(), lease);
+            carry_out(
+                admitted
+                    .map_err(|rejection| Error::from(Reason::BreakerOpen).retry_after(rejection.retry_after)),
+                mode,
+                shard,
+            )?
+        }
+    };
+
+    let mode = settings.concurrency.mode.of(settings.concurrency.rollout, request.context.hash);
+    let slot = match (mode, turn.slot) {
+        (Mode::Off, _) => None,
+        (_, Some(kept)) => Some(kept),
+        (mode, None) => {
+            let p50 = chain.latency.p50(now);
+            let entered = if turn.number == 1 && mode == Mode::Enforce {
+                let deadline = turn.clock.end().unwrap_or(now + *settings.concurrency.queue.timeout);
+                let queue = &mut request.record.queue;
+                chain
+                    .gate
+                    .enter(now, deadline, p50, timer, |waited| {
+                        *queue += waited;
+                        shard.queue_wait.observe(waited);
+                    })
+                    .await
+            } else {
+                chain.gate.try_enter(now, p50)
+            };
+            carry_out(entered, mode, shard)?
+        }
+    };
+
+    let endpoints = chain.upstream.endpoints();
+    let Some(endpoint) = balance::pick(&endpoints.usable, turn.tried, worker.draw_bits()) else {
+        let refusal = match endpoints.unresolved.first() {
+            Some((name, why)) => Error::new(Reason::DnsError, format!("{name} does not resolve: {why}")),
+            None => Reason::NoHealthyEndpoint.into(),
+        };
+        return carry_out(Err(refusal), Mode::Enforce, shard)
+            .map(|none: Option<Admitted>| none.expect("a refusal that is enforced is an error"));
+    };
+    Ok(Admitted {
+        permit,
+        slot,
+        in_flight: endpoint.enter(),
+        usable: endpoints.usable.len() as u32,
+        clock: turn.clock,
+        number: turn.number,
+    })
+}
+
+impl Admitted {
+    /// The endpoint's id.
+    pub fn endpoint_id(&self) -> u64 {
+        self.in_flight.endpoint().id
+    }
+
+    /// Sends the request and waits for its answer's head, and for the whole answer where it is small.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub async fn send(
+        mut self,
+        worker: &Rc<Worker>,
+        routed: &Rc<Routed>,
+        request: &mut Request,
+        timer: &Timer,
+        client: Option<&Client>,
+    ) -> Result<Box<FromUpstream>, Failed> {
+        let chain = &*routed.target().chain;
+        let started = Instant::now();
+        request.record.attempts += 1;
+        request.record.endpoint = Some(Arc::clone(self.in_flight.endpoint()));
+        request.record.sent.get_or_insert(started);
+
+        let result = self.exchange(worker, routed, request, timer, client).await;
+
+        let now = Instant::now();
+        let latency = now - started;
+        chain.upstream.metrics.shard(worker.index).attempt_duration.observe(latency);
+        request.record.answered = Some(now);
+        match result {
+            Ok(arrived) => {
+                let head = &arrived.head;
+                let verdict = match head.fields.get(Name::GrpcStatus).filter(|_| request.context.grpc) {
+                    Some(status) => chain.classifier.grpc(grpc_status(status).unwrap_or(2)),
+                    None => chain.classifier.status(head.status),
+                };
+                if verdict == Verdict::Success {
+                    chain.latency.record(now, latency);
+                }
+                let outcome = self.outcome(verdict, latency);
+                let counted_as = Some(AttemptOutcome::of_status(head.status));
+                let Self { permit, slot, in_flight, .. } = self;
+                let hold = Hold { permit, slot, in_flight, outcome, counted_as };
+                let mode = clock_mode(routed, request);
+                let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
+                match whole(&mut answer, request, routed, timer).await {
+                    Ok(()) => Ok(answer),
+                    Err(error) => Err(Failed { error, unprocessed: false, slot: None }),
+                }
+            }
+            Err(Unanswered { error, unprocessed, .. }) => {
+                let is_connect = matches!(error.reason, Reason::ConnectError);
+                let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
+                let ran = self.clock.attempt.unwrap_or(Duration::MAX);
+                let evidence = timeout::is_evidence(latency, ran, chain.latency.p99(now));
+                let verdict = chain.classifier.reason(error.reason, evidence);
+                let mut outcome = self.outcome(verdict, latency);
+                outcome.connect_timeout = connect_timeout;
+                if verdict != Verdict::Ignored || is_connect {
+                    self.in_flight.endpoint().failed(now);
+                }
+                if let Some(permit) =
+                    self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout)
+                {
+                    permit.record(now, outcome);
+                }
+                let counted_as = AttemptOutcome::Reason(error.reason);
+                chain.upstream.metrics.shard(worker.index).attempts(counted_as).inc();
+                self.in_flight.endpoint().metrics.shard(worker.index).attempts(counted_as).inc();
+                Err(Failed { error, unprocessed, slot: self.slot.take() })
+            }
+        }
+    }
+
+    /// On a pooled connection or a new one. A pooled one that the endpoint closed in that very moment is replaced
+    /// by a new one, once, for what may be sent twice (RFC 9112 §9.3.1): that is no retry, nobody has failed.
+    async fn exchange(
+        &mut self,
+        worker: &Rc<Worker>,
+        routed: &Routed,
+        request: &mut Request,
+        timer: &Timer,
+        client: Option<&Client>,
+    ) -> Result<Arrived, Unanswered> {
+        let endpoint = Arc::clone(self.in_flight.endpoint());
+        let may_resend = matches!(
+            request.head.method,
+            Method::Get | Method::Head | Method::Options | Method::Put | Method::Delete
+        );
+        let mut pooled = worker.pool.take(&endpoint, Instant::now(), !may_resend);
+        loop {
+            let mut connection = match pooled.take() {
+                Some(connection) => connection,
+                None => self.connect(worker, &routed.target().chain, timer).await?,
+            };
+            let told = client.is_some_and(Client::was_told_to_continue);
+            let left = self.clock.left(Instant::now());
+            send::queue_head(
+                connection.wire.output(),
+                request,
+                routed,
+                &endpoint,
+                worker,
+                &send::Up { attempt: self.number, left, told_to_continue: told },
+            );
+            let mut head = worker.response_head();
+            let mut progress = Progress::new(&request.body);
+            let sending = Sending { worker, timer, client, routed, mode: clock_mode(routed, request) };
+            let sent =
+                sending.send(&mut connection.wire, request, &mut progress, &mut self.clock, &mut head).await;
+            match sent {
+                Ok(()) => {
+                    let upload = (!progress.has_ended()).then_some(progress);
+                    return Ok(Arrived { connection, head, upload });
+                }
+                Err(unanswered) => {
+                    worker.reuse_response_head(head);
+                    let stale = connection.reused
+                        && !unanswered.begun
+                        && unanswered.error.reason == Reason::UpstreamReset
+                        && request.body.is_replayable().is_ok();
+                    if stale && (may_resend || unanswered.unprocessed) {
+                        continue;
+                    }
+                    return Err(unanswered);
+                }
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        worker: &Worker,
+        chain: &Chain,
+        timer: &Timer,
+    ) -> Result<Box<ToEndpoint>, Unanswered> {
+        let now = Instant::now();
+        let endpoint = self.in_flight.endpoint();
+        let connects = chain.upstream.metrics.shard(worker.index);
+        let connecting = worker.pool.connect(&chain.upstream, endpoint);
+        let until = self.clock.connect.map(|connect| now + connect);
+        let until =
+            until.into_iter().chain(self.clock.end()).chain(self.clock.attempt.map(|a| now + a)).min();
+        let connected = match until {
+            Some(until) => timer.within(until, connecting).await,
+            None => Ok(connecting.await),
+        };
+        let (result, error) = match connected {
+            Ok(Ok(connection)) => {
+                connects.connects(ConnectResult::Ok).inc();
+                return Ok(connection);
+            }
+            Ok(Err(ConnectError::TooMany)) => {
+                worker.shared.metrics.limit_reached(Limit::UpstreamConnections).inc();
+                let error = Error::new(Reason::ConcurrencyLimited, "connections.max is reached");
+                return Err(Unanswered { error, unprocessed: true, begun: false });
+            }
+            Ok(Err(ConnectError::Io(error))) => {
+                let result = match error.kind() {
+                    std::io::ErrorKind::ConnectionRefused => ConnectResult::Refused,
+                    std::io::ErrorKind::TimedOut => ConnectResult::Timeout,
+                    _ => ConnectResult::Error,
+                };
+                (result, Error::new(Reason::ConnectError, format!("{}: {error}", endpoint.label)))
+            }
+            Err(_) => {
+                let error = match self.clock.over(Instant::now()) {
+                    Some(reason) => reason.into(),
+                    None => Error::new(Reason::ConnectError, CONNECT_TIMEOUT),
+                };
+                (ConnectResult::Timeout, error)
+            }
+        };
+        connects.connects(result).inc();
+        Err(Unanswered { error, unprocessed: true, begun: false })
+    }
+
+    fn outcome(&self, verdict: Verdict, latency: Duration) -> Outcome {
+        Outcome {
+            verdict,
+            latency,
+            endpoint: self.endpoint_id() as u32,
+            endpoints: self.usable,
+            connect_timeout: false,
+        }
+    }
+}
+
+/// The detail of a connect that ran into its timeout.
+const CONNECT_TIMEOUT: &str = "timeout.connect passed";
+
+fn clock_mode(routed: &Routed, request: &Request) -> Mode {
+    let timeout = &routed.target().timeout;
+    timeout.mode.of(timeout.rollout, request.context.hash)
+}
+
+/// Waits for the whole of a small answer, so that one that breaks off can still be replaced.
+async fn whole(
+    answer: &mut FromUpstream,
+    request: &mut Request,
+    routed: &Routed,
+    timer: &Timer,
+) -> Result<(), Error> {
+    let bound = routed.target().retry.response_buffer.bytes();
+    if bound == 0 || request.context.grpc {
+        return Ok(());
+    }
+    timer.arm(Instant::now() + WHOLE_WITHIN);
+    poll_fn(|cx| match answer.poll_whole(cx, bound) {
+        Poll::Ready(result) => Poll::Ready(result.map(|_| ())),
+        Poll::Pending => timer.poll(cx).map(Ok),
+    })
+    .await
+}

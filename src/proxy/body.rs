@@ -1,0 +1,329 @@
+//! A request's body: read from the client as the upstream takes it, and kept as far as it may be sent again.
+//!
+//! Never held whole beyond the replay buffer (`retry.request_buffer`, all requests together
+//! `server.max_buffer`): what exceeds it goes on to the upstream and cannot be sent a second time.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, Bytes};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use super::client::Client;
+use super::shared::{Reservation, Shared};
+use crate::http1::connection::{BodyReader, Connection, ReadError};
+use crate::http1::encode;
+use crate::http1::field::{Fields, Name};
+use crate::http1::head::Framing;
+use crate::policy::retry::Skip;
+use crate::reason::{Error, Reason};
+
+/// Bytes that may be queued towards an upstream that does not take them.
+const QUEUED: usize = 64 << 10;
+/// How the memory of the replay buffer is reserved.
+const STEP: u64 = 16 << 10;
+
+/// A request's body.
+pub struct Body {
+    source: Source,
+    framing: Framing,
+    trailers: Option<Fields>,
+    /// Bytes read from the client.
+    pub bytes: u64,
+    max: Option<u64>,
+    replay: Replay,
+}
+
+enum Source {
+    /// All is read.
+    Ended,
+    Http1(Rc<Client>, BodyReader),
+    Http2(Incoming, Bytes),
+}
+
+/// The bytes that were read, for another attempt.
+struct Replay {
+    kept: Vec<u8>,
+    bound: u64,
+    reservation: Option<Reservation>,
+    /// Why there cannot be another.
+    lost: Option<Skip>,
+}
+
+/// How far one attempt has come with the body.
+#[derive(Default)]
+pub struct Progress {
+    /// Bytes of the body that this attempt has taken.
+    taken: u64,
+    /// All is queued.
+    ended: bool,
+    /// The upstream takes no more: its answer may have come all the same.
+    pub refused: bool,
+}
+
+impl Body {
+    /// No body.
+    pub fn none() -> Self {
+        Self::new(Source::Ended, Framing::None, None)
+    }
+
+    /// The body that follows a head on an HTTP/1 connection. More than `max` bytes are refused.
+    pub fn http1(client: &Rc<Client>, framing: Framing, max: Option<u64>) -> Self {
+        match framing {
+            Framing::None | Framing::Length(0) => Self::new(Source::Ended, framing, max),
+            _ => Self::new(Source::Http1(Rc::clone(client), BodyReader::new(framing)), framing, max),
+        }
+    }
+
+    /// The body of an HTTP/2 stream.
+    pub fn http2(incoming: Incoming, framing: Framing, max: Option<u64>) -> Self {
+        match framing {
+            Framing::None => Self::new(Source::Ended, framing, max),
+            _ => Self::new(Source::Http2(incoming, Bytes::new()), framing, max),
+        }
+    }
+
+    fn new(source: Source, framing: Framing, max: Option<u64>) -> Self {
+        let replay = Replay { kept: Vec::new(), bound: 0, reservation: None, lost: None };
+        Self { source, framing, trailers: None, bytes: 0, max, replay }
+    }
+
+    /// How it is framed towards the upstream.
+    pub fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// Keeps up to `bound` bytes for another attempt.
+    pub fn keep(&mut self, bound: u64) {
+        self.replay.bound = bound;
+    }
+
+    /// Whether it could be sent again from its beginning.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn is_replayable(&self) -> Result<(), Skip> {
+        self.replay.lost.map_or(Ok(()), Err)
+    }
+
+    /// Whether all of it has been read from the client.
+    pub fn is_read(&self) -> bool {
+        matches!(self.source, Source::Ended)
+    }
+
+    /// Reads what of the body has come already and forgets it: a small body that nobody wants need not cost its
+    /// connection.
+    pub fn skip_what_is_there(&mut self) {
+        let Source::Http1(client, reader) = &mut self.source else { return };
+        let nobody = &mut Context::from_waker(Waker::noop());
+        let mut connection = client.connection.borrow_mut();
+        let mut skipped = 0;
+        while skipped <= QUEUED {
+            match reader.poll_data(nobody, &mut connection) {
+                Poll::Ready(Ok(size @ 1..)) => {
+                    reader.consume(&mut connection, size);
+                    skipped += size;
+                }
+                _ => break,
+            }
+        }
+        if reader.is_done() {
+            client.body_open.set(false);
+            drop(connection);
+            self.source = Source::Ended;
+        }
+    }
+
+    /// Moves the body on, from the client to the upstream's connection behind what is queued there. Ready when
+    /// all is written.
+    ///
+    /// # Errors
+    /// What the client did wrong. An upstream that takes no more shows in `progress`.
+    pub fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        shared: &Arc<Shared>,
+        progress: &mut Progress,
+        wire: &mut Connection,
+    ) -> Poll<Result<(), Error>> {
+        if progress.refused {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let mut waits_for_client = false;
+            while !progress.ended && wire.unwritten() < QUEUED {
+                if self.poll_piece(cx, shared, progress, wire.output())?.is_pending() {
+                    waits_for_client = true;
+                    break;
+                }
+            }
+            match ready!(wire.poll_flush(cx)) {
+                Ok(()) if progress.ended => return Poll::Ready(Ok(())),
+                Ok(()) if waits_for_client => return Poll::Pending,
+                Ok(()) => {}
+                Err(_) => {
+                    progress.refused = true;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// Queues the next piece, or the end.
+    fn poll_piece(
+        &mut self,
+        cx: &mut Context<'_>,
+        shared: &Arc<Shared>,
+        progress: &mut Progress,
+        out: &mut Vec<u8>,
+    ) -> Result<Poll<()>, Error> {
+        let Self { source, framing, trailers, bytes, max, replay } = self;
+        let kept = replay.kept.get(progress.taken as usize..).unwrap_or_default();
+        if !kept.is_empty() {
+            progress.taken += kept.len() as u64;
+            queue(out, *framing, kept);
+            return Ok(Poll::Ready(()));
+        }
+        let mut take = |piece: &[u8], replay: &mut Replay| {
+            *bytes += piece.len() as u64;
+            if max.is_some_and(|max| *bytes > max) {
+                return Err(Error::new(Reason::BodyTooLarge, "the body is larger than limits.max_body"));
+            }
+            progress.taken += piece.len() as u64;
+            replay.push(piece, shared);
+            queue(out, *framing, piece);
+            Ok(())
+        };
+        match source {
+            Source::Ended => {
+                if *framing == Framing::Chunked {
+                    encode::last_chunk(out, trailers.as_ref());
+                }
+                progress.ended = true;
+                return Ok(Poll::Ready(()));
+            }
+            Source::Http1(client, reader) => {
+                let mut connection = client.connection.borrow_mut();
+                match reader.poll_data(cx, &mut connection) {
+                    Poll::Pending => return Ok(Poll::Pending),
+                    Poll::Ready(Ok(0)) => *trailers = reader.decoder().trailers().cloned(),
+                    Poll::Ready(Ok(size)) => {
+                        let size = size.min(QUEUED);
+                        take(&connection.input()[..size], replay)?;
+                        reader.consume(&mut connection, size);
+                    }
+                    Poll::Ready(Err(ReadError::Closed)) => return Err(Reason::ClientDisconnected.into()),
+                    Poll::Ready(Err(ReadError::Refused(refusal))) => {
+                        return Err(Error::new(Reason::BadRequest, refusal.detail));
+                    }
+                }
+                if reader.is_done() {
+                    *trailers = reader.decoder().trailers().cloned();
+                    client.body_open.set(false);
+                    drop(connection);
+                    *source = Source::Ended;
+                }
+            }
+            Source::Http2(incoming, piece) => {
+                if piece.is_empty() {
+                    match std::pin::Pin::new(&mut *incoming).poll_frame(cx) {
+                        Poll::Pending => return Ok(Poll::Pending),
+                        Poll::Ready(None) => *source = Source::Ended,
+                        Poll::Ready(Some(Err(_))) => return Err(Reason::ClientDisconnected.into()),
+                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                            Ok(data) => *piece = data,
+                            Err(frame) => *trailers = frame.into_trailers().ok().map(|map| fields(&map)),
+                        },
+                    }
+                    return Ok(Poll::Ready(()));
+                }
+                let size = piece.len().min(QUEUED);
+                take(&piece[..size], replay)?;
+                piece.advance(size);
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+}
+
+impl Progress {
+    /// At the body's beginning.
+    pub fn new(body: &Body) -> Self {
+        Self {
+            ended: body.is_read() && body.framing != Framing::Chunked && body.bytes == 0,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes of the body that this attempt has taken.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Whether all of the body has been queued.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+}
+
+impl Replay {
+    /// Keeps a piece, unless it is one too many: then all is given up.
+    fn push(&mut self, piece: &[u8], shared: &Arc<Shared>) {
+        if self.lost.is_some() {
+            return;
+        }
+        let size = (self.kept.len() + piece.len()) as u64;
+        let lost = if size > self.bound {
+            Some(Skip::BodyTooLarge)
+        } else {
+            (!self.reserve(size, shared)).then_some(Skip::BufferMemory)
+        };
+        match lost {
+            None => self.kept.extend_from_slice(piece),
+            Some(_) => {
+                self.lost = lost;
+                self.kept = Vec::new();
+                self.reservation = None;
+            }
+        }
+    }
+
+    fn reserve(&mut self, size: u64, shared: &Arc<Shared>) -> bool {
+        let steps = size.next_multiple_of(STEP);
+        match &mut self.reservation {
+            Some(reservation) => {
+                let held = reservation.bytes();
+                steps <= held || reservation.grow(steps - held)
+            }
+            None => {
+                self.reservation = shared.reserve(steps);
+                self.reservation.is_some()
+            }
+        }
+    }
+}
+
+/// Appends a piece as `framing` has it.
+fn queue(out: &mut Vec<u8>, framing: Framing, piece: &[u8]) {
+    if framing == Framing::Chunked {
+        encode::chunk(out, piece.len());
+        out.extend_from_slice(piece);
+        out.extend_from_slice(encode::CHUNK_END);
+    } else {
+        out.extend_from_slice(piece);
+    }
+}
+
+/// Trailers of HTTP/2 as fields, without those that could mean something about the framing.
+fn fields(map: &http::HeaderMap) -> Fields {
+    let mut fields = Fields::default();
+    for (name, value) in map {
+        let known = Name::of(name.as_str().as_bytes());
+        if !known.is_hop_by_hop() && !matches!(known, Name::ContentLength | Name::Host) {
+            fields.push(known, name.as_str().as_bytes(), value.as_bytes());
+        }
+    }
+    fields
+}

@@ -1,0 +1,184 @@
+//! The policies of one upstream with their state, and how their modes are carried out.
+//!
+//! One chain for each upstream and process. A reload builds a new chain that takes the state over by name: an
+//! open breaker stays open, whoever is in flight stays counted.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::policy::breaker::{Breaker, StateKind};
+use crate::policy::budget::Budget;
+use crate::policy::deadline::Feasibility;
+use crate::policy::failure::Classifier;
+use crate::policy::latency::Latency;
+use crate::policy::mode::Mode;
+use crate::policy::retry::Rules;
+use crate::reason::Error;
+use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
+use crate::upstream::{Settings, Upstream};
+
+use super::queue::Gate;
+
+/// The policies of one upstream.
+pub struct Chain {
+    /// Who can answer, and what is in force.
+    pub upstream: Upstream,
+    /// Whether to send at all.
+    pub breaker: Arc<Breaker>,
+    /// How many may be sent at once.
+    pub gate: Arc<Gate>,
+    /// How many retries there may be.
+    pub budget: Arc<Budget>,
+    /// How long attempts took of late.
+    pub latency: Arc<Latency>,
+    /// Whether an attempt can still be in time.
+    pub feasibility: Arc<Feasibility>,
+    /// What a failure is.
+    pub classifier: Classifier,
+    /// What is retried, where the route does not say otherwise.
+    pub rules: Rules,
+}
+
+impl Chain {
+    /// The chain of the upstream `name`, with the state of `previous`, one of the same name.
+    pub fn new(name: &str, settings: &Settings, previous: Option<&Chain>, metrics: &Arc<Metrics>) -> Self {
+        let now = Instant::now();
+        let upstream =
+            Upstream::new(name, settings.clone(), previous.map(|previous| &previous.upstream), metrics);
+        upstream.metrics.set_breaker_mode(word(settings.breaker.mode));
+        let breaker = match previous {
+            Some(previous) => Arc::clone(&previous.breaker),
+            None => {
+                let series = Arc::clone(&upstream.metrics);
+                let name = name.to_owned();
+                Arc::new(Breaker::new(&settings.breaker, now).observe(Box::new(move |moved| {
+                    series.breaker_moved(series_state(moved.to));
+                    tracing::warn!(
+                        upstream = name,
+                        from = series_state(moved.from).label(),
+                        to = series_state(moved.to).label(),
+                        failures = moved.failures,
+                        counted = moved.counted,
+                        open_for_ms = moved.open_for.map(|open_for| open_for.as_millis() as u64),
+                        "breaker {}",
+                        series_state(moved.to).label()
+                    );
+                })))
+            }
+        };
+        breaker.update(&settings.breaker, now);
+        let gate = previous.map_or_else(|| Gate::new(&settings.concurrency), |old| Arc::clone(&old.gate));
+        gate.update(&settings.concurrency);
+        let budget = previous.map_or_else(
+            || Arc::new(Budget::new(&settings.retry.budget, now)),
+            |old| Arc::clone(&old.budget),
+        );
+        budget.update(&settings.retry.budget, now);
+        Self {
+            breaker,
+            gate,
+            budget,
+            latency: previous.map_or_else(|| Arc::new(Latency::new(now)), |old| Arc::clone(&old.latency)),
+            feasibility: previous
+                .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
+            classifier: Classifier::new(&settings.failure),
+            rules: Rules::new(&settings.retry),
+            upstream,
+        }
+    }
+
+    /// Puts the present counts into the gauges, for a scrape.
+    pub fn refresh_gauges(&self) {
+        let (in_flight, limit, waiting) = self.gate.counts();
+        let metrics = &self.upstream.metrics;
+        metrics.concurrency_in_flight.set(in_flight.into());
+        metrics.concurrency_limit.set(limit.into());
+        metrics.queue_depth.set(waiting as i64);
+        metrics.streams.set(self.upstream.streams().into());
+        metrics.breaker_stands(series_state(self.breaker.view(Instant::now()).state));
+    }
+
+    /// What `/upstreams` tells of it.
+    pub fn view(&self, now: Instant) -> serde_json::Value {
+        let (in_flight, limit, waiting) = self.gate.counts();
+        let endpoints = self.upstream.endpoints();
+        let usable = endpoints.usable.iter().map(|choice| {
+            serde_json::json!({
+                "address": choice.endpoint.address.to_string(),
+                "endpoint": &*choice.endpoint.label,
+                "weight": choice.weight,
+                "in_flight": choice.endpoint.in_flight(),
+                "health": "usable",
+            })
+        });
+        let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
+            let why = if why.is_empty() { "not looked up yet" } else { why };
+            serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
+        });
+        serde_json::json!({
+            "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
+            "breaker": self.breaker.view(now),
+            "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
+            "connections": self.upstream.connections(),
+            "streams": self.upstream.streams(),
+            "retry_budget": self.budget.view(now),
+            "latency": {
+                "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),
+                "p99_ms": self.latency.p99(now).map(|p99| p99.as_secs_f64() * 1000.0),
+            },
+        })
+    }
+
+    /// Whether a request sent now could be answered, in words; the first word is `ok` if so.
+    pub fn health(&self, now: Instant) -> (bool, String) {
+        let endpoints = self.upstream.endpoints();
+        if endpoints.usable.is_empty() {
+            let why = endpoints.unresolved.first().map_or("it has none", |(_, why)| why.as_str());
+            return (false, format!("no usable endpoint: {why}"));
+        }
+        match series_state(self.breaker.view(now).state) {
+            BreakerState::Open => (false, "breaker open".to_owned()),
+            state => (true, format!("ok, breaker {}", state.label())),
+        }
+    }
+}
+
+/// Carries out what a policy has decided, as its mode for this request says: enforced, a refusal is the
+/// answer; in shadow it is counted and the request passes without.
+///
+/// # Errors
+/// The refusal, if it is enforced.
+pub fn carry_out<T>(
+    decided: Result<T, Error>,
+    mode: Mode,
+    metrics: &UpstreamShard,
+) -> Result<Option<T>, Error> {
+    match decided {
+        Ok(granted) => Ok(Some(granted)),
+        Err(refusal) if mode == Mode::Enforce => {
+            metrics.rejected(refusal.reason, Effect::Enforced).inc();
+            Err(refusal)
+        }
+        Err(refusal) => {
+            metrics.rejected(refusal.reason, Effect::Shadowed).inc();
+            Ok(None)
+        }
+    }
+}
+
+const fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Shadow => "shadow",
+        Mode::Off => "off",
+    }
+}
+
+const fn series_state(state: StateKind) -> BreakerState {
+    match state {
+        StateKind::Closed => BreakerState::Closed,
+        StateKind::HalfOpen => BreakerState::HalfOpen,
+        StateKind::Ramping => BreakerState::Ramping,
+        StateKind::Open => BreakerState::Open,
+    }
+}

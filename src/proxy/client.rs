@@ -1,0 +1,98 @@
+//! The HTTP/1 connection of a client, shared by those who read a request's body from it and those who write its
+//! response to it. Both run in one task, so a cell is lock enough.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::task::{Context, Poll};
+
+use crate::http1::connection::Connection;
+use crate::http1::encode;
+use crate::http1::field::Name;
+use crate::http1::head::ResponseHead;
+
+/// Bytes that a client may send ahead of the request that is being served.
+const AHEAD: usize = 64 << 10;
+
+/// The HTTP/1 connection of a client.
+pub struct Client {
+    /// The bytes.
+    pub connection: RefCell<Connection>,
+    /// Whether a request body is still to be read from it.
+    pub body_open: Cell<bool>,
+    /// Whether the client takes interim responses: not before HTTP/1.1.
+    pub takes_interim: Cell<bool>,
+    /// Whether it has been told to go on with its body.
+    told_to_continue: Cell<bool>,
+}
+
+impl Client {
+    /// The client at the other end of `connection`.
+    pub fn new(connection: Connection) -> Self {
+        Self {
+            connection: RefCell::new(connection),
+            body_open: Cell::new(false),
+            takes_interim: Cell::new(false),
+            told_to_continue: Cell::new(false),
+        }
+    }
+
+    /// A request begins.
+    pub fn begin(&self, has_body: bool, takes_interim: bool) {
+        self.body_open.set(has_body);
+        self.takes_interim.set(takes_interim);
+        self.told_to_continue.set(false);
+    }
+
+    /// Queues an interim response (1xx); a second 100 is left out, since attempts after the first get one too.
+    pub fn inform(&self, head: &ResponseHead) {
+        let again = head.status == 100 && self.told_to_continue.replace(true);
+        if !self.takes_interim.get() || again {
+            return;
+        }
+        let mut connection = self.connection.borrow_mut();
+        let out = connection.output();
+        encode::status_line(out, head.status, head.reason_phrase());
+        for field in head.fields.iter() {
+            let ends_here = matches!(field.known, Name::ContentLength)
+                || field.known.is_hop_by_hop()
+                || head.is_connection_option(field.name);
+            if !ends_here {
+                encode::field(out, field.name, field.value);
+            }
+        }
+        encode::end(out);
+    }
+
+    /// Whether the client has been told to go on with its body.
+    pub fn was_told_to_continue(&self) -> bool {
+        self.told_to_continue.get()
+    }
+
+    /// Writes what is queued.
+    ///
+    /// # Errors
+    /// As the socket's.
+    pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.borrow_mut().poll_flush(cx)
+    }
+
+    /// Ready once the client has left: it closed or broke off, with no body of its request left to come. A
+    /// client that closed only its sending side is still there if `half_close`.
+    pub fn poll_left(&self, cx: &mut Context<'_>, half_close: bool) -> Poll<()> {
+        if self.body_open.get() {
+            return Poll::Pending;
+        }
+        let mut connection = self.connection.borrow_mut();
+        if half_close && connection.has_ended() {
+            return Poll::Pending;
+        }
+        loop {
+            match connection.poll_fill(cx, AHEAD) {
+                Poll::Ready(Ok(0)) if half_close => return Poll::Pending,
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! One connection of a client: HTTP/1 or HTTP/2, told apart by its first bytes.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+
+use super::listener::Protocol;
+use super::worker::Worker;
+use super::{http1, http2};
+use crate::http1::connection::Connection;
+use crate::telemetry::metrics::{Limit, ListenerMetrics};
+
+/// What an HTTP/2 client with prior knowledge sends first (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Who is at the other end, and where it came in.
+#[derive(Clone)]
+pub struct Peer {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// The listener's name.
+    pub listener: Arc<str>,
+}
+
+/// Counts a connection, until dropped.
+struct Counted {
+    worker: Rc<Worker>,
+    metrics: Arc<ListenerMetrics>,
+}
+
+/// Serves a client's connection to its end. The listener is looked up by its name for every request, so a reload
+/// counts from the next request on; where it is gone, the connection ends with the request at hand.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) {
+    let snapshot = worker.snapshot();
+    let Some(index) = snapshot.listener(&listener) else { return };
+    let settings = &snapshot.listener_at(index).settings;
+    let protocol = settings.protocol;
+    let idle_timeout = *settings.limits.idle_timeout;
+    let metrics = Arc::clone(&snapshot.listener_at(index).metrics);
+    drop(snapshot);
+    let _counted = Counted::begin(&worker, metrics);
+    // Without its own address the connection is gone already.
+    let Ok(local) = stream.local_addr() else { return };
+    let peer = Peer { peer, local, listener };
+    let mut connection = Connection::new(stream, Rc::clone(&worker.buffers));
+    let is_http2 = match protocol {
+        Protocol::Http1 => false,
+        Protocol::Http2 => true,
+        Protocol::Auto => {
+            let timer = worker.timer();
+            match timer.within(Instant::now() + idle_timeout, tell(&mut connection)).await {
+                Ok(Some(is_http2)) => is_http2,
+                Ok(None) => return,
+                Err(_) => {
+                    worker.shared.metrics.limit_reached(Limit::IdleTimeout).inc();
+                    return;
+                }
+            }
+        }
+    };
+    if is_http2 {
+        Box::pin(http2::serve(worker, connection, peer)).await;
+    } else {
+        http1::serve(&worker, connection, &peer).await;
+    }
+}
+
+/// Whether the client speaks HTTP/2; none if it left before that could be told.
+async fn tell(connection: &mut Connection) -> Option<bool> {
+    poll_fn(|cx| {
+        loop {
+            let input = connection.input();
+            if input.len() >= PREFACE.len() || !PREFACE.starts_with(input) {
+                return Poll::Ready(Some(input.starts_with(PREFACE)));
+            }
+            match connection.poll_fill(cx, PREFACE.len()) {
+                Poll::Ready(Ok(size)) if size > 0 => {}
+                Poll::Ready(_) if connection.input().is_empty() => return Poll::Ready(None),
+                // Something else that is cut short: HTTP/1 knows what to say to it.
+                Poll::Ready(_) => return Poll::Ready(Some(false)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await
+}
+
+impl Counted {
+    fn begin(worker: &Rc<Worker>, metrics: Arc<ListenerMetrics>) -> Self {
+        worker.shared.connection_began(worker.index);
+        metrics.connections.inc();
+        Self { worker: Rc::clone(worker), metrics }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+        self.worker.shared.connection_ended(self.worker.index);
+    }
+}

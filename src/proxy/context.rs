@@ -1,0 +1,224 @@
+//! What is known of a request besides its head and body: who sends it, its id, its deadline, its history, and
+//! where it goes.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::route::{self, normal_path};
+use super::snapshot::{Held, Listener, Target};
+use super::worker::Worker;
+use crate::http1::field::Name;
+use crate::http1::head::RequestHead;
+use crate::policy::deadline;
+use crate::reason::{Error, Reason};
+use crate::telemetry::metrics::Limit;
+
+/// The most processes that a request may have passed.
+const MAX_HOPS: usize = 16;
+/// The longest id that is kept from a caller.
+const MAX_ID: usize = 128;
+
+/// What is known of a request besides head and body.
+pub struct Context {
+    /// When its head was complete.
+    pub arrived: Instant,
+    /// Who sent it.
+    pub peer: SocketAddr,
+    /// The address it came to.
+    pub local: SocketAddr,
+    /// Whether the sender's control headers are obeyed.
+    pub trusted: bool,
+    /// Whether it is gRPC.
+    pub grpc: bool,
+    /// Whether it came by HTTP/2.
+    pub http2: bool,
+    /// The caller's deadline.
+    pub deadline: Option<Instant>,
+    /// How often the caller has sent it before.
+    pub caller_attempt: u32,
+    /// A hash of its id: decides what `rollout` does with it, in all attempts alike.
+    pub hash: u64,
+    id: Id,
+}
+
+enum Id {
+    /// The caller's, in the head.
+    Kept,
+    Made([u8; 32]),
+}
+
+/// Where a request goes: the configuration that it took, and the route in it.
+pub struct Routed {
+    snapshot: Held,
+    listener: usize,
+    route: usize,
+}
+
+impl Context {
+    /// Reads the head's control fields.
+    ///
+    /// # Errors
+    /// [`Reason::BadRequest`] for a malformed `grpc-timeout`, [`Reason::LoopDetected`], and
+    /// [`Reason::MethodNotAllowed`] for CONNECT and TRACE.
+    pub fn read(
+        worker: &Worker,
+        listener: &Listener,
+        head: &RequestHead,
+        addresses: (SocketAddr, SocketAddr),
+        http2: bool,
+        arrived: Instant,
+    ) -> (Self, Result<(), Error>) {
+        let (peer, local) = addresses;
+        let trusted = listener.trust.holds(peer.ip());
+        let fields = &head.fields;
+        let kept = fields.get(Name::XRequestId).filter(|id| {
+            trusted && (1..=MAX_ID).contains(&id.len()) && id.iter().all(|b| (0x21..=0x7e).contains(b))
+        });
+        let (id, hash) = match kept {
+            Some(id) => (Id::Kept, hash(id)),
+            None => {
+                let (high, low) = (worker.draw_bits(), worker.draw_bits());
+                (Id::Made(hex(high, low)), high)
+            }
+        };
+        let grpc = fields.get(Name::ContentType).is_some_and(is_grpc);
+        let mut context =
+            Self { arrived, peer, local, trusted, grpc, http2, deadline: None, caller_attempt: 0, hash, id };
+        let checked = context.read_control(worker, head);
+        (context, checked)
+    }
+
+    fn read_control(&mut self, worker: &Worker, head: &RequestHead) -> Result<(), Error> {
+        use crate::http1::head::Method;
+        let fields = &head.fields;
+        if matches!(head.method, Method::Connect | Method::Trace) {
+            return Err(Error::new(Reason::MethodNotAllowed, "CONNECT and TRACE are not proxied"));
+        }
+        if self.trusted {
+            for name in [Name::XRequestTimeoutMs, Name::XEnvoyExpectedRqTimeoutMs] {
+                if let Some(value) = fields.get(name) {
+                    match deadline::parse_millis(value) {
+                        Some(left) => self.bound(left),
+                        None => worker.shared.metrics.limit_reached(Limit::DeadlineUnreadable).inc(),
+                    }
+                }
+            }
+            self.caller_attempt = fields
+                .get(Name::XRetryAttempt)
+                .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse().ok())
+                .unwrap_or(0);
+        }
+        if let Some(value) = fields.get(Name::GrpcTimeout) {
+            let left = deadline::parse_grpc_timeout(value)
+                .map_err(|_| Error::new(Reason::BadRequest, "grpc-timeout is malformed"))?;
+            self.bound(left);
+        }
+        let mut hops = 0;
+        for value in fields.all(Name::XOutriggerPath) {
+            for id in value.split(|b| *b == b',') {
+                hops += 1;
+                if id.trim_ascii() == worker.shared.id.as_bytes() || hops > MAX_HOPS {
+                    return Err(Error::new(
+                        Reason::LoopDetected,
+                        "x-outrigger-path holds this process already, or too many others",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn bound(&mut self, left: Duration) {
+        let at = self.arrived.checked_add(left).unwrap_or(self.arrived + Duration::from_secs(86_400 * 365));
+        self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
+    }
+
+    /// The request's id.
+    pub fn id<'a>(&'a self, head: &'a RequestHead) -> &'a [u8] {
+        match &self.id {
+            Id::Kept => head.fields.get(Name::XRequestId).unwrap_or_default(),
+            Id::Made(id) => id,
+        }
+    }
+}
+
+impl Routed {
+    /// The first route of the listener that takes this request.
+    ///
+    /// # Errors
+    /// [`Reason::NoRoute`].
+    pub fn find(snapshot: &Held, listener: usize, head: &RequestHead) -> Result<Self, Error> {
+        let path = normal_path(head.path_and_query());
+        let request = route::Request {
+            method: head.method_text(),
+            host: head.authority(),
+            normal_path: &path,
+            has_header: &|name, value| {
+                head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes())
+            },
+        };
+        let route = snapshot.listener_at(listener).route(&request).ok_or(Reason::NoRoute)?;
+        Ok(Self { snapshot: Rc::clone(snapshot), listener, route })
+    }
+
+    /// The listener.
+    pub fn listener(&self) -> &Listener {
+        self.snapshot.listener_at(self.listener)
+    }
+
+    /// The route.
+    pub fn target(&self) -> &Target {
+        self.listener().target(self.route)
+    }
+}
+
+/// Whether a `content-type` is gRPC's.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    content_type.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
+        && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
+}
+
+fn hash(id: &[u8]) -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // A fixed seed: every process decides alike for one id.
+    let mut hasher = foldhash::quality::FixedState::with_seed(0).build_hasher();
+    hasher.write(id);
+    hasher.finish()
+}
+
+/// 128 bits as hexadecimal digits.
+fn hex(high: u64, low: u64) -> [u8; 32] {
+    let mut text = [0; 32];
+    for (half, bits) in text.chunks_exact_mut(16).zip([high, low]) {
+        for (place, digit) in half.iter_mut().enumerate() {
+            *digit = b"0123456789abcdef"[(bits >> (60 - 4 * place) & 15) as usize];
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_ids_hold_all_bits() {
+        assert_eq!(&hex(0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210), b"0123456789abcdeffedcba9876543210");
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("Application/GRPC; charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            assert_eq!(is_grpc(value.as_bytes()), expected, "{value:?}");
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! A request, from its complete head to the head of its answer.
+//!
+//! context -> route -> attempts: [ budget, back-off ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
+//!
+//! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
+//! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::answer::Answer;
+use super::attempt::{self, Failed, Turn};
+use super::client::Client;
+use super::context::Routed;
+use super::life::Stage;
+use super::queue::Slot;
+use super::request::Request;
+use super::response::{FromUpstream, Response, grpc_status};
+use super::send::Clock;
+use super::words;
+use super::worker::Worker;
+use crate::http1::field::Name;
+use crate::policy::backoff::{self, Pushback};
+use crate::policy::budget::Paid;
+use crate::policy::failure::Verdict;
+use crate::policy::mode::Mode;
+use crate::policy::retry::{self, Cause, Decision, Skip};
+use crate::reason::{Error, Reason};
+use crate::telemetry::metrics::Effect;
+use crate::upstream::balance;
+
+/// Serves a request: from an upstream, or by an answer of our own. `checked` is what its head was found to be;
+/// `client` gets interim answers.
+pub async fn exchange(
+    worker: &Rc<Worker>,
+    request: &mut Request,
+    routed: Result<Routed, Error>,
+    client: Option<&Client>,
+) -> Response {
+    let served = match routed {
+        Ok(routed) => serve(worker, request, Rc::new(routed), client).await,
+        Err(error) => Err(error),
+    };
+    served.map_or_else(|error| Response::Own(refuse(request, &error)), Response::Upstream)
+}
+
+/// The answer to a request that is not served by an upstream.
+pub fn refuse(request: &mut Request, error: &Error) -> Answer {
+    request.record.reason = Some(error.reason);
+    Answer::new(error, request.context.grpc, request.id())
+}
+
+/// The request's attempts, until one is good enough or none may follow.
+async fn serve(
+    worker: &Rc<Worker>,
+    request: &mut Request,
+    routed: Rc<Routed>,
+    client: Option<&Client>,
+) -> Result<Box<FromUpstream>, Error> {
+    request.record.routed = Some(Rc::clone(&routed));
+    if worker.shared.life.stage() == Stage::Refusing {
+        return Err(Reason::Draining.into());
+    }
+    let target = routed.target();
+    let timer = worker.timer();
+    let mut retries = Retries::new(&routed, request);
+    request.body.keep(target.retry.request_buffer.bytes());
+    target.chain.budget.deposit(request.context.arrived);
+
+    // What is passed on where no further attempt is made.
+    let mut last: Option<Attempted> = None;
+    loop {
+        let turn = match retries.turn(worker, request, &routed) {
+            Ok(turn) => turn,
+            Err(error) => return retries.give_up(worker, last, request, (Skip::Deadline, error)),
+        };
+        let admitted = match attempt::admit(worker, &routed, request, turn, &timer).await {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                let skip =
+                    if error.reason == Reason::BreakerOpen { Skip::Breaker } else { Skip::Concurrency };
+                return retries.give_up(worker, last, request, (skip, error));
+            }
+        };
+        retries.begin(worker, admitted.endpoint_id());
+        drop(last.take());
+        let mut attempted = match admitted.send(worker, &routed, request, &timer, client).await {
+            Ok(answer) => Attempted::Answered(answer),
+            Err(failed) => Attempted::Failed(failed),
+        };
+        match retries.after(worker, request, &mut attempted) {
+            Some(wait) => {
+                retries.pause(request, wait).await;
+                last = Some(attempted);
+            }
+            None => return finish(attempted, request),
+        }
+    }
+}
+
+/// What an attempt came to.
+enum Attempted {
+    Answered(Box<FromUpstream>),
+    Failed(Failed),
+}
+
+/// The attempt's end is the request's.
+fn finish(attempted: Attempted, request: &Request) -> Result<Box<FromUpstream>, Error> {
+    match attempted {
+        Attempted::Answered(mut answer) => {
+            answer.begin(request.context.grpc, Instant::now())?;
+            Ok(answer)
+        }
+        Attempted::Failed(failed) => Err(failed.error),
+    }
+}
+
+/// What a request has behind it, and what may still follow.
+struct Retries<'a> {
+    routed: &'a Routed,
+    mode: Mode,
+    /// Attempts so far.
+    made: u32,
+    tried: Vec<u64>,
+    /// What the attempt at hand was paid with.
+    paid: Option<Paid>,
+    /// What the attempt at hand is a retry for.
+    cause: Option<Cause>,
+    free_used: bool,
+    all_unprocessed: bool,
+    /// The slot of an attempt that another follows at once.
+    slot: Option<Slot>,
+    /// The wait before.
+    waited: Duration,
+    /// When `timeout.request` ends.
+    end: Option<Instant>,
+}
+
+impl<'a> Retries<'a> {
+    fn new(routed: &'a Routed, request: &Request) -> Self {
+        let target = routed.target();
+        let context = &request.context;
+        // A quiet gRPC stream looks like a slow call, so those are bounded only where somebody says so.
+        let bounded =
+            target.timeout.mode != Mode::Off && (!context.grpc || target.timeout.request_is_written);
+        Self {
+            routed,
+            mode: target.retry.mode.of(target.retry.rollout, context.hash),
+            made: 0,
+            tried: Vec::new(),
+            paid: None,
+            cause: None,
+            free_used: false,
+            all_unprocessed: true,
+            slot: None,
+            waited: Duration::ZERO,
+            end: bounded.then(|| context.arrived + *target.timeout.request),
+        }
+    }
+
+    /// The next attempt.
+    ///
+    /// # Errors
+    /// [`Reason::DeadlineExceeded`] or [`Reason::RequestTimeout`] where it could not end in time.
+    fn turn(&mut self, worker: &Worker, request: &Request, routed: &'a Routed) -> Result<Turn<'_>, Error> {
+        let target = routed.target();
+        let timeout = &target.timeout;
+        let now = if self.made == 0 { request.context.arrived } else { Instant::now() };
+        let enabled = timeout.mode != Mode::Off;
+        let mut clock = Clock {
+            connect: enabled.then_some(*timeout.connect),
+            attempt: None,
+            request: self.end,
+            caller: request.context.deadline,
+            idle: enabled.then_some(*timeout.idle),
+        };
+        if let Some(end) = clock.end() {
+            let left = end.saturating_duration_since(now);
+            if !target.chain.feasibility.check(now, left, target.chain.latency.p50(now)) {
+                let reason = match request.context.deadline {
+                    Some(deadline) if deadline <= end => Reason::DeadlineExceeded,
+                    _ => Reason::RequestTimeout,
+                };
+                let shard = target.chain.upstream.metrics.shard(worker.index);
+                shard.rejected(reason, Effect::Enforced).inc();
+                return Err(Error::new(reason, "too little time is left for an attempt"));
+            }
+        }
+        if enabled && (!request.context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
+            let left = self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
+            let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
+            clock.attempt = Some(timeout.attempt_timeout(left, may_follow));
+        }
+        Ok(Turn { number: self.made + 1, tried: &self.tried, slot: self.slot.take(), clock })
+    }
+
+    /// The attempt is sent.
+    fn begin(&mut self, worker: &Worker, endpoint: u64) {
+        self.made += 1;
+        self.tried.push(endpoint);
+        if let Some(cause) = self.cause.take() {
+            self.shard(worker).retries(words::cause(cause)).inc();
+        }
+    }
+
+    /// Whether another attempt follows, and after which wait.
+    fn after(&mut self, worker: &Worker, request: &Request, attempted: &mut Attempted) -> Option<Duration> {
+        let target = self.routed.target();
+        let now = Instant::now();
+        let (cause, unprocessed) = match attempted {
+            Attempted::Answered(answer) => (answer_cause(answer, request), false),
+            Attempted::Failed(failed) => (Some(Cause::Reason(failed.error.reason)), failed.unprocessed),
+        };
+        let Some(cause) = cause else {
+            self.succeeded();
+            return None;
+        };
+        self.paid = None;
+        self.all_unprocessed &= unprocessed;
+        let (retry_after, pushback_never) = match attempted {
+            Attempted::Answered(answer) => pushback(answer),
+            Attempted::Failed(_) => (None, false),
+        };
+        let endpoints = target.chain.upstream.endpoints();
+        let grpc_path = request.context.grpc.then(|| request.head.path_and_query());
+        let has_key = request.head.fields.has(Name::IdempotencyKey);
+        let failed = retry::Failed {
+            cause,
+            unprocessed,
+            method_ok: target.rules.method_allows(request.head.method_text(), has_key, grpc_path),
+            replayable: request.body.is_replayable(),
+            attempt: self.made,
+            caller_attempt: request.context.caller_attempt,
+            retry_after,
+            pushback_never,
+            left: self.left(request, now),
+            other_endpoint: balance::has_untried(&endpoints.usable, &self.tried),
+            endpoints: endpoints.usable.len() as u32,
+            all_unprocessed: self.all_unprocessed,
+            free_used: self.free_used,
+        };
+        if self.mode == Mode::Off {
+            return None;
+        }
+        let (pays, at_once) = match retry::decide(&target.rules, &failed) {
+            Decision::Answer => return None,
+            Decision::Skip(skip) => return self.skip(worker, Some(skip)),
+            Decision::Retry { pays, at_once } => (pays, at_once),
+        };
+        if self.mode == Mode::Shadow {
+            return self.skip(worker, None);
+        }
+        let settings = &target.retry.backoff;
+        let number = self.made - 1;
+        let wait = if at_once {
+            Duration::ZERO
+        } else {
+            backoff::wait(settings, number, self.waited, worker.draw()).max(retry_after.unwrap_or_default())
+        };
+        if wait >= failed.left {
+            return self.skip(worker, Some(Skip::Deadline));
+        }
+        if pays {
+            match target.chain.budget.withdraw(now) {
+                Ok(paid) => self.paid = Some(paid),
+                Err(skip) => return self.skip(worker, Some(skip)),
+            }
+        } else {
+            self.free_used |= !failed.other_endpoint;
+        }
+        self.cause = Some(cause);
+        self.waited = wait;
+        // A failed attempt gives its slot back before its back-off; one that is followed at once passes it on.
+        self.slot = match attempted {
+            Attempted::Answered(answer) => answer.put_aside(now),
+            Attempted::Failed(failed) => failed.slot.take(),
+        };
+        if !wait.is_zero() {
+            self.slot = None;
+        }
+        Some(wait)
+    }
+
+    /// Waits before the next attempt.
+    async fn pause(&self, request: &mut Request, wait: Duration) {
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+            request.record.backoff += wait;
+        }
+    }
+
+    /// The attempt at hand was good.
+    fn succeeded(&mut self) {
+        match self.paid.take() {
+            Some(paid) => paid.refund(),
+            None if self.made == 1 => self.routed.target().chain.budget.first_succeeded(),
+            None => {}
+        }
+    }
+
+    /// No attempt follows though one was due.
+    fn skip(&self, worker: &Worker, skip: Option<Skip>) -> Option<Duration> {
+        self.shard(worker).retries_skipped(words::skip(skip)).inc();
+        None
+    }
+
+    /// An attempt was refused: the last one's end is passed on, or the refusal where there was none.
+    fn give_up(
+        &mut self,
+        worker: &Worker,
+        last: Option<Attempted>,
+        request: &Request,
+        refused: (Skip, Error),
+    ) -> Result<Box<FromUpstream>, Error> {
+        if let Some(paid) = self.paid.take() {
+            paid.unsent();
+        }
+        match last {
+            None => Err(refused.1),
+            Some(last) => {
+                self.skip(worker, Some(refused.0));
+                finish(last, request)
+            }
+        }
+    }
+
+    fn left(&self, request: &Request, now: Instant) -> Duration {
+        let end = self.end.into_iter().chain(request.context.deadline).min();
+        end.map_or(Duration::MAX, |end| end.saturating_duration_since(now))
+    }
+
+    fn shard(&self, worker: &Worker) -> &'a crate::telemetry::metrics::UpstreamShard {
+        self.routed.target().chain.upstream.metrics.shard(worker.index)
+    }
+}
+
+/// What a retry of this answer would be for; none: it is good.
+fn answer_cause(answer: &FromUpstream, request: &Request) -> Option<Cause> {
+    if request.context.grpc
+        && let Some(code) = answer.head.fields.get(Name::GrpcStatus).and_then(grpc_status)
+    {
+        return (code != 0).then_some(Cause::Grpc(code));
+    }
+    let is_bad = answer.verdict() != Verdict::Success || answer.head.status >= 400;
+    is_bad.then_some(Cause::Status(answer.head.status))
+}
+
+/// When the upstream may be asked again, and whether it asked not to be.
+fn pushback(answer: &FromUpstream) -> (Option<Duration>, bool) {
+    let fields = &answer.head.fields;
+    // Another Outrigger's refusal is an overload that a retry would add to.
+    let refused = fields.find(b"proxy-status").any(|value| value.starts_with(b"outrigger; error="));
+    if let Some(value) = fields.get(Name::GrpcRetryPushbackMs) {
+        return match backoff::parse_pushback(value) {
+            Pushback::After(after) => (Some(after), refused),
+            Pushback::Never => (None, true),
+        };
+    }
+    let after = fields.get(Name::RetryAfter).and_then(|value| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        backoff::parse_retry_after(value, now)
+    });
+    (after, refused)
+}

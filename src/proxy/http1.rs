@@ -1,0 +1,485 @@
+//! HTTP/1 clients: a head after the other from the connection, an answer after the other to it.
+//!
+//! A request is served while its client is watched: one that leaves takes its attempt with it. What cannot be
+//! framed without doubt is answered once and nothing behind it is read as a request.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use super::answer::Answer;
+use super::body::Body;
+use super::client::Client;
+use super::connection::Peer;
+use super::context::{Context, Routed};
+use super::exchange::{exchange, refuse};
+use super::life::Stage;
+use super::record::Record;
+use super::request::Request;
+use super::response::{FromUpstream, Response};
+use super::snapshot::Held;
+use super::worker::Worker;
+use crate::http1::connection::Connection;
+use crate::http1::encode;
+use crate::http1::head::{Framing, Limits, Method, Parsed, RequestHead, Version};
+use crate::reason::{Error, Reason};
+use crate::telemetry::metrics::Limit;
+use crate::timer::Timer;
+
+/// Pieces up to this size are written together with what is queued.
+const TOGETHER: usize = 16 << 10;
+/// How long a connection that is closed with unread bytes is still read, so that its client sees the answer and
+/// not a reset.
+const LINGER: Duration = Duration::from_secs(1);
+/// The most bytes that are read then.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// What comes next on a connection.
+enum Next {
+    Request(RequestHead),
+    Refused(RequestHead, Error),
+    /// Nothing: the client has left, or is not wanted any more.
+    End,
+}
+
+/// Whether the connection serves another request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Another,
+    Close,
+    /// At once, and not to be taken for a clean end.
+    Reset,
+}
+
+/// Serves one connection to its end.
+pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer) {
+    let client = Rc::new(Client::new(connection));
+    let timer = worker.timer();
+    let mut snapshot = worker.snapshot();
+    let mut now = Instant::now();
+    loop {
+        let next = next(worker, &client, &timer, peer, &snapshot, now).await;
+        let current = worker.snapshot();
+        if current.listener(&peer.listener).is_some() {
+            snapshot = current;
+        }
+        // Boxed, so that an idle connection is small.
+        let then = match next {
+            Next::End => return,
+            Next::Request(head) => {
+                let one = One { worker, client: &client, peer, snapshot: &snapshot };
+                Box::pin(one.serve(head)).await
+            }
+            Next::Refused(head, error) => {
+                let one = One { worker, client: &client, peer, snapshot: &snapshot };
+                Box::pin(one.refuse(head, error)).await
+            }
+        };
+        match then {
+            (Then::Another, at) => now = at,
+            (Then::Close, _) => return linger(&client, &timer).await,
+            (Then::Reset, _) => return client.connection.borrow().reset_when_dropped(),
+        }
+    }
+}
+
+/// Waits for the head of the next request.
+async fn next(
+    worker: &Worker,
+    client: &Client,
+    timer: &Timer,
+    peer: &Peer,
+    snapshot: &Held,
+    now: Instant,
+) -> Next {
+    let Some(index) = snapshot.listener(&peer.listener) else { return Next::End };
+    let limits = &snapshot.listener_at(index).settings.limits;
+    let parse_limits =
+        Limits { max_size: limits.max_header_size.bytes() as usize, max_fields: limits.max_headers as usize };
+    let mut head: Option<RequestHead> = None;
+    let mut scanned = 0;
+    client.connection.borrow_mut().rest();
+    timer.arm(now + *limits.idle_timeout);
+    let next = poll_fn(|cx| {
+        let mut connection = client.connection.borrow_mut();
+        loop {
+            if !connection.input().is_empty() {
+                if head.is_none() {
+                    head = Some(worker.request_head());
+                    timer.arm(Instant::now() + *limits.header_timeout);
+                }
+                let head = head.as_mut().expect("it has just been set");
+                match head.parse(connection.input(), &mut scanned, &parse_limits) {
+                    Ok(Parsed::Partial) => {}
+                    Ok(Parsed::Head { size }) => {
+                        connection.consume(size);
+                        return Poll::Ready(Ok(true));
+                    }
+                    Err(refusal) => {
+                        if refusal.reason == Reason::HeaderTooLarge {
+                            let limit = match refusal.detail.contains("fields") {
+                                true => Limit::MaxHeaders,
+                                false => Limit::MaxHeaderSize,
+                            };
+                            worker.shared.metrics.limit_reached(limit).inc();
+                        }
+                        return Poll::Ready(Err(Error::new(refusal.reason, refusal.detail)));
+                    }
+                }
+            }
+            match connection.poll_fill(cx, usize::MAX) {
+                Poll::Ready(Ok(size)) if size > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(false)),
+                Poll::Pending => break,
+            }
+        }
+        if timer.poll(cx).is_ready() {
+            if connection.input().is_empty() {
+                worker.shared.metrics.limit_reached(Limit::IdleTimeout).inc();
+                return Poll::Ready(Ok(false));
+            }
+            worker.shared.metrics.limit_reached(Limit::HeaderTimeout).inc();
+            return Poll::Ready(Err(Reason::HeaderTimeout.into()));
+        }
+        // Woken by a reload or a drain: an idle connection to a listener that is gone ends here.
+        let is_gone = || worker.snapshot().listener(&peer.listener).is_none();
+        if connection.input().is_empty() && (worker.shared.life.stage() == Stage::Refusing || is_gone()) {
+            return Poll::Ready(Ok(false));
+        }
+        Poll::Pending
+    })
+    .await;
+    timer.disarm();
+    match (next, head) {
+        (Ok(true), Some(head)) => Next::Request(head),
+        (Err(error), Some(head)) => Next::Refused(head, error),
+        _ => Next::End,
+    }
+}
+
+/// One request of a connection.
+struct One<'a> {
+    worker: &'a Rc<Worker>,
+    client: &'a Rc<Client>,
+    peer: &'a Peer,
+    snapshot: &'a Held,
+}
+
+impl One<'_> {
+    /// Whether the listener is still configured. Asked when the answer goes out: a reload may have come meanwhile.
+    fn is_wanted(&self) -> bool {
+        let current = self.worker.snapshot();
+        Rc::ptr_eq(&current, self.snapshot) || current.listener(&self.peer.listener).is_some()
+    }
+
+    async fn serve(&self, head: RequestHead) -> (Then, Instant) {
+        let arrived = Instant::now();
+        let worker = self.worker;
+        let index = self.snapshot.listener(&self.peer.listener).unwrap_or_default();
+        let listener = self.snapshot.listener_at(index);
+        let limits = &listener.settings.limits;
+        let addresses = (self.peer.peer, self.peer.local);
+        let (context, checked) = Context::read(worker, listener, &head, addresses, false, arrived);
+        let max_body = limits.max_body.map(|size| size.bytes());
+        let body = Body::http1(self.client, head.framing, max_body);
+        self.client.begin(!body.is_read(), head.version == Version::Http11);
+        let checked = checked.and_then(|()| match (head.framing, max_body) {
+            (Framing::Length(length), Some(max)) if length > max => {
+                Err(Error::new(Reason::BodyTooLarge, "Content-Length is larger than limits.max_body"))
+            }
+            _ => Ok(()),
+        });
+        let routed = checked.and_then(|()| Routed::find(self.snapshot, index, &head));
+        let record = Record::begin(worker, Rc::clone(self.snapshot), index, arrived);
+        let mut request = Request::new(worker, head, body, context, record);
+
+        let response = {
+            let mut exchange = pin!(exchange(worker, &mut request, routed, Some(self.client)));
+            poll_fn(|cx| match exchange.as_mut().poll(cx) {
+                Poll::Ready(response) => Poll::Ready(Some(response)),
+                Poll::Pending => self.client.poll_left(cx, limits.half_close).map(|()| None),
+            })
+            .await
+        };
+        match response {
+            Some(response) => self.answer(request, response, limits.half_close).await,
+            None => (Then::Close, arrived),
+        }
+    }
+
+    /// Answers what could not be read as a request.
+    async fn refuse(&self, mut head: RequestHead, error: Error) -> (Then, Instant) {
+        let arrived = Instant::now();
+        let index = self.snapshot.listener(&self.peer.listener).unwrap_or_default();
+        let listener = self.snapshot.listener_at(index);
+        head.clear();
+        head.keep_alive = false;
+        let addresses = (self.peer.peer, self.peer.local);
+        let (context, _) = Context::read(self.worker, listener, &head, addresses, false, arrived);
+        let record = Record::begin(self.worker, Rc::clone(self.snapshot), index, arrived);
+        let mut request = Request::new(self.worker, head, Body::none(), context, record);
+        let answer = refuse(&mut request, &error);
+        self.answer(request, Response::Own(answer), false).await
+    }
+
+    /// Writes the answer.
+    async fn answer(&self, mut request: Request, response: Response, half_close: bool) -> (Then, Instant) {
+        if request.record.reason == Some(Reason::ClientDisconnected) {
+            return (Then::Close, Instant::now());
+        }
+        if matches!(response, Response::Own(_)) {
+            request.body.skip_what_is_there();
+        }
+        let now = Instant::now();
+        let mut then = match request.head.keep_alive
+            && self.is_wanted()
+            && !self.client.body_open.get()
+            && self.worker.shared.life.stage() == Stage::Serving
+        {
+            true => Then::Another,
+            false => Then::Close,
+        };
+        let written = match response {
+            Response::Own(answer) => {
+                request.record.head_out(answer.status, now);
+                queue_answer(&mut self.client.connection.borrow_mut(), &request, &answer, then);
+                if request.head.method != Method::Head {
+                    request.record.bytes_out = answer.body.len() as u64;
+                }
+                self.flush().await
+            }
+            Response::Upstream(answer) => {
+                request.record.head_out(answer.head.status, now);
+                let framing =
+                    queue_head(&mut self.client.connection.borrow_mut(), &request, &answer, &mut then);
+                self.relay(&mut request, answer, framing, half_close).await
+            }
+        };
+        match written {
+            Ok(end) => {
+                let end = end.unwrap_or(now);
+                request.finish(end);
+                (then, end)
+            }
+            Err(Cut(then)) => (then, now),
+        }
+    }
+
+    /// Writes what is queued; ready with the time if that took any.
+    async fn flush(&self) -> Result<Option<Instant>, Cut> {
+        let timer = self.worker.timer();
+        let limit = Duration::from_secs(30);
+        let mut waited = false;
+        let flushed = poll_fn(|cx| match self.client.poll_flush(cx) {
+            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Cut(Then::Close))),
+            Poll::Pending => {
+                if !std::mem::replace(&mut waited, true) {
+                    timer.arm(Instant::now() + limit);
+                }
+                timer.poll(cx).map(|()| Err(Cut(Then::Close)))
+            }
+        })
+        .await;
+        flushed.map(|()| waited.then(Instant::now))
+    }
+
+    /// Passes an upstream's body on; ready with the time if that took any.
+    async fn relay(
+        &self,
+        request: &mut Request,
+        mut answer: Box<FromUpstream>,
+        framing: Framing,
+        half_close: bool,
+    ) -> Result<Option<Instant>, Cut> {
+        let mut relay = Relay { announced: 0, ended: false, waited: false };
+        let relayed = poll_fn(|cx| {
+            let relayed = relay.poll(cx, self.client, request, &mut answer, framing);
+            if relayed.is_pending() {
+                relay.waited = true;
+                if !relay.ended && self.client.poll_left(cx, half_close).is_ready() {
+                    return Poll::Ready(Err(Reason::ClientDisconnected));
+                }
+            }
+            relayed
+        })
+        .await;
+        request.record.is_stream = answer.is_stream();
+        match relayed {
+            Ok(()) => Ok(relay.waited.then(Instant::now)),
+            Err(reason) => {
+                request.record.reason = Some(reason);
+                Err(Cut(if framing == Framing::UntilClose { Then::Reset } else { Then::Close }))
+            }
+        }
+    }
+}
+
+/// The message is cut: how the connection ends.
+struct Cut(Then);
+
+/// How far a body has been passed on.
+struct Relay {
+    /// Bytes of the chunk at hand that are not passed on yet.
+    announced: usize,
+    ended: bool,
+    waited: bool,
+}
+
+impl Relay {
+    fn poll(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        client: &Client,
+        request: &mut Request,
+        answer: &mut FromUpstream,
+        framing: Framing,
+    ) -> Poll<Result<(), Reason>> {
+        loop {
+            if self.ended {
+                return match client.poll_flush(cx) {
+                    Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Reason::ClientDisconnected)),
+                    Poll::Pending => answer.poll_client_stalled(cx).map(|error| Err(error.reason)),
+                };
+            }
+            let size = match answer.poll_data(cx, &mut request.body) {
+                Poll::Ready(Ok(size)) => size,
+                Poll::Ready(Err(error)) => {
+                    // What came before the break goes out; the end of the message does not.
+                    let _ = client.poll_flush(cx);
+                    return Poll::Ready(Err(error.reason));
+                }
+                Poll::Pending => {
+                    return match client.poll_flush(cx) {
+                        Poll::Ready(Err(_)) => Poll::Ready(Err(Reason::ClientDisconnected)),
+                        _ => Poll::Pending,
+                    };
+                }
+            };
+            let mut connection = client.connection.borrow_mut();
+            if size == 0 {
+                if framing == Framing::Chunked {
+                    encode::last_chunk(connection.output(), answer.trailers());
+                }
+                self.ended = true;
+                continue;
+            }
+            let is_chunked = framing == Framing::Chunked;
+            if is_chunked && self.announced == 0 {
+                self.announced = size;
+                encode::chunk(connection.output(), size);
+            }
+            let size = if is_chunked { size.min(self.announced) } else { size };
+            let taken = if connection.unwritten() + size <= TOGETHER {
+                connection.output().extend_from_slice(answer.data(size));
+                size
+            } else {
+                match connection.poll_write(cx, answer.data(size)) {
+                    Poll::Ready(Ok(taken)) => taken,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Reason::ClientDisconnected)),
+                    Poll::Pending => return answer.poll_client_stalled(cx).map(|error| Err(error.reason)),
+                }
+            };
+            request.record.bytes_out += taken as u64;
+            answer.consume(taken);
+            if is_chunked {
+                self.announced -= taken;
+                if self.announced == 0 {
+                    connection.output().extend_from_slice(encode::CHUNK_END);
+                }
+            }
+        }
+    }
+}
+
+/// Queues an answer of our own.
+fn queue_answer(connection: &mut Connection, request: &Request, answer: &Answer, then: Then) {
+    let out = connection.output();
+    encode::status_line(out, answer.status, b"");
+    for field in answer.fields.iter() {
+        encode::field(out, field.name, field.value);
+    }
+    encode::field(out, b"content-length", itoa::Buffer::new().format(answer.body.len()).as_bytes());
+    queue_connection(out, request, then);
+    encode::end(out);
+    if request.head.method != Method::Head {
+        out.extend_from_slice(&answer.body);
+    }
+}
+
+/// Queues the head of an upstream's answer and returns how its body is framed towards this client.
+fn queue_head(
+    connection: &mut Connection,
+    request: &Request,
+    answer: &FromUpstream,
+    then: &mut Then,
+) -> Framing {
+    let out = connection.output();
+    let head = &answer.head;
+    let framing = match (head.framing, request.head.version) {
+        (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+        (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
+        (framing, _) => framing,
+    };
+    encode::status_line(out, head.status, head.reason_phrase());
+    for field in head.fields.iter() {
+        let ends_here = field.known.is_hop_by_hop() || head.is_connection_option(field.name);
+        if !ends_here {
+            encode::field(out, field.name, field.value);
+        }
+    }
+    match framing {
+        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        Framing::UntilClose => *then = Then::Close,
+        Framing::None | Framing::Length(_) => {}
+    }
+    queue_connection(out, request, *then);
+    encode::end(out);
+    framing
+}
+
+/// HTTP/1.1 keeps connections unless told otherwise, HTTP/1.0 the other way round.
+fn queue_connection(out: &mut Vec<u8>, request: &Request, then: Then) {
+    match (then, request.head.version) {
+        (Then::Close | Then::Reset, _) => out.extend_from_slice(b"connection: close\r\n"),
+        (Then::Another, Version::Http10) => out.extend_from_slice(b"connection: keep-alive\r\n"),
+        (Then::Another, Version::Http11) => {}
+    }
+}
+
+/// Closes the sending side and reads on for a while: bytes that come after a close would be answered with a
+/// reset, and that could reach the client before it has read its answer.
+async fn linger(client: &Client, timer: &Timer) {
+    let mut left = LINGER_BYTES;
+    let read = poll_fn(|cx| {
+        let mut connection = client.connection.borrow_mut();
+        if connection.has_ended() || connection.poll_shutdown(cx).is_pending() {
+            return Poll::Ready(());
+        }
+        loop {
+            let size = connection.input().len();
+            connection.consume(size);
+            left = left.saturating_sub(size);
+            match connection.poll_fill(cx, usize::MAX) {
+                Poll::Ready(Ok(1..)) if left > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    });
+    // Either way the connection ends now.
+    let _ = timer.within(Instant::now() + LINGER, read).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::http1::field::Name;
+
+    #[test]
+    fn hop_by_hop_fields_are_known_by_name() {
+        for name in ["connection", "keep-alive", "transfer-encoding", "te", "upgrade", "proxy-connection"] {
+            assert!(Name::of(name.as_bytes()).is_hop_by_hop(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! A request on its way, from its complete head to the end of its answer.
+//!
+//! Whoever owns it owns its record: dropped before its end, the request is that of a client that left.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::body::Body;
+use super::context::Context;
+use super::record::Record;
+use super::worker::Worker;
+use crate::http1::head::RequestHead;
+
+/// A request on its way.
+pub struct Request {
+    /// Its head, as the client sent it.
+    pub head: RequestHead,
+    /// Its body.
+    pub body: Body,
+    /// What is known besides.
+    pub context: Context,
+    /// What becomes of it.
+    pub record: Record,
+    worker: Rc<Worker>,
+}
+
+impl Request {
+    /// A request that goes on its way now.
+    pub fn new(worker: &Rc<Worker>, head: RequestHead, body: Body, context: Context, record: Record) -> Self {
+        Self { head, body, context, record, worker: Rc::clone(worker) }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &[u8] {
+        self.context.id(&self.head)
+    }
+
+    /// It has ended at `now`, well or not.
+    pub fn finish(&mut self, now: Instant) {
+        self.record.finish(&self.head, &self.context, self.body.bytes, now);
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.finish(Instant::now());
+        self.worker.reuse_request_head(std::mem::take(&mut self.head));
+    }
+}

@@ -1,0 +1,273 @@
+//! Notices that the configuration file has changed, and is whole.
+//!
+//! A file changes by rename (most editors), by writing in place, or by a swapped symlink above it (Kubernetes:
+//! `outrigger.toml -> ..data/outrigger.toml`, where `..data` is replaced). The parent directory sees all three,
+//! so it is watched, not the file: a watch on the file follows the old inode and is blind after the first swap.
+//! A slow poll stands behind it for what no event tells (network file systems, a directory that was replaced).
+//!
+//! Events only say "look"; what counts is the content. It must differ from the last one that was tried, and be
+//! read equal twice [`SETTLE`] apart: a file that is being written is not taken half.
+//!
+//! It runs on its own thread: a file system that hangs stalls neither a worker nor the admin API.
+
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
+use notify::{RecursiveMode, Watcher as _};
+
+/// Two reads this far apart must be equal.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How often the file is read without any event.
+const POLL: Duration = Duration::from_secs(5);
+
+/// A file's content, as far as it matters here; `None`: it cannot be read.
+type Content = Option<u64>;
+
+/// What has been seen. Pure: time and content are parameters.
+#[derive(Debug, PartialEq, Eq)]
+struct Sight {
+    /// What was last taken, good or bad.
+    taken: Content,
+    /// Something else, and since when it is there unchanged.
+    candidate: Option<(Content, Instant)>,
+}
+
+/// What to do after a look.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Wait for an event, or for the poll.
+    Wait,
+    /// Look again in this time.
+    LookAgain(Duration),
+    /// Changed and whole: reload.
+    Reload,
+}
+
+impl Sight {
+    /// The state and the step after `content` was read at `now`.
+    fn look(&mut self, now: Instant, content: Content) -> Next {
+        if content == self.taken {
+            self.candidate = None;
+            return Next::Wait;
+        }
+        match self.candidate {
+            Some((seen, since)) if seen == content => {
+                let age = now.duration_since(since);
+                if age < SETTLE {
+                    return Next::LookAgain(SETTLE - age);
+                }
+                *self = Self { taken: content, candidate: None };
+                Next::Reload
+            }
+            _ => {
+                self.candidate = Some((content, now));
+                Next::LookAgain(SETTLE)
+            }
+        }
+    }
+}
+
+/// What the watching thread is told.
+enum Wake {
+    /// Something happened in the directory.
+    Look,
+    /// Nobody watches any more.
+    Stop,
+}
+
+/// A running watch; ends when dropped.
+#[derive(Debug)]
+pub(super) struct Watch {
+    wake: mpsc::Sender<Wake>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // An error means that the thread has ended already.
+        let _ = self.wake.send(Wake::Stop);
+    }
+}
+
+impl Watch {
+    /// Watches `file`, whose present content counts as taken, and calls `changed` for each change.
+    ///
+    /// # Errors
+    /// If the thread cannot be started. A directory that cannot be watched is only logged: the poll is left.
+    pub(super) fn start(file: &Path, changed: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let (wake, wakes) = mpsc::channel();
+        let events = wake.clone();
+        let file = file.to_owned();
+        let sight = Sight { taken: read(&file), candidate: None };
+        thread::Builder::new().name("outrigger-watch".to_owned()).spawn(move || {
+            let _events = watch_directory(&file, events);
+            run(&file, sight, &wakes, changed);
+        })?;
+        Ok(Self { wake })
+    }
+}
+
+/// Looks whenever something happened, and now and then, until told to stop.
+fn run(file: &Path, mut sight: Sight, wakes: &mpsc::Receiver<Wake>, changed: impl Fn()) {
+    // The first look at once: for what happened before the directory was watched.
+    let mut wait = Duration::ZERO;
+    loop {
+        match wakes.recv_timeout(wait) {
+            Ok(Wake::Look) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+        // A burst of events is one look.
+        while let Ok(wake) = wakes.try_recv() {
+            if matches!(wake, Wake::Stop) {
+                return;
+            }
+        }
+        wait = match sight.look(Instant::now(), read(file)) {
+            Next::Wait => POLL,
+            Next::LookAgain(after) => after,
+            Next::Reload => {
+                changed();
+                POLL
+            }
+        };
+    }
+}
+
+/// Tells `wake` about what happens in the directory of `file`. The watch lives as long as what is returned.
+fn watch_directory(file: &Path, wake: mpsc::Sender<Wake>) -> Option<notify::RecommendedWatcher> {
+    let directory = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let look = move |event: notify::Result<notify::Event>| {
+        // Reads cause events too; ours would wake us for ever.
+        if event.is_err() || event.is_ok_and(|event| !event.kind.is_access()) {
+            let _ = wake.send(Wake::Look);
+        }
+    };
+    let watcher = notify::recommended_watcher(look).and_then(|mut watcher| {
+        watcher.watch(directory, RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    });
+    watcher
+        .inspect_err(|error| {
+            tracing::warn!(%error, directory = %directory.display(),
+                "the configuration's directory cannot be watched; it is read every {} s instead", POLL.as_secs());
+        })
+        .ok()
+}
+
+/// The file's content, as a hash.
+fn read(file: &Path) -> Content {
+    let content = std::fs::read(file).ok()?;
+    let mut hasher = FixedState::default().build_hasher();
+    hasher.write(&content);
+    Some(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Content = Some(1);
+    const B: Content = Some(2);
+    const C: Content = Some(3);
+
+    /// Looks at the given milliseconds; returns what each look led to.
+    fn looks(looks: &[(u64, Content)]) -> Vec<Next> {
+        let start = Instant::now();
+        let mut sight = Sight { taken: A, candidate: None };
+        looks.iter().map(|(at, content)| sight.look(start + Duration::from_millis(*at), *content)).collect()
+    }
+
+    fn again(millis: u64) -> Next {
+        Next::LookAgain(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_change_counts_when_it_was_read_equal_twice() {
+        use Next::{Reload, Wait};
+        #[rustfmt::skip]
+        let cases = [
+            // why                                    at ms, content                   what follows
+            ("nothing changed",                       vec![(0, A), (100, A)],           vec![Wait, Wait]),
+            ("seen twice, far enough apart",          vec![(0, B), (500, B)],           vec![again(500), Reload]),
+            ("an event in between moves nothing",     vec![(0, B), (200, B), (500, B)], vec![again(500), again(300), Reload]),
+            ("still being written",                   vec![(0, B), (400, C), (900, C)], vec![again(500), again(500), Reload]),
+            ("changed back",                          vec![(0, B), (400, A), (900, B)], vec![again(500), Wait, again(500)]),
+            ("taken once only",                       vec![(0, B), (500, B), (900, B)], vec![again(500), Reload, Wait]),
+            ("gone for a moment, as editors do",      vec![(0, None), (100, A)],        vec![again(500), Wait]),
+            ("gone for good is a change as well",     vec![(0, None), (600, None)],     vec![again(500), Reload]),
+        ];
+        for (why, at, expected) in cases {
+            assert_eq!(looks(&at), expected, "{why}");
+        }
+    }
+
+    /// A directory of its own that goes with the test.
+    struct Directory(std::path::PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("outrigger-watch-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).expect("a directory");
+            Self(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Starts a watch on `file`, acts, and waits until the watch has told `times` changes, one act at a time.
+    fn every_act_is_told(file: &Path, acts: &[&dyn Fn()]) {
+        let (told, tellings) = mpsc::channel();
+        let _watch = Watch::start(file, move || told.send(()).expect("the test waits")).expect("a thread");
+        for act in acts {
+            act();
+            tellings.recv_timeout(Duration::from_secs(20)).expect("the change is told");
+        }
+    }
+
+    #[test]
+    fn writing_in_place_and_renaming_over_are_both_told() {
+        let directory = Directory::new("plain");
+        let (file, other) = (directory.0.join("outrigger.toml"), directory.0.join("new"));
+        let write = |path: &Path, text: &str| std::fs::write(path, text).expect("it is written");
+        write(&file, "one");
+        every_act_is_told(
+            &file,
+            &[
+                &|| write(&file, "two"),
+                &|| {
+                    write(&other, "three");
+                    std::fs::rename(&other, &file).expect("renamed");
+                },
+                &|| write(&file, "four"),
+            ],
+        );
+    }
+
+    #[test]
+    fn each_swap_of_a_config_map_is_told() {
+        let directory = Directory::new("configmap");
+        let root = &directory.0;
+        let version = |n: u32| {
+            let target = root.join(format!("..{n}"));
+            std::fs::create_dir_all(&target).expect("a directory");
+            std::fs::write(target.join("outrigger.toml"), format!("version {n}")).expect("written");
+            std::os::unix::fs::symlink(format!("..{n}"), root.join("..data_tmp")).expect("a link");
+            std::fs::rename(root.join("..data_tmp"), root.join("..data")).expect("swapped");
+        };
+        version(1);
+        let file = root.join("outrigger.toml");
+        std::os::unix::fs::symlink("..data/outrigger.toml", &file).expect("a link");
+        every_act_is_told(&file, &[&|| version(2), &|| version(3)]);
+    }
+}

@@ -1,0 +1,345 @@
+//! The words that metrics and log use for what happened, besides the reasons (`crate::reason`).
+//!
+//! Each is an enum whose place in its list is the place of its series, so that the path names a series without a
+//! string. Words that belong to a policy come from it, as [`Words`]: telemetry does not know the policies.
+
+use crate::reason::Reason;
+
+/// What a request came to, for the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestOutcome {
+    /// The upstream answered, with a status below 400.
+    Ok,
+    /// The upstream answered with a 4xx, or the client's request was refused for what it is.
+    ClientError,
+    /// The upstream answered with a 5xx.
+    ServerError,
+    /// A policy refused it; nothing was sent, or nothing more.
+    Rejected,
+    /// Outrigger answered because the upstream did not, or the message was cut.
+    Failed,
+    /// The client left.
+    Cancelled,
+}
+
+impl RequestOutcome {
+    /// All outcomes.
+    pub const ALL: [Self; 6] =
+        [Self::Ok, Self::ClientError, Self::ServerError, Self::Rejected, Self::Failed, Self::Cancelled];
+
+    /// The word in metric and log.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientError => "client_error",
+            Self::ServerError => "server_error",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// What an answer that came from the upstream means.
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            ..400 => Self::Ok,
+            400..500 => Self::ClientError,
+            _ => Self::ServerError,
+        }
+    }
+}
+
+/// What one sending of a request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    /// A status below 400.
+    Ok,
+    /// A 4xx.
+    ClientError,
+    /// A 5xx.
+    ServerError,
+    /// No answer, for this reason.
+    Reason(Reason),
+}
+
+impl AttemptOutcome {
+    /// How many there are.
+    pub(super) const COUNT: usize = 3 + Reason::ALL.len();
+
+    /// What an answer with `status` is.
+    pub const fn of_status(status: u16) -> Self {
+        match status {
+            ..400 => Self::Ok,
+            400..500 => Self::ClientError,
+            _ => Self::ServerError,
+        }
+    }
+
+    /// The word in the metric.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientError => "4xx",
+            Self::ServerError => "5xx",
+            Self::Reason(reason) => reason.label(),
+        }
+    }
+
+    /// The place of its series.
+    pub(super) const fn index(self) -> usize {
+        match self {
+            Self::Ok => 0,
+            Self::ClientError => 1,
+            Self::ServerError => 2,
+            Self::Reason(reason) => 3 + reason.index(),
+        }
+    }
+
+    /// All of them, by index.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        [Self::Ok, Self::ClientError, Self::ServerError]
+            .into_iter()
+            .chain(Reason::ALL.into_iter().map(Self::Reason))
+    }
+
+    /// Whether attempts come to this in ordinary life, so that its series exists from load on.
+    pub(super) const fn is_usual(self) -> bool {
+        match self {
+            Self::Ok | Self::ClientError | Self::ServerError => true,
+            Self::Reason(reason) => matches!(
+                reason,
+                Reason::ConnectError
+                    | Reason::DnsError
+                    | Reason::TlsError
+                    | Reason::UpstreamReset
+                    | Reason::ProtocolError
+                    | Reason::AttemptTimeout
+                    | Reason::RequestTimeout
+                    | Reason::DeadlineExceeded
+                    | Reason::ClientStalled
+                    | Reason::UpstreamStalled
+                    | Reason::ClientDisconnected
+            ),
+        }
+    }
+}
+
+/// Whether a policy's refusal was carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The request was refused.
+    Enforced,
+    /// It was only counted, and the request passed.
+    Shadowed,
+}
+
+impl Effect {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Enforced, Self::Shadowed];
+
+    /// The word in the metric's `mode`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforce",
+            Self::Shadowed => "shadow",
+        }
+    }
+}
+
+/// Where a breaker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // explained in policy::breaker
+pub enum BreakerState {
+    Closed,
+    HalfOpen,
+    Ramping,
+    Open,
+}
+
+impl BreakerState {
+    /// All states.
+    pub const ALL: [Self; 4] = [Self::Closed, Self::HalfOpen, Self::Ramping, Self::Open];
+
+    /// The word in the metric's `to`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Ramping => "ramping",
+            Self::Open => "open",
+        }
+    }
+
+    /// The number that stands for it in `outrigger_breaker_state`.
+    pub const fn number(self) -> i64 {
+        match self {
+            Self::Closed => 0,
+            Self::HalfOpen | Self::Ramping => 1,
+            Self::Open => 2,
+        }
+    }
+}
+
+/// What connecting to an endpoint came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectResult {
+    /// There is a connection.
+    Ok,
+    /// Nobody listens there.
+    Refused,
+    /// `timeout.connect` passed.
+    Timeout,
+    /// Anything else: no route to it, no descriptor left, the TLS handshake.
+    Error,
+}
+
+impl ConnectResult {
+    /// All results.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Refused, Self::Timeout, Self::Error];
+
+    /// The word in the metric's `result`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// A bound that was reached, or a thing ignored because it was beyond one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `server.max_connections`: accepting stopped.
+    MaxConnections,
+    /// `server.max_buffer`: a body passed unbuffered.
+    MaxBuffer,
+    /// `limits.max_header_size`, of a request.
+    MaxHeaderSize,
+    /// `limits.max_headers`, of a request.
+    MaxHeaders,
+    /// `limits.max_body`.
+    MaxBody,
+    /// `limits.max_streams` of an HTTP/2 client.
+    MaxStreams,
+    /// `limits.header_timeout`.
+    HeaderTimeout,
+    /// `limits.idle_timeout`: an idle client connection was ended.
+    IdleTimeout,
+    /// `connections.max` of an upstream.
+    UpstreamConnections,
+    /// `connections.max_streams` of an upstream.
+    UpstreamStreams,
+    /// A response's head larger than what is taken from an upstream.
+    ResponseHeaderSize,
+    /// A caller's deadline that could not be read, and was ignored.
+    DeadlineUnreadable,
+    /// The cap on endpoints with series of their own.
+    EndpointSeries,
+    /// Connections to the admin address.
+    AdminConnections,
+    /// Descriptors: accepting failed for want of one.
+    OpenFiles,
+}
+
+impl Limit {
+    /// All of them.
+    #[rustfmt::skip]
+    pub const ALL: [Self; 15] = {
+        use Limit::*;
+        [
+            MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
+            UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
+            AdminConnections, OpenFiles,
+        ]
+    };
+
+    /// The word in the metric's `what`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::MaxConnections => "max_connections",
+            Self::MaxBuffer => "max_buffer",
+            Self::MaxHeaderSize => "max_header_size",
+            Self::MaxHeaders => "max_headers",
+            Self::MaxBody => "max_body",
+            Self::MaxStreams => "max_streams",
+            Self::HeaderTimeout => "header_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::UpstreamConnections => "upstream_connections",
+            Self::UpstreamStreams => "upstream_streams",
+            Self::ResponseHeaderSize => "response_header_size",
+            Self::DeadlineUnreadable => "deadline_unreadable",
+            Self::EndpointSeries => "endpoint_series",
+            Self::AdminConnections => "admin_connections",
+            Self::OpenFiles => "open_files",
+        }
+    }
+}
+
+/// The words that policies give to their series. A path asks for a series by the place of its word.
+#[derive(Clone, Debug, Default)]
+pub struct Words {
+    /// What a retry was for: the `reason` of `outrigger_retries_total`.
+    pub retries: Vec<&'static str>,
+    /// Why a retry was not made: the `reason` of `outrigger_retries_skipped_total`.
+    pub retries_skipped: Vec<&'static str>,
+}
+
+/// The statuses that `outrigger_requests_total` tells apart, ascending; the last stands for all others.
+#[rustfmt::skip]
+pub(super) const CODES: [&str; 48] = [
+    "101", "200", "201", "202", "203", "204", "206", "301", "302", "303", "304", "307", "308", "400", "401",
+    "402", "403", "404", "405", "406", "408", "409", "410", "411", "412", "413", "414", "415", "416", "417",
+    "421", "422", "425", "426", "428", "429", "431", "451", "499", "500", "501", "502", "503", "504", "505",
+    "507", "508", "other",
+];
+
+/// The place of each status from 100 to 599 in [`CODES`].
+static CODE_INDEX: [u8; 500] = {
+    let mut table = [(CODES.len() - 1) as u8; 500];
+    let mut index = 0;
+    while index < CODES.len() - 1 {
+        let digits = CODES[index].as_bytes();
+        let code = (digits[0] - b'0') as usize * 100
+            + (digits[1] - b'0') as usize * 10
+            + (digits[2] - b'0') as usize;
+        table[code - 100] = index as u8;
+        index += 1;
+    }
+    table
+};
+
+/// The place of `status` in [`CODES`].
+#[inline]
+pub(super) fn code_index(status: u16) -> usize {
+    let place = CODE_INDEX.get(usize::from(status).wrapping_sub(100));
+    place.map_or(CODES.len() - 1, |index| usize::from(*index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_status_has_a_place() {
+        for status in 0..=u16::MAX {
+            let word = CODES[code_index(status)];
+            assert!(word == "other" || word == status.to_string(), "{status} is counted as {word}");
+        }
+        for reason in Reason::ALL {
+            assert_ne!(CODES[code_index(reason.status())], "other", "{}", reason.label());
+        }
+    }
+
+    #[test]
+    fn the_place_of_a_word_is_its_number() {
+        assert!(RequestOutcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
+        assert!(BreakerState::ALL.iter().enumerate().all(|(index, state)| *state as usize == index));
+        assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
+        assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
+        assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));
+        assert!(AttemptOutcome::all().enumerate().all(|(index, outcome)| outcome.index() == index));
+        assert_eq!(AttemptOutcome::all().count(), AttemptOutcome::COUNT);
+    }
+}

@@ -1,0 +1,124 @@
+//! From the endpoints that the configuration writes to addresses that can be connected.
+//!
+//! Addresses need no look-up. Names are looked up by the system's resolver at load, on reload and every 30 s,
+//! off the workers. Each address of a name is an endpoint of its own; where a name has IPv4 and IPv6 addresses
+//! the IPv4 ones are used (most services listen on one family, and a refused connect would cost every other
+//! request). A look-up that fails keeps the last answer; a name that never resolved leaves the upstream without
+//! that endpoint and stops nothing else.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::balance::Weighted;
+use super::endpoint::Address;
+use super::{Endpoints, Upstream};
+
+/// How often names are looked up.
+pub const INTERVAL: Duration = Duration::from_secs(30);
+
+/// The longest that a look-up may take before the last answer is kept.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is known without looking anything up: addresses, and what `known` says of names.
+pub(super) fn without_lookup(upstream: &Upstream, known: &Endpoints) -> Endpoints {
+    let mut endpoints = Endpoints::default();
+    for entry in &upstream.settings.endpoints {
+        let address = &entry.address;
+        let weighted = |endpoint| Weighted { endpoint, weight: entry.weight };
+        if let Ok(ip) = address.host.parse::<IpAddr>() {
+            let endpoint = upstream.endpoint(address, SocketAddr::new(ip, address.port), known);
+            endpoints.usable.push(weighted(endpoint));
+            continue;
+        }
+        let before = endpoints.usable.len();
+        let of_name = known.usable.iter().filter(|choice| choice.endpoint.address == *address);
+        endpoints.usable.extend(of_name.map(|choice| weighted(Arc::clone(&choice.endpoint))));
+        if endpoints.usable.len() == before {
+            let why = known.unresolved.iter().find(|(name, _)| name == address);
+            endpoints.unresolved.push((address.clone(), why.map_or(String::new(), |(_, why)| why.clone())));
+        }
+    }
+    endpoints
+}
+
+/// Looks up the names among `upstream`'s endpoints and puts the answers in force. Never on a worker.
+pub async fn refresh(upstream: &Upstream) {
+    for entry in &upstream.settings.endpoints {
+        let address = &entry.address;
+        if address.host.parse::<IpAddr>().is_ok() {
+            continue;
+        }
+        let lookup = tokio::net::lookup_host((address.host.as_str(), address.port));
+        let answer = match tokio::time::timeout(TIMEOUT, lookup).await {
+            Ok(Ok(sockets)) => Ok(sockets.collect::<Vec<_>>()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+        };
+        let known = upstream.endpoints.load_full();
+        let was_resolved = known.usable.iter().any(|choice| choice.endpoint.address == *address);
+        match answer {
+            Ok(sockets) if !sockets.is_empty() => {
+                upstream.endpoints.store(Arc::new(with_answer(
+                    upstream,
+                    &known,
+                    address,
+                    entry.weight,
+                    sockets,
+                )));
+            }
+            answer => {
+                let why = answer.err().unwrap_or_else(|| "it has no addresses".to_owned());
+                tracing::warn!(
+                    upstream = &*upstream.name,
+                    name = %address,
+                    reason = "dns_error",
+                    kept_last_answer = was_resolved,
+                    "name does not resolve: {why}"
+                );
+                if !was_resolved {
+                    let mut endpoints =
+                        Endpoints { usable: known.usable.clone(), unresolved: known.unresolved.clone() };
+                    endpoints.unresolved.retain(|(name, _)| name != address);
+                    endpoints.unresolved.push((address.clone(), why));
+                    upstream.endpoints.store(Arc::new(endpoints));
+                }
+            }
+        }
+    }
+}
+
+fn with_answer(
+    upstream: &Upstream,
+    known: &Endpoints,
+    address: &Address,
+    weight: u32,
+    mut sockets: Vec<SocketAddr>,
+) -> Endpoints {
+    if sockets.iter().any(SocketAddr::is_ipv4) {
+        sockets.retain(SocketAddr::is_ipv4);
+    }
+    sockets.sort_unstable();
+    sockets.dedup();
+    let mut endpoints = Endpoints { usable: known.usable.clone(), unresolved: known.unresolved.clone() };
+    endpoints.usable.retain(|choice| choice.endpoint.address != *address);
+    endpoints.unresolved.retain(|(name, _)| name != address);
+    endpoints.usable.extend(
+        sockets
+            .into_iter()
+            .map(|socket| Weighted { endpoint: upstream.endpoint(address, socket, known), weight }),
+    );
+    endpoints
+}
+
+impl Upstream {
+    /// Whether every name has been looked up, successfully or not.
+    pub fn is_looked_up(&self) -> bool {
+        self.endpoints().unresolved.iter().all(|(_, why)| !why.is_empty())
+    }
+
+    /// Whether any endpoint is a name.
+    pub fn has_names(&self) -> bool {
+        self.settings.endpoints.iter().any(|entry| entry.address.host.parse::<IpAddr>().is_err())
+    }
+}

@@ -1,0 +1,306 @@
+//! How many attempts are in flight, who waits for a slot, and that every slot comes back.
+
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+const IN_FLIGHT: &str = "outrigger_concurrency_in_flight{upstream=app}";
+const DEPTH: &str = "outrigger_queue_depth{upstream=app}";
+
+/// One slot and a queue of this size and patience.
+fn narrow(app: &Upstream, size: u32, timeout: &str) -> Config {
+    Config::over([app])
+        .upstream("concurrency.limit = { kind = \"fixed\", max = 1 }")
+        .upstream(&format!("concurrency.queue = {{ size = {size}, timeout = \"{timeout}\" }}"))
+        .upstream("retry.attempts = 1")
+}
+
+/// A request that has taken the only slot.
+async fn holder(proxy: &Proxy, app: &Upstream) -> Client {
+    let before = app.seen();
+    let mut client = proxy.connect().await;
+    client.send(get("/holder")).await;
+    app.has_seen(before + 1).await;
+    client
+}
+
+/// A request that waits in the queue as its `place`th.
+async fn waiter(proxy: &Proxy, place: u32) -> Client {
+    let mut client = proxy.connect().await;
+    client.send(get(&format!("/{place}"))).await;
+    proxy.metric_becomes(DEPTH, f64::from(place)).await;
+    client
+}
+
+#[tokio::test]
+async fn without_a_queue_the_limit_refuses() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let proxy = narrow(&app, 0, "1s").start().await;
+    let mut holder = holder(&proxy, &app).await;
+    assert_eq!(proxy.metric(IN_FLIGHT).await, 1.0);
+    assert_eq!(proxy.metric("outrigger_concurrency_limit{upstream=app}").await, 1.0);
+
+    proxy.get("/").await.must_be(503, "concurrency_limited");
+
+    app.release(2);
+    assert_eq!(holder.response().await.status, 200);
+    assert_eq!(proxy.get("/").await.status, 200, "the slot is free again");
+    assert_eq!(app.seen(), 2);
+}
+
+#[tokio::test]
+async fn the_queue_is_served_in_its_order() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let proxy = narrow(&app, 10, "10s").start().await;
+    let mut clients = vec![holder(&proxy, &app).await];
+    for place in 1..=3 {
+        clients.push(waiter(&proxy, place).await);
+    }
+
+    for client in &mut clients {
+        app.release(1);
+        assert_eq!(client.response().await.status, 200);
+    }
+
+    let targets: Vec<_> = app.requests().into_iter().map(|request| request.target).collect();
+    assert_eq!(targets, ["/holder", "/1", "/2", "/3"]);
+    assert_eq!(proxy.metric("outrigger_queue_wait_seconds_count{upstream=app}").await, 3.0);
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let proxy = narrow(&app, 1, "5s").start().await;
+    let mut holder = holder(&proxy, &app).await;
+    let mut waiter = waiter(&proxy, 1).await;
+
+    let start = Instant::now();
+    proxy.get("/").await.must_be(503, "queue_full");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+
+    app.release(2);
+    assert_eq!(holder.response().await.status, 200);
+    assert_eq!(waiter.response().await.status, 200);
+}
+
+#[tokio::test]
+async fn nobody_waits_longer_than_the_queues_timeout() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let proxy = narrow(&app, 10, "200ms").start().await;
+    let _holder = holder(&proxy, &app).await;
+
+    let start = Instant::now();
+    proxy.get("/").await.must_be(503, "queue_timeout");
+
+    assert!((190..2000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    proxy.metric_becomes(DEPTH, 0.0).await;
+}
+
+#[tokio::test]
+async fn nobody_waits_longer_than_its_deadline() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let proxy = narrow(&app, 10, "20s").start().await;
+    let _holder = holder(&proxy, &app).await;
+
+    let start = Instant::now();
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Request-Timeout-Ms: 200\r\n\r\n";
+    let response = proxy.connect().await.exchange(request).await;
+
+    assert!(response.is_for("deadline_exceeded") || response.is_for("queue_timeout"), "{response:?}");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(app.seen(), 1);
+    proxy.metric_becomes(DEPTH, 0.0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_gives_its_place_back_at_once() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let proxy = narrow(&app, 1, "20s").start().await;
+    let mut holder = holder(&proxy, &app).await;
+    drop(waiter(&proxy, 1).await);
+    proxy.metric_becomes(DEPTH, 0.0).await;
+
+    let mut next = waiter(&proxy, 1).await;
+    app.release(2);
+    assert_eq!(holder.response().await.status, 200);
+    assert_eq!(next.response().await.status, 200);
+    assert_eq!(app.seen(), 2, "who left never went up");
+}
+
+#[tokio::test]
+async fn a_slot_is_held_to_the_end_of_the_body() {
+    let app = Upstream::that()
+        .answers_raw("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhello")
+        .and_when_released(vec![b'x'; 1_000_000 - 5])
+        .answers(200)
+        .start()
+        .await;
+    let proxy = narrow(&app, 0, "1s").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send(get("/")).await;
+    client.head().await.expect("a head");
+    assert_eq!(proxy.metric(IN_FLIGHT).await, 1.0);
+    proxy.get("/").await.must_be(503, "concurrency_limited");
+    app.release(1);
+    client.bytes(1_000_000).await;
+
+    proxy.rests().await;
+    assert_eq!(proxy.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stream_gives_its_slot_back() {
+    let cases = [
+        ("event streams are streams from the start", "Content-Type: text/event-stream", "1h"),
+        ("a body without a length that runs for long", "Content-Type: text/plain", "100ms"),
+    ];
+    for (why, field, after) in cases {
+        let app = Upstream::that()
+            .answers_raw(format!(
+                "HTTP/1.1 200 OK\r\n{field}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n\n\n\r\n"
+            ))
+            .then_hangs()
+            .answers(200)
+            .start()
+            .await;
+        let proxy =
+            narrow(&app, 0, "1s").upstream(&format!("concurrency.stream_after = \"{after}\"")).start().await;
+
+        let mut client = proxy.connect().await;
+        client.send(get("/")).await;
+        client.head().await.expect("a head");
+        proxy.metric_becomes("outrigger_streams{upstream=app}", 1.0).await;
+        assert_eq!(proxy.metric(IN_FLIGHT).await, 0.0, "{why}");
+        assert_eq!(proxy.get("/").await.status, 200, "{why}: its slot is another's now");
+
+        drop(client);
+        proxy.rests().await;
+    }
+}
+
+#[tokio::test]
+async fn streams_are_bounded_apart() {
+    let app = Upstream::that()
+        .answers_raw("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        .then_hangs()
+        .start()
+        .await;
+    let proxy = Config::over([&app]).upstream("connections = { max_streams = 1 }").start().await;
+    let mut stream = proxy.connect().await;
+    stream.send(get("/")).await;
+    stream.head().await.expect("a head");
+
+    proxy.get("/").await.must_be(503, "concurrency_limited");
+
+    drop(stream);
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn connections_are_bounded() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let proxy = Config::over([&app])
+        .upstream("connections = { max = 1 }")
+        .upstream("retry.attempts = 1")
+        .one_worker()
+        .start()
+        .await;
+    let mut holder = holder(&proxy, &app).await;
+
+    proxy.get("/").await.must_be(503, "concurrency_limited");
+
+    app.release(2);
+    assert_eq!(holder.response().await.status, 200);
+    assert_eq!(proxy.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn idle_connections_stand_in_nobodys_way() {
+    // Each client may be another worker's, and the one connection rests in the pool of the last one.
+    let app = Upstream::that().answers(200).start().await;
+    let proxy =
+        Config::over([&app]).upstream("connections = { max = 1 }").and("[server]\nworkers = 2").start().await;
+    for number in 0..10 {
+        assert_eq!(proxy.get("/").await.status, 200, "request {number}");
+    }
+}
+
+#[tokio::test]
+async fn slots_come_back_however_an_attempt_ends() {
+    let cases = [
+        ("answered", Upstream::that().answers(200).with_body("x")),
+        ("an error", Upstream::that().answers(500)),
+        ("reset", Upstream::that().resets_before_the_head()),
+        ("broken off", Upstream::that().resets_in_mid_body()),
+        ("nonsense", Upstream::that().answers_raw("nonsense\r\n\r\n")),
+        ("too slow", Upstream::that().never_answers()),
+        ("no body", Upstream::that().answers(204)),
+        ("until close", Upstream::that().answers_raw("HTTP/1.1 200 OK\r\n\r\nx").then_closes()),
+    ];
+    for (why, script) in cases {
+        let app = script.start().await;
+        let proxy = narrow(&app, 0, "1s")
+            .upstream("timeout.attempt = \"50ms\"")
+            .upstream("breaker.mode = \"off\"")
+            .start()
+            .await;
+        for _ in 0..3 {
+            let response = proxy.get("/").await;
+            assert!(!response.is_for("concurrency_limited"), "{why}: the slot came back");
+            proxy.rests().await;
+        }
+        assert_eq!(app.seen(), 3, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_retry_without_a_free_slot_is_not_made() {
+    let app = Upstream::that().answers(503).answers(200).holds().start().await;
+    let proxy = Config::over([&app])
+        .upstream("concurrency.limit = { kind = \"fixed\", max = 1 }")
+        .upstream("retry.backoff = { base = \"500ms\", max = \"500ms\", jitter = \"none\" }")
+        .start()
+        .await;
+    let mut retrying = proxy.connect().await;
+    retrying.send(get("/")).await;
+    app.has_seen(1).await;
+    // It waits, without its slot.
+    proxy.metric_becomes(IN_FLIGHT, 0.0).await;
+    let _holder = holder(&proxy, &app).await;
+
+    assert_eq!(retrying.response().await.status, 503);
+
+    assert_eq!(proxy.metric("outrigger_retries_skipped_total{upstream=app,reason=concurrency}").await, 1.0);
+    assert_eq!(proxy.metric("outrigger_retries_total{upstream=app}").await, 0.0);
+}
+
+#[tokio::test]
+async fn many_clients_share_few_slots() {
+    let app = Upstream::that().answers(200).with_body("hello").start().await;
+    let proxy = Config::over([&app])
+        .upstream("concurrency.limit = { kind = \"fixed\", max = 4 }")
+        .upstream("concurrency.queue = { size = 100, timeout = \"10s\" }")
+        .start()
+        .await;
+    let clients: Vec<_> = (0..40)
+        .map(|_| {
+            let address = proxy.listener();
+            tokio::spawn(async move {
+                let mut client = Client::connect(address).await;
+                let mut good = 0;
+                for _ in 0..10 {
+                    good += usize::from(client.exchange(&get("/")).await.text() == "hello");
+                }
+                good
+            })
+        })
+        .collect();
+    for client in clients {
+        // Who came while the queue stood may be refused; who was let in was served.
+        assert!(client.await.expect("no panic") > 0);
+    }
+    proxy.rests().await;
+    assert!(app.connections() <= 8, "a few slots need few connections: {}", app.connections());
+}

@@ -1,0 +1,355 @@
+//! Clients that speak HTTP/2 with prior knowledge, on the port where others speak HTTP/1.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+
+use crate::support::http2::{Http2, RequestBody, fed, read};
+use crate::support::*;
+
+#[tokio::test]
+async fn one_port_speaks_both() {
+    let app = Upstream::that().answers(200).with_body("hello").start().await;
+    let proxy = Config::over([&app]).one_worker().start().await;
+
+    let mut client = Http2::connect(proxy.listener()).await;
+    let response = client.get("/two?a=b").await;
+    assert_eq!((response.head.status.as_u16(), &response.body[..]), (200, &b"hello"[..]));
+    assert_eq!(response.head.version, http::Version::HTTP_2);
+    assert_eq!(proxy.get("/one").await.text(), "hello");
+
+    let seen = app.request(0);
+    assert!(seen.head.starts_with("GET /two?a=b HTTP/1.1\r\n"), "{}", seen.head);
+    assert_eq!(seen.field("host"), Some("app.test"));
+    assert_eq!(app.connections(), 1, "and both share the upstream's connections");
+}
+
+#[tokio::test]
+async fn a_listener_may_speak_one_only() {
+    let app = Upstream::that().answers(200).start().await;
+    let one = Config::over([&app]).listener("protocol = \"http1\"").start().await;
+    let two = Config::over([&app]).listener("protocol = \"http2\"").start().await;
+
+    let mut client = one.connect().await;
+    client.try_send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    client.response().await.must_be(400, "bad_request");
+    assert_eq!(Http2::connect(two.listener()).await.get("/").await.head.status, 200);
+
+    let mut client = two.connect().await;
+    client.try_send(get("/")).await;
+    client.until_end().await;
+    assert_eq!(app.seen(), 1, "HTTP/1 is not served there");
+}
+
+#[tokio::test]
+async fn streams_run_side_by_side() {
+    let app = Upstream::that().answers(200).with_body("hello").holds().start().await;
+    let proxy = Config::over([&app]).start().await;
+    let client = Http2::connect(proxy.listener()).await;
+
+    let requests: Vec<_> = (0..32)
+        .map(|number| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.get(&format!("/{number}")).await })
+        })
+        .collect();
+    app.has_seen(32).await;
+    app.release(32);
+
+    for request in requests {
+        assert_eq!(&request.await.expect("no panic").body[..], b"hello");
+    }
+}
+
+#[tokio::test]
+async fn bodies_and_trailers_go_both_ways() {
+    let app = Upstream::that()
+        .answers_raw(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n",
+        )
+        .start()
+        .await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let (feed, body) = fed();
+    let request = client.request("POST", "/").header("te", "trailers").body(body).expect("a request");
+    let mut sending = client.clone();
+    let response = tokio::spawn(async move { sending.send(request).await });
+    feed.send(Frame::data(Bytes::from_static(b"first,"))).await.expect("taken");
+    eventually("the first piece is up before the second is sent", async || {
+        app.requests().first().is_some_and(|request| request.body == b"first,")
+    })
+    .await;
+    feed.send(Frame::data(Bytes::from_static(b"second"))).await.expect("taken");
+    let trailers = http::HeaderMap::from_iter([(
+        http::HeaderName::from_static("x-check"),
+        http::HeaderValue::from_static("7"),
+    )]);
+    feed.send(Frame::trailers(trailers)).await.expect("taken");
+    drop(feed);
+
+    let response = read(response.await.expect("no panic").expect("a response")).await.expect("whole");
+    assert_eq!(&response.body[..], b"hello");
+    assert_eq!(response.trailers.as_ref().expect("trailers")["x-sum"], "42");
+    for field in ["transfer-encoding", "connection"] {
+        assert_eq!(response.field(field), None, "{field} is of HTTP/1");
+    }
+    let seen = app.request(0);
+    assert_eq!(seen.body, b"first,second");
+    assert_eq!(seen.field("transfer-encoding"), Some("chunked"));
+    assert_eq!(value(&seen.trailers, "x-check"), Some("7"));
+
+    // A known length stays one.
+    let request = client.request("PUT", "/").header("content-length", "3");
+    client.exchange(request, "abc").await;
+    assert_eq!(app.request(1).field("content-length"), Some("3"));
+    assert_eq!(app.request(1).field("transfer-encoding"), None);
+    assert_eq!(app.request(1).body, b"abc");
+}
+
+#[tokio::test]
+async fn messages_without_a_body() {
+    let app =
+        Upstream::that().answers(200).with_body("hello").answers(204).answers(304).answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let head = client.request("HEAD", "/");
+    let head = client.exchange(head, "").await;
+    assert_eq!(
+        (head.head.status.as_u16(), head.field("content-length"), head.body.len()),
+        (200, Some("5"), 0)
+    );
+    for status in [204, 304, 200] {
+        let response = client.get("/").await;
+        assert_eq!((response.head.status.as_u16(), response.body.len()), (status, 0));
+    }
+    let seen = app.request(1);
+    assert_eq!(
+        (seen.field("transfer-encoding"), seen.field("content-length")),
+        (None, None),
+        "GET has no body"
+    );
+}
+
+#[tokio::test]
+async fn large_bodies_stream_both_ways() {
+    let body: Vec<u8> = (0..4u32 << 20).map(|i| (i % 251) as u8).collect();
+    let app = Upstream::that().answers(200).with_body(&body).start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let request = client.request("PUT", "/");
+    let response = client.exchange(request, body.clone()).await;
+
+    assert!(response.body == body, "{} bytes came", response.body.len());
+    assert!(app.request(0).body == body, "{} bytes went up", app.request(0).body.len());
+}
+
+#[tokio::test]
+async fn an_answer_before_the_body_is_passed_on_and_harms_no_other_stream() {
+    let app = Upstream::that()
+        .answers(403)
+        .with_body("no")
+        .never_reads_the_body()
+        .answers(200)
+        .with_body("yes")
+        .start()
+        .await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let request =
+        client.request("PUT", "/").body(RequestBody::Left(vec![b'x'; 8 << 20].into())).expect("a request");
+    let response = client.send(request).await.expect("a response");
+    assert_eq!(response.status(), 403);
+    // RFC 9113 §8.1: the rest of the body may be refused, the answer stays.
+    assert_eq!(&read(response).await.expect("whole").body[..], b"no");
+
+    assert_eq!(&client.get("/").await.body[..], b"yes");
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_stream_cancels_its_attempt_and_no_other() {
+    let app = Upstream::that().never_answers().answers(200).with_body("hello").start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let mut leaving = client.clone();
+    let request = leaving.request("GET", "/").body(RequestBody::Left("".into())).expect("a request");
+    let waiting = tokio::spawn(async move { leaving.send(request).await });
+    app.has_seen(1).await;
+    waiting.abort();
+
+    app.has_open(0).await;
+    proxy.rests().await;
+    assert_eq!(&client.get("/").await.body[..], b"hello");
+    proxy.metric_becomes("outrigger_requests_total{outcome=cancelled}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_stream_cancelled_in_its_answer_cancels_its_attempt() {
+    let app = Upstream::that()
+        .answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        .then_hangs()
+        .start()
+        .await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let request = client.request("GET", "/").body(RequestBody::Left("".into())).expect("a request");
+    let mut response = client.send(request).await.expect("a response");
+    let first = soon("a piece", response.body_mut().frame()).await.expect("a frame").expect("data");
+    assert_eq!(first.into_data().expect("data"), "hello");
+    drop(response);
+
+    app.has_open(0).await;
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_broken_answer_resets_its_stream_and_no_other() {
+    let app = Upstream::that()
+        .answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        .then_closes()
+        .answers(200)
+        .with_body("good")
+        .start()
+        .await;
+    let proxy = Config::over([&app]).plain().start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let request = client.request("GET", "/").body(RequestBody::Left("".into())).expect("a request");
+    if let Ok(response) = client.send(request).await {
+        assert!(read(response).await.is_err(), "it never ends clean");
+    }
+    assert_eq!(&client.get("/").await.body[..], b"good");
+}
+
+#[tokio::test]
+async fn cookies_in_pieces_go_up_as_one() {
+    let app = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let request = client.request("GET", "/").header("cookie", "a=1").header("cookie", "b=2");
+    client.exchange(request, "").await;
+
+    // RFC 9113 §8.2.3.
+    let seen = app.request(0);
+    let cookies: Vec<_> =
+        seen.fields.iter().filter(|(name, _)| name == "cookie").map(|(_, value)| value).collect();
+    assert_eq!(cookies, ["a=1; b=2"]);
+}
+
+#[tokio::test]
+async fn heads_and_bodies_that_are_too_large_are_refused_with_their_reason() {
+    let app = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&app])
+        .listener("limits = { max_header_size = \"4KiB\", max_headers = 20, max_body = \"1KiB\" }")
+        .start()
+        .await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let request = client.request("GET", "/").header("x", "y".repeat(5000));
+    let response = client.exchange(request, "").await;
+    assert_eq!(
+        (response.head.status.as_u16(), response.reason().as_deref()),
+        (431, Some("header_too_large"))
+    );
+
+    let many = (0..30).fold(client.request("GET", "/"), |request, i| request.header(format!("x-{i}"), "y"));
+    let response = client.exchange(many, "").await;
+    assert_eq!(
+        (response.head.status.as_u16(), response.reason().as_deref()),
+        (431, Some("header_too_large"))
+    );
+
+    let request = client.request("PUT", "/");
+    let response = client.exchange(request, vec![b'x'; 1025]).await;
+    assert_eq!((response.head.status.as_u16(), response.reason().as_deref()), (413, Some("body_too_large")));
+
+    assert!(app.requests().iter().all(|request| !request.whole));
+    assert_eq!(client.get("/").await.head.status, 200, "the connection goes on");
+}
+
+#[tokio::test]
+async fn policies_are_the_same() {
+    let app = Upstream::that().answers(503).answers(200).with_body("hello").start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let request = client.request("PUT", "/");
+    let response = client.exchange(request, "again").await;
+
+    assert_eq!(&response.body[..], b"hello");
+    assert_eq!(app.request(0).body, b"again");
+    assert_eq!(app.request(1).body, b"again");
+    assert_eq!(app.request(1).field("x-retry-attempt"), Some("1"));
+}
+
+#[tokio::test]
+async fn own_answers_are_the_same() {
+    let app = Upstream::that().never_answers().start().await;
+    let proxy = Config::over([&app]).within("200ms").upstream("retry.attempts = 1").start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let response = client.get("/").await;
+    assert_eq!((response.head.status.as_u16(), response.reason().as_deref()), (504, Some("request_timeout")));
+    assert_eq!(response.field("content-type"), Some("application/problem+json"));
+    assert!(
+        response.field("proxy-status").is_some_and(|status| status.contains("details=\"request_timeout\""))
+    );
+
+    let trace = client.request("TRACE", "/");
+    let response = client.exchange(trace, "").await;
+    assert_eq!(
+        (response.head.status.as_u16(), response.reason().as_deref()),
+        (405, Some("method_not_allowed"))
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_stalls_its_upload_is_told_so() {
+    let app = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&app]).upstream("timeout.idle = \"200ms\"").start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let (feed, body) = fed();
+    let request = client.request("POST", "/").body(body).expect("a request");
+    feed.send(Frame::data(Bytes::from_static(b"begun"))).await.expect("taken");
+    let response = read(client.send(request).await.expect("a response")).await.expect("whole");
+
+    assert_eq!((response.head.status.as_u16(), response.reason().as_deref()), (408, Some("client_stalled")));
+    app.has_open(0).await;
+}
+
+#[tokio::test]
+async fn no_more_streams_than_configured() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let proxy = Config::over([&app]).listener("limits = { max_streams = 2 }").start().await;
+    let client = Http2::connect(proxy.listener()).await;
+    // The settings have come once a request is answered.
+    let mut first = client.clone();
+    let warm_up = tokio::spawn(async move { first.get("/").await });
+    app.release(1);
+    warm_up.await.expect("no panic");
+
+    let requests: Vec<_> = (0..4)
+        .map(|_| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.get("/").await })
+        })
+        .collect();
+    app.has_seen(3).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(app.seen(), 3, "two at a time");
+    app.release(4);
+    for request in requests {
+        assert_eq!(request.await.expect("no panic").head.status, 200);
+    }
+}

@@ -1,0 +1,25 @@
+//! Stories: the real binary between clients and upstreams that do right and wrong, byte by byte, on loopback.
+//!
+//! One program, so that the harness is compiled and linked once; a file for each capability.
+//! `cargo test --test stories retries::` runs one of them.
+
+pub mod support;
+
+mod answers;
+mod bad_upstream;
+mod balance;
+mod breaker;
+mod client_leaves;
+mod concurrency;
+mod drain;
+mod http2;
+mod life;
+mod malformed;
+mod modes;
+mod path;
+mod pool;
+mod real_components;
+mod reload;
+mod retries;
+mod steps;
+mod timeouts;

@@ -1,0 +1,211 @@
+//! HTTP/2 with prior knowledge: hyper's client, and a raw one that can say what hyper's would not.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::soon;
+
+/// The body of a request: in one piece, or as a story sends it.
+pub type RequestBody = http_body_util::Either<Full<Bytes>, Fed>;
+
+/// One connection. Clones share it.
+#[derive(Clone)]
+pub struct Http2 {
+    sender: hyper::client::conn::http2::SendRequest<RequestBody>,
+    authority: String,
+}
+
+/// A body that grows while the story sends its frames; dropped, it ends.
+pub struct Fed(mpsc::Receiver<Frame<Bytes>>);
+
+/// A response, read to its end.
+pub struct Whole {
+    /// Status and fields.
+    pub head: http::response::Parts,
+    /// The payload.
+    pub body: Bytes,
+    /// The trailers, if any.
+    pub trailers: Option<http::HeaderMap>,
+}
+
+impl Http2 {
+    /// A connection to `address`.
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = soon("a connection", TcpStream::connect(address)).await.expect("connects");
+        let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (sender, connection) =
+            soon("the handshake", builder.handshake(TokioIo::new(stream))).await.expect("speaks HTTP/2");
+        // Its end shows in the requests.
+        tokio::spawn(async { drop(connection.await) });
+        Self { sender, authority: "app.test".to_owned() }
+    }
+
+    /// A request head for `path`, to which a story adds what it needs.
+    pub fn request(&self, method: &str, path: &str) -> http::request::Builder {
+        http::Request::builder().method(method).uri(format!("http://{}{path}", self.authority))
+    }
+
+    /// Sends a request; its response's body is still coming.
+    pub async fn send(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> hyper::Result<http::Response<Incoming>> {
+        soon("the connection takes requests", self.sender.ready()).await?;
+        soon("a response", self.sender.send_request(request)).await
+    }
+
+    /// A request with a whole body, and its whole response.
+    pub async fn exchange(&mut self, request: http::request::Builder, body: impl Into<Bytes>) -> Whole {
+        let request = request.body(RequestBody::Left(Full::new(body.into()))).expect("a request");
+        let response = self.send(request).await.expect("a response");
+        read(response).await.expect("a whole response")
+    }
+
+    /// A GET and its whole response.
+    pub async fn get(&mut self, path: &str) -> Whole {
+        let request = self.request("GET", path);
+        self.exchange(request, "").await
+    }
+}
+
+/// A body for [`Http2::send`] and the end to feed it from.
+pub fn fed() -> (mpsc::Sender<Frame<Bytes>>, RequestBody) {
+    let (sender, receiver) = mpsc::channel(4);
+    (sender, RequestBody::Right(Fed(receiver)))
+}
+
+/// Reads a response to its end.
+pub async fn read(response: http::Response<Incoming>) -> hyper::Result<Whole> {
+    let (head, body) = response.into_parts();
+    let collected = soon("the whole body", body.collect()).await?;
+    let trailers = collected.trailers().cloned();
+    Ok(Whole { head, body: collected.to_bytes(), trailers })
+}
+
+impl Whole {
+    /// The first value of the field `name`.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The reason of Outrigger's own answer.
+    pub fn reason(&self) -> Option<String> {
+        let problem: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
+        problem["reason"].as_str().map(str::to_owned)
+    }
+}
+
+impl Body for Fed {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.0.poll_recv(context).map(|frame| frame.map(Ok))
+    }
+}
+
+/// A client that writes its frames by hand: fields go out as they are, uncompressed.
+pub struct RawHttp2 {
+    stream: TcpStream,
+    input: Vec<u8>,
+}
+
+/// What came for a stream, or for all.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Came {
+    /// A head; its fields stay packed.
+    Head,
+    /// The stream was reset.
+    Reset,
+    /// GOAWAY, or the end of the connection.
+    Over,
+}
+
+impl RawHttp2 {
+    /// A connection to `address`, the preface and empty settings sent.
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = soon("a connection", TcpStream::connect(address)).await.expect("connects");
+        let mut client = Self { stream, input: Vec::new() };
+        client.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        client.frame(4, 0, 0, &[]).await;
+        client
+    }
+
+    /// Sends HEADERS that end their head, and the stream too unless a body follows.
+    pub async fn headers(&mut self, stream: u32, fields: &[(&str, &str)], ends: bool) {
+        let mut block = Vec::new();
+        for (name, value) in fields {
+            // RFC 7541 §6.2.2: a literal without indexing, with a new name, nothing Huffman-coded.
+            block.push(0);
+            for text in [name, value] {
+                block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("short"));
+                block.extend_from_slice(text.as_bytes());
+            }
+        }
+        self.frame(1, if ends { 0x5 } else { 0x4 }, stream, &block).await;
+    }
+
+    /// Sends DATA that ends the stream.
+    pub async fn data(&mut self, stream: u32, data: &[u8]) {
+        self.frame(0, 0x1, stream, data).await;
+    }
+
+    /// Waits for what becomes of `stream`.
+    pub async fn outcome(&mut self, stream: u32) -> Came {
+        loop {
+            let Some((kind, flags, number)) = soon("a frame", self.read_frame()).await else {
+                return Came::Over;
+            };
+            match kind {
+                1 if number == stream => return Came::Head,
+                3 if number == stream => return Came::Reset,
+                7 => return Came::Over,
+                4 if flags & 1 == 0 => self.frame(4, 1, 0, &[]).await,
+                _ => {}
+            }
+        }
+    }
+
+    async fn read_frame(&mut self) -> Option<(u8, u8, u32)> {
+        loop {
+            if let [a, b, c, kind, flags, id @ ..] = self.input.as_slice() {
+                let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+                if self.input.len() >= 9 + length {
+                    let number = u32::from_be_bytes([id[0], id[1], id[2], id[3]]) & 0x7fff_ffff;
+                    let frame = (*kind, *flags, number);
+                    self.input.drain(..9 + length);
+                    return Some(frame);
+                }
+            }
+            match self.stream.read_buf(&mut self.input).await {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    async fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+        let mut bytes = vec![length[1], length[2], length[3], kind, flags];
+        bytes.extend_from_slice(&stream.to_be_bytes());
+        bytes.extend_from_slice(payload);
+        self.write(&bytes).await;
+    }
+
+    async fn write(&mut self, bytes: &[u8]) {
+        // The other side may have closed: what it said is still to be read.
+        let _ = self.stream.write_all(bytes).await;
+    }
+}
