@@ -5,8 +5,8 @@ use outrigger::http1::encode;
 use outrigger::http1::head::{Framing, Limits, Parsed, ResponseHead, Version};
 use outrigger::reason::Reason;
 
-use super::pieces::{ends, has_no_bare_line_end, steer};
-use super::request::framed_once;
+use super::heads::{framed_once, has_no_bare_line_end};
+use super::pieces::{ends, steer};
 
 /// Runs the target on one input; panics if something that must hold does not.
 pub fn response(data: &[u8]) {
