@@ -185,6 +185,10 @@ impl Admitted {
                 let outcome = self.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
                 let Self { permit, slot, in_flight, .. } = self;
+                if let Some(permit) = &permit {
+                    // A probe's head came in time; its body has until it is a stream, which settles the permit.
+                    permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
+                }
                 let hold = Hold { permit, slot, in_flight, outcome, counted_as };
                 let mode = clock_mode(routed, request);
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
@@ -197,7 +201,7 @@ impl Admitted {
                 let is_connect = matches!(error.reason, Reason::ConnectError);
                 let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
                 let ran = self.clock.attempt.unwrap_or(Duration::MAX);
-                let evidence = timeout::is_evidence(latency, ran, chain.latency.p99(now));
+                let evidence = timeout::is_evidence(latency, ran, chain.latency.usual_p99(now));
                 let verdict = chain.classifier.reason(error.reason, evidence);
                 let mut outcome = self.outcome(verdict, latency);
                 outcome.connect_timeout = connect_timeout;
