@@ -78,7 +78,11 @@ impl Client {
         })?;
         if matches!(answer.status, 401 | 403) {
             let what = if self.token.is_some() { "refuses the token in" } else { "needs the token of" };
-            return Err(format!("the admin API at {} {what} admin.token_file: {}", self.address, answer.line()));
+            return Err(format!(
+                "the admin API at {} {what} admin.token_file: {}",
+                self.address,
+                answer.line()
+            ));
         }
         Ok(answer)
     }
@@ -140,14 +144,16 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 fn read_token(file: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| format!("cannot read the token in {} (admin.token_file): {error}", file.display()))?;
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        format!("cannot read the token in {} (admin.token_file): {error}", file.display())
+    })?;
     Ok(text.trim().to_owned())
 }
 
 /// What a file says under `[admin]` if the rest of it is broken.
 fn salvage(file: &Path) -> Result<config::Admin, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
     Ok(admin_of(&text))
 }
 
@@ -201,7 +207,8 @@ mod tests {
 
     #[test]
     fn asks_with_the_token_and_gives_status_and_body() {
-        let (address, server) = serve_once("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 9\r\n\r\nnot\nready");
+        let (address, server) =
+            serve_once("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 9\r\n\r\nnot\nready");
         let answer = client(address).ask("GET", "/readyz", Duration::from_secs(5)).expect("an answer");
         assert_eq!(answer, Answer { status: 503, body: "not\nready".to_owned() });
         assert_eq!(answer.line(), "not ready");
@@ -234,7 +241,11 @@ mod tests {
         let cases = [
             // why                        file                                                         admin
             ("says nothing", "", &default),
-            ("broken elsewhere", "[admin]\naddress='127.0.0.1:9999'\ntoken_file='/run/token'\n[x]\ny = = 3", &elsewhere),
+            (
+                "broken elsewhere",
+                "[admin]\naddress='127.0.0.1:9999'\ntoken_file='/run/token'\n[x]\ny = = 3",
+                &elsewhere,
+            ),
             ("broken here", "[admin]\naddress = 7\n", &default),
         ];
         for (why, file, expected) in cases {

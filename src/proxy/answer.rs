@@ -27,11 +27,8 @@ impl Answer {
         let reason = error.reason;
         let mut fields = Fields::default();
         let detail = if error.detail.is_empty() { reason.title() } else { &error.detail };
-        let proxy_status = format!(
-            "outrigger; error={}; details=\"{}\"",
-            reason.proxy_status(),
-            reason.label()
-        );
+        let proxy_status =
+            format!("outrigger; error={}; details=\"{}\"", reason.proxy_status(), reason.label());
         let mut push = |known: Name, value: &[u8]| fields.push(known, known.text().as_bytes(), value);
         if grpc {
             push(Name::ContentType, b"application/grpc");
@@ -109,7 +106,8 @@ mod tests {
 
     #[test]
     fn grpc_gets_its_status_in_the_head() {
-        let error = Error::new(Reason::BreakerOpen, "50 % of 20 failed").retry_after(Some(Duration::from_millis(1500)));
+        let error = Error::new(Reason::BreakerOpen, "50 % of 20 failed")
+            .retry_after(Some(Duration::from_millis(1500)));
         let answer = Answer::new(&error, true, b"id-1");
         assert_eq!((answer.status, answer.body.len()), (200, 0));
         assert_eq!(answer.fields.get(Name::GrpcStatus), Some(&b"14"[..]));

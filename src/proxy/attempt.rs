@@ -17,7 +17,7 @@ use super::client::Client;
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
+use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
 use super::send::{self, Clock, Sending, Unanswered};
 use super::worker::Worker;
 use crate::http1::field::Name;
@@ -89,7 +89,8 @@ pub async fn admit(
             let lease = turn.clock.attempt.unwrap_or(*settings.timeout.request);
             let admitted = chain.breaker.admit(now, worker.draw(), lease);
             carry_out(
-                admitted.map_err(|rejection| Error::from(Reason::BreakerOpen).retry_after(rejection.retry_after)),
+                admitted
+                    .map_err(|rejection| Error::from(Reason::BreakerOpen).retry_after(rejection.retry_after)),
                 mode,
                 shard,
             )?
@@ -105,11 +106,13 @@ pub async fn admit(
             let entered = if turn.number == 1 && mode == Mode::Enforce {
                 let deadline = turn.clock.end().unwrap_or(now + *settings.concurrency.queue.timeout);
                 let queue = &mut request.record.queue;
-                chain.gate.enter(now, deadline, p50, timer, |waited| {
-                    *queue += waited;
-                    shard.queue_wait.observe(waited);
-                })
-                .await
+                chain
+                    .gate
+                    .enter(now, deadline, p50, timer, |waited| {
+                        *queue += waited;
+                        shard.queue_wait.observe(waited);
+                    })
+                    .await
             } else {
                 chain.gate.try_enter(now, p50)
             };
@@ -123,9 +126,8 @@ pub async fn admit(
             Some((name, why)) => Error::new(Reason::DnsError, format!("{name} does not resolve: {why}")),
             None => Reason::NoHealthyEndpoint.into(),
         };
-        return carry_out(Err(refusal), Mode::Enforce, shard).map(|none: Option<Admitted>| {
-            none.expect("a refusal that is enforced is an error")
-        });
+        return carry_out(Err(refusal), Mode::Enforce, shard)
+            .map(|none: Option<Admitted>| none.expect("a refusal that is enforced is an error"));
     };
     Ok(Admitted {
         permit,
@@ -168,7 +170,8 @@ impl Admitted {
         chain.upstream.metrics.shard(worker.index).attempt_duration.observe(latency);
         request.record.answered = Some(now);
         match result {
-            Ok((connection, head, upload)) => {
+            Ok(arrived) => {
+                let head = &arrived.head;
                 let verdict = match head.fields.get(Name::GrpcStatus).filter(|_| request.context.grpc) {
                     Some(status) => chain.classifier.grpc(grpc_status(status).unwrap_or(2)),
                     None => chain.classifier.status(head.status),
@@ -180,11 +183,8 @@ impl Admitted {
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
                 let Self { permit, slot, in_flight, .. } = self;
                 let hold = Hold { permit, slot, in_flight, outcome, counted_as };
-                let grpc = request.context.grpc;
                 let mode = clock_mode(routed, request);
-                let mut answer = Box::new(FromUpstream::new(
-                    worker, routed, connection, head, hold, upload, mode, grpc, now,
-                ));
+                let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 match whole(&mut answer, request, routed, timer).await {
                     Ok(()) => Ok(answer),
                     Err(error) => Err(Failed { error, unprocessed: false, slot: None }),
@@ -201,7 +201,9 @@ impl Admitted {
                 if verdict != Verdict::Ignored || is_connect {
                     self.in_flight.endpoint().failed(now);
                 }
-                if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
+                if let Some(permit) =
+                    self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout)
+                {
                     permit.record(now, outcome);
                 }
                 let counted_as = AttemptOutcome::Reason(error.reason);
@@ -221,7 +223,7 @@ impl Admitted {
         request: &mut Request,
         timer: &Timer,
         client: Option<&Client>,
-    ) -> Result<(Box<ToEndpoint>, crate::http1::head::ResponseHead, Option<Progress>), Unanswered> {
+    ) -> Result<Arrived, Unanswered> {
         let endpoint = Arc::clone(self.in_flight.endpoint());
         let may_resend = matches!(
             request.head.method,
@@ -246,13 +248,12 @@ impl Admitted {
             let mut head = worker.response_head();
             let mut progress = Progress::new(&request.body);
             let sending = Sending { worker, timer, client, routed, mode: clock_mode(routed, request) };
-            let sent = sending
-                .send(&mut connection.wire, request, &mut progress, &mut self.clock, &mut head)
-                .await;
+            let sent =
+                sending.send(&mut connection.wire, request, &mut progress, &mut self.clock, &mut head).await;
             match sent {
                 Ok(()) => {
                     let upload = (!progress.has_ended()).then_some(progress);
-                    return Ok((connection, head, upload));
+                    return Ok(Arrived { connection, head, upload });
                 }
                 Err(unanswered) => {
                     worker.reuse_response_head(head);
@@ -278,9 +279,11 @@ impl Admitted {
         let now = Instant::now();
         let endpoint = self.in_flight.endpoint();
         let connects = chain.upstream.metrics.shard(worker.index);
-        let connecting = worker.pool.connect(&chain.upstream, endpoint);
+        let max = chain.upstream.settings.connections.max;
+        let connecting = worker.pool.connect(&chain.upstream.counts, max, endpoint);
         let until = self.clock.connect.map(|connect| now + connect);
-        let until = until.into_iter().chain(self.clock.end()).chain(self.clock.attempt.map(|a| now + a)).min();
+        let until =
+            until.into_iter().chain(self.clock.end()).chain(self.clock.attempt.map(|a| now + a)).min();
         let connected = match until {
             Some(until) => timer.within(until, connecting).await,
             None => Ok(connecting.await),

@@ -251,7 +251,10 @@ impl Body {
 impl Progress {
     /// At the body's beginning.
     pub fn new(body: &Body) -> Self {
-        Self { ended: body.is_read() && body.framing != Framing::Chunked && body.bytes == 0, ..Self::default() }
+        Self {
+            ended: body.is_read() && body.framing != Framing::Chunked && body.bytes == 0,
+            ..Self::default()
+        }
     }
 
     /// Bytes of the body that this attempt has taken.

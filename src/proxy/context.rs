@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::route::{self, normal_path};
-use super::snapshot::{Listener, Snapshot, Target};
+use super::snapshot::{Held, Listener, Target};
 use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::http1::head::RequestHead;
@@ -43,6 +43,17 @@ pub struct Context {
     id: Id,
 }
 
+/// Who is at the other end, and where it came in.
+#[derive(Clone)]
+pub struct Peer {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// The listener's name.
+    pub listener: Arc<str>,
+}
+
 enum Id {
     /// The caller's, in the head.
     Kept,
@@ -51,7 +62,7 @@ enum Id {
 
 /// Where a request goes: the configuration that it took, and the route in it.
 pub struct Routed {
-    snapshot: Rc<Arc<Snapshot>>,
+    snapshot: Held,
     listener: usize,
     route: usize,
 }
@@ -84,18 +95,8 @@ impl Context {
             }
         };
         let grpc = fields.get(Name::ContentType).is_some_and(is_grpc);
-        let mut context = Self {
-            arrived,
-            peer,
-            local,
-            trusted,
-            grpc,
-            http2,
-            deadline: None,
-            caller_attempt: 0,
-            hash,
-            id,
-        };
+        let mut context =
+            Self { arrived, peer, local, trusted, grpc, http2, deadline: None, caller_attempt: 0, hash, id };
         let checked = context.read_control(worker, head);
         (context, checked)
     }
@@ -159,13 +160,15 @@ impl Routed {
     ///
     /// # Errors
     /// [`Reason::NoRoute`].
-    pub fn find(snapshot: &Rc<Arc<Snapshot>>, listener: usize, head: &RequestHead) -> Result<Self, Error> {
+    pub fn find(snapshot: &Held, listener: usize, head: &RequestHead) -> Result<Self, Error> {
         let path = normal_path(head.path_and_query());
         let request = route::Request {
             method: head.method_text(),
             host: head.authority(),
             normal_path: &path,
-            has_header: &|name, value| head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes()),
+            has_header: &|name, value| {
+                head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes())
+            },
         };
         let route = snapshot.listener_at(listener).route(&request).ok_or(Reason::NoRoute)?;
         Ok(Self { snapshot: Rc::clone(snapshot), listener, route })

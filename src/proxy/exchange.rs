@@ -17,8 +17,8 @@ use super::queue::Slot;
 use super::request::Request;
 use super::response::{FromUpstream, Response, grpc_status};
 use super::send::Clock;
-use super::worker::Worker;
 use super::words;
+use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::policy::backoff::{self, Pushback};
 use crate::policy::budget::Paid;
@@ -72,13 +72,14 @@ async fn serve(
     loop {
         let turn = match retries.turn(worker, request, &routed) {
             Ok(turn) => turn,
-            Err(error) => return retries.give_up(worker, last, Skip::Deadline, error),
+            Err(error) => return retries.give_up(worker, last, request, (Skip::Deadline, error)),
         };
         let admitted = match attempt::admit(worker, &routed, request, turn, &timer).await {
             Ok(admitted) => admitted,
             Err(error) => {
-                let skip = if error.reason == Reason::BreakerOpen { Skip::Breaker } else { Skip::Concurrency };
-                return retries.give_up(worker, last, skip, error);
+                let skip =
+                    if error.reason == Reason::BreakerOpen { Skip::Breaker } else { Skip::Concurrency };
+                return retries.give_up(worker, last, request, (skip, error));
             }
         };
         retries.begin(worker, admitted.endpoint_id());
@@ -139,7 +140,9 @@ impl<'a> Retries<'a> {
     fn new(routed: &'a Routed, request: &Request) -> Self {
         let target = routed.target();
         let context = &request.context;
-        let bounded = target.timeout.mode != Mode::Off && !context.grpc;
+        // A quiet gRPC stream looks like a slow call, so those are bounded only where somebody says so.
+        let bounded =
+            target.timeout.mode != Mode::Off && (!context.grpc || target.timeout.request_is_written);
         Self {
             routed,
             mode: target.retry.mode.of(target.retry.rollout, context.hash),
@@ -183,7 +186,7 @@ impl<'a> Retries<'a> {
                 return Err(Error::new(reason, "too little time is left for an attempt"));
             }
         }
-        if enabled && !request.context.grpc {
+        if enabled && (!request.context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
             let left = self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
             let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
             clock.attempt = Some(timeout.attempt_timeout(left, may_follow));
@@ -306,20 +309,17 @@ impl<'a> Retries<'a> {
         &mut self,
         worker: &Worker,
         last: Option<Attempted>,
-        skip: Skip,
-        error: Error,
+        request: &Request,
+        refused: (Skip, Error),
     ) -> Result<Box<FromUpstream>, Error> {
         if let Some(paid) = self.paid.take() {
             paid.unsent();
         }
         match last {
-            None => Err(error),
+            None => Err(refused.1),
             Some(last) => {
-                self.skip(worker, Some(skip));
-                match last {
-                    Attempted::Answered(answer) => Ok(answer),
-                    Attempted::Failed(failed) => Err(failed.error),
-                }
+                self.skip(worker, Some(refused.0));
+                finish(last, request)
             }
         }
     }

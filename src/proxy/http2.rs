@@ -9,7 +9,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
@@ -21,14 +20,13 @@ use hyper::service::service_fn;
 
 use super::answer::Answer;
 use super::body::Body;
-use super::connection::Peer;
-use super::context::{Context, Routed};
+use super::context::{Context, Peer, Routed};
 use super::exchange::exchange;
 use super::life::Stage;
 use super::record::Record;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
-use super::snapshot::Snapshot;
+use super::snapshot::Held;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::field::Fields;
@@ -155,7 +153,7 @@ impl Drop for Stream {
 async fn one(
     worker: Rc<Worker>,
     peer: Peer,
-    known: &RefCell<Rc<Arc<Snapshot>>>,
+    known: &RefCell<Held>,
     incoming: http::Request<Incoming>,
     stream: Stream,
 ) -> Result<http::Response<Outgoing>, Infallible> {
@@ -175,8 +173,7 @@ async fn one(
     if bounded.is_err() {
         head.clear();
     }
-    let (context, checked) =
-        Context::read(&worker, listener, &head, (peer.peer, peer.local), true, arrived);
+    let (context, checked) = Context::read(&worker, listener, &head, (peer.peer, peer.local), true, arrived);
     let max_body = limits.max_body.map(|size| size.bytes());
     let checked = bounded.and(checked).and_then(|()| match (head.framing, max_body) {
         (Framing::Length(length), Some(max)) if length > max => {
@@ -193,11 +190,7 @@ async fn one(
 }
 
 /// The bounds on a head, which hyper would answer without a reason.
-fn bound(
-    worker: &Worker,
-    limits: &super::listener::Limits,
-    headers: &http::HeaderMap,
-) -> Result<(), Error> {
+fn bound(worker: &Worker, limits: &super::listener::Limits, headers: &http::HeaderMap) -> Result<(), Error> {
     // As HTTP/2 counts a list of fields (RFC 9113 §6.5.2).
     let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
     let (limit, detail) = if headers.len() > limits.max_headers as usize {
@@ -492,7 +485,9 @@ mod tests {
     #[test]
     fn fields_of_the_connection_do_not_reach_http2() {
         let mut fields = Fields::default();
-        for (name, value) in [("connection", "x-private"), ("x-private", "1"), ("keep-alive", "5"), ("etag", "a")] {
+        for (name, value) in
+            [("connection", "x-private"), ("x-private", "1"), ("keep-alive", "5"), ("etag", "a")]
+        {
             fields.push(Name::of(name.as_bytes()), name.as_bytes(), value.as_bytes());
         }
         let mut headers = http::HeaderMap::new();

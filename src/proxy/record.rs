@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::context::{Context, Routed};
-use super::snapshot::Snapshot;
+use super::snapshot::Held;
 use super::worker::Worker;
 use crate::http1::head::RequestHead;
 use crate::reason::Reason;
@@ -19,7 +19,7 @@ use crate::upstream::endpoint::Endpoint;
 /// What became of a request.
 pub struct Record {
     worker: Rc<Worker>,
-    snapshot: Rc<Arc<Snapshot>>,
+    snapshot: Held,
     listener: usize,
     /// Where it went.
     pub routed: Option<Rc<Routed>>,
@@ -50,7 +50,7 @@ pub struct Record {
 
 impl Record {
     /// The record of a request that came to this listener just now.
-    pub fn begin(worker: &Rc<Worker>, snapshot: Rc<Arc<Snapshot>>, listener: usize, now: Instant) -> Self {
+    pub fn begin(worker: &Rc<Worker>, snapshot: Held, listener: usize, now: Instant) -> Self {
         worker.shared.request_began(worker.index, now);
         snapshot.listener_at(listener).activity.began(worker.index, now);
         Self {
@@ -126,7 +126,9 @@ impl Record {
                 target: head.target(),
                 status,
                 outcome,
-                reason: self.reason.or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
+                reason: self
+                    .reason
+                    .or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
                 attempts: self.attempts,
                 head: head_time,
                 total,
@@ -150,13 +152,13 @@ impl Record {
 const fn of_reason(reason: Reason) -> RequestOutcome {
     use Reason::*;
     match reason {
-        NoRoute | BadRequest | HeaderTimeout | BodyTooLarge | HeaderTooLarge | MethodNotAllowed | LoopDetected
-        | ClientStalled => RequestOutcome::ClientError,
+        NoRoute | BadRequest | HeaderTimeout | BodyTooLarge | HeaderTooLarge | MethodNotAllowed
+        | LoopDetected | ClientStalled => RequestOutcome::ClientError,
         BreakerOpen | ConcurrencyLimited | QueueFull | QueueTimeout | NoHealthyEndpoint | Draining => {
             RequestOutcome::Rejected
         }
-        ConnectError | DnsError | TlsError | UpstreamReset | ProtocolError | AttemptTimeout | RequestTimeout
-        | DeadlineExceeded | UpstreamStalled => RequestOutcome::Failed,
+        ConnectError | DnsError | TlsError | UpstreamReset | ProtocolError | AttemptTimeout
+        | RequestTimeout | DeadlineExceeded | UpstreamStalled => RequestOutcome::Failed,
         ClientDisconnected => RequestOutcome::Cancelled,
     }
 }

@@ -26,13 +26,7 @@ pub struct Request {
 
 impl Request {
     /// A request that goes on its way now.
-    pub fn new(
-        worker: &Rc<Worker>,
-        head: RequestHead,
-        body: Body,
-        context: Context,
-        record: Record,
-    ) -> Self {
+    pub fn new(worker: &Rc<Worker>, head: RequestHead, body: Body, context: Context, record: Record) -> Self {
         Self { head, body, context, record, worker: Rc::clone(worker) }
     }
 

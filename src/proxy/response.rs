@@ -14,6 +14,7 @@ use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
 use super::queue::Slot;
+use super::words;
 use super::worker::Worker;
 use crate::http1::connection::{BodyReader, ReadError};
 use crate::http1::field::{Fields, Name};
@@ -21,6 +22,7 @@ use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
+use crate::policy::retry::{Cause, Skip};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
 use crate::timer::Timer;
@@ -49,6 +51,16 @@ pub struct Hold {
     pub counted_as: Option<AttemptOutcome>,
 }
 
+/// An answer's head, and what it came over.
+pub struct Arrived {
+    /// The connection, behind the head.
+    pub connection: Box<ToEndpoint>,
+    /// The head.
+    pub head: ResponseHead,
+    /// How far the request's body has come, where it still flows.
+    pub upload: Option<Progress>,
+}
+
 /// An answer that comes from an upstream.
 pub struct FromUpstream {
     /// Its head.
@@ -66,6 +78,8 @@ pub struct FromUpstream {
     moved_at: Instant,
     waiting: bool,
     mode: Mode,
+    /// Its head goes to the client: nothing can take its place any more.
+    is_final: bool,
     /// gRPC and event streams wait `stream_idle` from the start.
     is_quiet: bool,
     is_stream: bool,
@@ -90,24 +104,20 @@ impl Hold {
 }
 
 impl FromUpstream {
-    /// The answer whose `head` came over `connection` at `now`. `upload`: the request's body still flows.
+    /// The answer that has arrived at `now`. `mode`: whether timeouts cut its body.
     pub fn new(
         worker: &Rc<Worker>,
         routed: &Rc<Routed>,
-        connection: Box<ToEndpoint>,
-        head: ResponseHead,
+        arrived: Arrived,
         hold: Hold,
-        upload: Option<Progress>,
         mode: Mode,
-        grpc: bool,
         now: Instant,
     ) -> Self {
-        let is_events = head.fields.get(Name::ContentType).is_some_and(is_event_stream);
         Self {
-            reader: BodyReader::new(head.framing),
-            head,
-            connection: Some(connection),
-            upload,
+            reader: BodyReader::new(arrived.head.framing),
+            head: arrived.head,
+            connection: Some(arrived.connection),
+            upload: arrived.upload,
             hold,
             routed: Rc::clone(routed),
             worker: Rc::clone(worker),
@@ -116,18 +126,21 @@ impl FromUpstream {
             moved_at: now,
             waiting: false,
             mode,
-            is_quiet: grpc || is_events,
+            is_final: false,
+            is_quiet: false,
             is_stream: false,
         }
     }
 
-    /// Event streams are streams from their head on.
+    /// The answer is the one that the client gets. Event streams are streams from here on.
     ///
     /// # Errors
     /// [`Reason::ConcurrencyLimited`] where `connections.max_streams` is reached.
     pub fn begin(&mut self, grpc: bool, now: Instant) -> Result<(), Error> {
-        let has_body = self.head.framing != Framing::None;
-        if self.is_quiet && !grpc && has_body && !self.become_stream(now) {
+        let is_events = self.head.fields.get(Name::ContentType).is_some_and(is_event_stream);
+        self.is_quiet = grpc || is_events;
+        self.is_final = true;
+        if is_events && self.head.framing != Framing::None && !self.become_stream(now) {
             return Err(Error::new(Reason::ConcurrencyLimited, "connections.max_streams is reached"));
         }
         Ok(())
@@ -193,12 +206,7 @@ impl FromUpstream {
                 self.end(body);
                 Poll::Ready(Ok(0))
             }
-            Poll::Ready(Ok(size)) => {
-                if std::mem::take(&mut self.waiting) {
-                    self.moved_at = Instant::now();
-                }
-                Poll::Ready(Ok(size))
-            }
+            Poll::Ready(Ok(size)) => Poll::Ready(Ok(size)),
             Poll::Ready(Err(ReadError::Closed)) => {
                 let error = Error::new(Reason::UpstreamReset, "closed in the body of its answer");
                 Poll::Ready(Err(self.broken(error)))
@@ -223,6 +231,9 @@ impl FromUpstream {
     pub fn consume(&mut self, size: usize) {
         if let Some(connection) = &mut self.connection {
             self.reader.consume(&mut connection.wire, size);
+        }
+        if std::mem::take(&mut self.waiting) {
+            self.moved_at = Instant::now();
         }
     }
 
@@ -249,7 +260,8 @@ impl FromUpstream {
             self.moved_at = Instant::now();
         }
         loop {
-            let quiet = self.is_quiet || self.is_stream && self.head.framing == Framing::Chunked
+            let quiet = self.is_quiet
+                || self.is_stream && self.head.framing == Framing::Chunked
                 || self.is_stream && self.head.framing == Framing::UntilClose;
             let patience = match side {
                 Reason::UpstreamStalled if quiet => stream_idle,
@@ -313,8 +325,12 @@ impl FromUpstream {
 
     /// The answer will not be complete.
     fn broken(&mut self, error: Error) -> Error {
-        let classifier = &self.routed.target().chain.classifier;
-        let verdict = classifier.reason(error.reason, true);
+        let target = self.routed.target();
+        if self.is_final && target.rules.retries_on(Cause::Reason(error.reason)) {
+            let shard = target.chain.upstream.metrics.shard(self.worker.index);
+            shard.retries_skipped(words::skip(Some(Skip::HeadSent))).inc();
+        }
+        let verdict = target.chain.classifier.reason(error.reason, true);
         let verdict = if error.reason == Reason::ClientDisconnected { Verdict::Ignored } else { verdict };
         self.let_go(verdict, Some(error.reason));
         error

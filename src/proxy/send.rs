@@ -112,7 +112,9 @@ pub fn queue_head(
     for field in head.fields.iter() {
         let goes_up = match field.known {
             Name::Other => true,
-            known if known.is_hop_by_hop() => known == Name::Te && field.value.eq_ignore_ascii_case(b"trailers"),
+            known if known.is_hop_by_hop() => {
+                known == Name::Te && field.value.eq_ignore_ascii_case(b"trailers")
+            }
             Name::Host | Name::ContentLength => false,
             Name::XRequestId | Name::XRequestTimeoutMs | Name::XRetryAttempt => false,
             Name::XEnvoyExpectedRqTimeoutMs => {
@@ -134,7 +136,8 @@ pub fn queue_head(
             encode::field(out, field.name, field.value);
         }
     }
-    if head.fields.has(Name::Te) && head.fields.get(Name::Te).is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
+    if head.fields.has(Name::Te)
+        && head.fields.get(Name::Te).is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
     {
         // TE is a hop-by-hop field, so this hop must name it too (RFC 9110 §10.1.4).
         out.extend_from_slice(b"connection: te\r\n");
@@ -197,7 +200,8 @@ fn write_host(out: &mut Vec<u8>, request: &Request, routed: &Routed, endpoint: &
 fn is_own_address(authority: &[u8], request: &Request) -> bool {
     let local = request.context.local;
     let host = request.head.host();
-    let port = authority.get(host.len() + 1..).and_then(|port| std::str::from_utf8(port).ok()?.parse::<u16>().ok());
+    let port =
+        authority.get(host.len() + 1..).and_then(|port| std::str::from_utf8(port).ok()?.parse::<u16>().ok());
     if port.unwrap_or(80) != local.port() {
         return false;
     }
@@ -303,7 +307,8 @@ impl Sending<'_> {
                 }
                 match wire.poll_response_head(cx, answer, &mut scanned, is_head, &RESPONSE_LIMITS) {
                     Poll::Ready(Ok(())) if answer.status == 101 => {
-                        let error = Error::new(Reason::ProtocolError, "the upstream switches protocols unasked");
+                        let error =
+                            Error::new(Reason::ProtocolError, "the upstream switches protocols unasked");
                         return Poll::Ready(Err(Unanswered::of(error, true)));
                     }
                     Poll::Ready(Ok(())) if answer.status < 200 => {
@@ -321,8 +326,11 @@ impl Sending<'_> {
                     }
                     Poll::Ready(Err(ReadError::Closed)) => {
                         let begun = !wire.input().is_empty();
-                        let detail =
-                            if begun { "closed in the head of its answer" } else { "closed without an answer" };
+                        let detail = if begun {
+                            "closed in the head of its answer"
+                        } else {
+                            "closed without an answer"
+                        };
                         let error = Error::new(Reason::UpstreamReset, detail);
                         // Where not even the first byte could be written, nobody can have read one.
                         let unprocessed = wire.unwritten() == queued && progress.taken() == 0;

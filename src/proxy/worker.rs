@@ -7,13 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::chain::Chain;
 use super::life::Stage;
 use super::shared::Shared;
-use super::snapshot::Snapshot;
+use super::snapshot::Held;
 use crate::http1::connection::Buffers;
 use crate::http1::head::{RequestHead, ResponseHead};
+use crate::policy::breaker::ConnectProbe;
 use crate::telemetry::access_log::WorkerLog;
 use crate::timer::{Timer, Wheel};
+use crate::upstream::balance;
 use crate::upstream::pool::Pool;
 
 /// How often a worker looks after its affairs besides requests.
@@ -35,8 +38,10 @@ pub struct Worker {
     /// Lines of the access log that wait to be written together.
     pub log: WorkerLog,
     wheel: Rc<Wheel>,
-    snapshot: RefCell<Rc<Arc<Snapshot>>>,
-    stage: Cell<Stage>,
+    snapshot: RefCell<Held>,
+    /// The snapshot and the stage that idle connections were last woken for. Apart from `snapshot`, which any
+    /// request renews.
+    woken_for: RefCell<(Held, Stage)>,
     random: Cell<u64>,
     requests: RefCell<Vec<RequestHead>>,
     responses: RefCell<Vec<ResponseHead>>,
@@ -48,14 +53,15 @@ impl Worker {
         let buffers = Rc::new(Buffers::default());
         let now = Instant::now();
         shared.beat(index, now);
+        let snapshot = Rc::new(shared.snapshot.load_full());
         Rc::new(Self {
             index,
             pool: Pool::new(index, Rc::clone(&buffers)),
             buffers,
             log: shared.access_log.worker_log(),
             wheel: Wheel::new(now),
-            snapshot: RefCell::new(Rc::new(shared.snapshot.load_full())),
-            stage: Cell::new(shared.life.stage()),
+            woken_for: RefCell::new((Rc::clone(&snapshot), shared.life.stage())),
+            snapshot: RefCell::new(snapshot),
             random: Cell::new(fastrand::u64(..) | 1),
             requests: RefCell::default(),
             responses: RefCell::default(),
@@ -74,22 +80,42 @@ impl Worker {
         }
     }
 
-    fn look_after(&self, now: Instant) {
+    fn look_after(self: &Rc<Self>, now: Instant) {
         self.shared.beat(self.index, now);
+        let snapshot = self.snapshot();
+        for (_, chain) in snapshot.chains() {
+            if let Some(probe) = chain.breaker.wants_connect_probe(now, self.draw()) {
+                tokio::task::spawn_local(Rc::clone(self).probe(Arc::clone(chain), probe));
+            }
+        }
         self.pool.sweep(now);
         self.log.flush();
         let stage = self.shared.life.stage();
-        let is_current = Arc::ptr_eq(&self.snapshot.borrow(), &self.shared.snapshot.load());
-        if stage != self.stage.get() || !is_current {
-            self.stage.set(stage);
-            self.snapshot();
+        let (seen, at) = self.woken_for.replace((Rc::clone(&snapshot), stage));
+        if stage != at || !Rc::ptr_eq(&seen, &snapshot) {
             // Idle connections look whether they are still wanted.
             self.wheel.wake_all();
         }
     }
 
+    /// Tries a bare connect to an upstream whose breaker is open because connects ran into their timeout.
+    async fn probe(self: Rc<Self>, chain: Arc<Chain>, probe: ConnectProbe) {
+        let endpoint = {
+            let endpoints = chain.upstream.endpoints();
+            balance::pick(&endpoints.usable, &[], self.draw_bits()).map(Arc::clone)
+        };
+        let Some(endpoint) = endpoint else { return };
+        let settings = &chain.upstream.settings;
+        let connecting = self.pool.connect(&chain.upstream.counts, settings.connections.max, &endpoint);
+        let until = Instant::now() + *settings.timeout.connect;
+        if let Ok(Ok(connection)) = self.timer().within(until, connecting).await {
+            chain.breaker.connect_probe_succeeded(probe);
+            self.pool.give_back(connection, &settings.connections, Instant::now());
+        }
+    }
+
     /// The configuration in force. A request takes it once and keeps it to its end.
-    pub fn snapshot(&self) -> Rc<Arc<Snapshot>> {
+    pub fn snapshot(&self) -> Held {
         let current = self.shared.snapshot.load();
         let mut mine = self.snapshot.borrow_mut();
         if !Arc::ptr_eq(&mine, &current) {

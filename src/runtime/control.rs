@@ -57,7 +57,8 @@ impl admin::Control for Control {
                 reasons.push(format!("upstream {name}: {why}"));
             }
         }
-        let upstreams = snapshot.chains().map(|(name, chain)| (name.to_owned(), chain.health(now).1)).collect();
+        let upstreams =
+            snapshot.chains().map(|(name, chain)| (name.to_owned(), chain.health(now).1)).collect();
         Readiness { ready: reasons.is_empty(), reasons, upstreams }
     }
 

@@ -200,7 +200,10 @@ fn announce(process: &Process, order: Order) {
         Order::Drain => tracing::info!(in_flight, "draining: out of rotation, and serving on"),
         Order::Leave => {
             let timeout = process.loaded.load().config.server.drain_timeout;
-            tracing::info!(in_flight, "draining: the process ends when nobody needs it, in {timeout} at the latest");
+            tracing::info!(
+                in_flight,
+                "draining: the process ends when nobody needs it, in {timeout} at the latest"
+            );
         }
     }
 }

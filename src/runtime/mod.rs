@@ -45,8 +45,8 @@ use crate::proxy::shared::Shared;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::words;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::Metrics;
 use crate::telemetry::log;
+use crate::telemetry::metrics::Metrics;
 
 pub use self::drain::DRAINED;
 pub use self::sockets::BindError;
@@ -89,6 +89,7 @@ pub struct Running {
     process: Arc<Process>,
     control: Arc<Control>,
     background: Background,
+    settled: std_mpsc::Receiver<()>,
     ended: std_mpsc::Receiver<()>,
     admin: SocketAddr,
     metrics_address: Option<SocketAddr>,
@@ -102,8 +103,8 @@ struct Background {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// Starts a sidecar with the configuration `loaded` from `file` (none: there is nothing to reload). Returns when
-/// it serves: everything is bound, and every name was looked up once or waited for long enough.
+/// Starts a sidecar with the configuration `loaded` from `file` (none: there is nothing to reload). When it returns,
+/// everything is bound and served; names of endpoints may still be looked up ([`Running::settle`]).
 ///
 /// # Errors
 /// If an address is taken, a file cannot be used, or the system refuses threads or descriptors. Nothing is left
@@ -114,8 +115,11 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let metrics = Metrics::new(workers, env!("CARGO_PKG_VERSION"), env!("OUTRIGGER_COMMIT"), words::words());
     metrics.set_config(&loaded.digest, SystemTime::now());
     let log = log::init(&config.telemetry.log, metrics.log_dropped().clone())?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
     let files_limit = files::raise_limit();
-    let gate = Gate::new(workers, files::bounded(files_limit, config.server.max_connections));
+    let gate = Gate::new(workers, files::connections(files_limit, config));
 
     let token = config.admin.token_file.as_deref().map(read_token).transpose()?;
     let (admin, admin_address) = sockets::bind(config.admin.address, "admin.address")?;
@@ -135,8 +139,7 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let (drains, drain_orders) = mpsc::unbounded_channel();
     let (tell_end, ended) = std_mpsc::channel();
     let (tell_settled, settled) = std_mpsc::channel();
-    let control =
-        Arc::new(Control { process: process.clone(), reloads: reloads.clone(), drains });
+    let control = Arc::new(Control { process: process.clone(), reloads: reloads.clone(), drains });
     // Watched before anybody is told that it runs: whoever changes the file then is noticed.
     let watch = reload::watch(&process, &reloads);
     let metrics_address = public.as_ref().map(|(_, address)| *address);
@@ -153,9 +156,7 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
         }
         Ok(())
     })?;
-    // It errs only when looking names up is broken; then nothing is gained by waiting.
-    let _ = settled.recv();
-    Ok(Running { process, control, background, ended, admin: admin_address, metrics_address })
+    Ok(Running { process, control, background, settled, ended, admin: admin_address, metrics_address })
 }
 
 impl Running {
@@ -195,6 +196,12 @@ impl Running {
         Ok(())
     }
 
+    /// Waits until every name was looked up once, or for the 2 s that readiness waits at most.
+    pub fn settle(&self) {
+        // It errs when it was told before, or when looking names up is broken; then waiting gains nothing.
+        let _ = self.settled.recv();
+    }
+
     /// Waits until it has drained (`/quit`, or a signal where it owns the process), ends everything, and gives the
     /// exit code.
     pub fn wait(self) -> u8 {
@@ -221,10 +228,8 @@ impl Drop for Running {
 impl Background {
     /// Starts the thread; `spawn` runs inside its runtime and spawns its tasks.
     fn start(spawn: impl FnOnce() -> io::Result<()>) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(BLOCKING_THREADS)
-            .build()?;
+        let runtime =
+            Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
         let handle = runtime.handle().clone();
         {
             let _inside = runtime.enter();
@@ -253,11 +258,10 @@ impl Background {
 fn share(loaded: &Loaded, workers: usize, metrics: Arc<Metrics>) -> Result<Arc<Shared>, StartError> {
     let config = &loaded.config;
     let settings = &config.telemetry.access_log;
-    let access_log =
-        AccessLog::start(settings, config.telemetry.log.format, metrics.log_dropped().clone())
-            .map_err(|source| StartError::AccessLog { path: settings.path.clone(), source })?;
+    let access_log = AccessLog::start(settings, config.telemetry.log.format, metrics.log_dropped().clone())
+        .map_err(|source| StartError::AccessLog { path: settings.path.clone(), source })?;
     let shared = Shared::new(metrics, access_log, workers, config.server.max_buffer.bytes());
-    let snapshot = Snapshot::build(&config.listener, &config.upstream, None, &shared);
+    let snapshot = Snapshot::build(&config.listener, &config.upstream, None, &shared.metrics);
     shared.snapshot.store(Arc::new(snapshot));
     Ok(shared)
 }

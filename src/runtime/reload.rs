@@ -62,7 +62,9 @@ impl Reloads {
     /// Orders a reload, and gives what came of it.
     pub(super) async fn ask(&self, why: Why) -> Outcome {
         let (answer, outcome) = oneshot::channel();
-        self.0.try_send(Order { why, answer }).map_err(|_| "too many reloads are waiting; try again".to_owned())?;
+        self.0
+            .try_send(Order { why, answer })
+            .map_err(|_| "too many reloads are waiting; try again".to_owned())?;
         outcome.await.unwrap_or_else(|_| Err("the sidecar is ending".to_owned()))
     }
 
@@ -170,8 +172,7 @@ async fn read(file: std::path::PathBuf) -> Result<Loaded, Refused> {
 }
 
 fn load(file: &Path) -> Result<Loaded, Refused> {
-    config::load(file)
-        .map_err(|problems| Refused { text: problems.to_string(), line: problems.one_line() })
+    config::load(file).map_err(|problems| Refused { text: problems.to_string(), line: problems.one_line() })
 }
 
 /// Puts `loaded` in force, or changes nothing. Gives what happened to listeners, as words for a sentence.
@@ -202,13 +203,16 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
         opened.push((new, duplicates));
     }
     let telemetry = &config.telemetry;
-    process.shared.access_log.reload(&telemetry.access_log, telemetry.log.format).map_err(|error| {
-        format!("cannot write the access log {:?}: {error}", telemetry.access_log.path)
-    })?;
+    process
+        .shared
+        .access_log
+        .reload(&telemetry.access_log, telemetry.log.format)
+        .map_err(|error| format!("cannot write the access log {:?}: {error}", telemetry.access_log.path))?;
 
     // From here on nothing fails. Names must be known before anybody is accepted for them.
     let snapshot = process.shared.snapshot.load_full();
-    let snapshot = Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared);
+    let snapshot =
+        Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared.metrics);
     process.shared.snapshot.store(Arc::new(snapshot));
     let changes = changes(&opened, plan.gone.len());
     let mut old: Vec<Option<Open>> = open.drain(..).map(Some).collect();
@@ -229,7 +233,9 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
     }
     drop(open);
 
-    process.gate.set_max(files::bounded(process.files_limit, config.server.max_connections));
+    if before.config.server.max_connections != config.server.max_connections {
+        process.gate.set_max(files::connections(process.files_limit, config));
+    }
     process.shared.buffered.set_max(config.server.max_buffer.bytes());
     process.log.set_level(telemetry.log.level);
     for warning in &loaded.warnings {

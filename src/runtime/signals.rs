@@ -16,8 +16,7 @@ const CUT_SHORT: i32 = 1;
 
 /// From now on signals are obeyed. To be called inside the runtime that will wait for them.
 pub(super) fn obey(reloads: Reloads, drains: mpsc::UnboundedSender<drain::Order>) -> io::Result<()> {
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {

@@ -60,7 +60,7 @@ pub fn pick<'a>(endpoints: &'a [Weighted], tried: &[u64], draw: u64) -> Option<&
     let draw_one = |draw: u32, without: Option<u64>| {
         let open = |choice: &&Weighted| untried(choice) && Some(choice.endpoint.id) != without;
         let total = endpoints.iter().filter(open).map(|choice| choice.weight).sum::<u32>();
-        let mut place = (u64::from(draw) * u64::from(total) >> 32) as u32;
+        let mut place = ((u64::from(draw) * u64::from(total)) >> 32) as u32;
         endpoints.iter().filter(open).find(|choice| {
             let found = place < choice.weight;
             place = place.wrapping_sub(choice.weight);

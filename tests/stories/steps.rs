@@ -23,16 +23,15 @@ async fn break_at_every_byte(
     let app = script.start().await;
     let proxy = Config::over([&app]).upstream("breaker.mode = \"off\"").upstream(config).start().await;
     for length in 0..=answer.len() {
-        for end in ["close", "reset"] {
-            // The script goes on by two requests for each step, however many of them it takes.
-            let number = 4 * length + if end == "close" { 0 } else { 2 };
-            assert_eq!(app.seen(), number);
+        for (end, number) in [("close", 4 * length), ("reset", 4 * length + 2)] {
             let response = proxy.connect().await.exchange(request).await;
             let whole = length == answer.len();
             assert!(judge(whole, &response), "{end} behind byte {length}: {response:?} {}", response.text());
+            // Each step has two answers in the script, whether it took one or both.
             if app.seen() == number + 1 {
                 assert_eq!(proxy.get("/between").await.text(), "the second", "{end} behind byte {length}");
             }
+            assert_eq!(app.seen(), number + 2, "{end} behind byte {length}: no attempt too many");
         }
     }
     proxy.rests().await;

@@ -25,7 +25,8 @@ impl Sidecar {
     /// Starts it; it serves when this returns.
     pub(super) async fn start(replicas: Vec<SocketAddr>) -> Result<Sidecar, String> {
         let config = configuration(&replicas, free_or_any(LISTENER_PORT), free_or_any(ADMIN_PORT));
-        let loaded = config::parse(&config, "demo.toml", &|_| None).map_err(|problems| problems.one_line())?;
+        let loaded =
+            config::parse(&config, "demo.toml", &|_| None).map_err(|problems| problems.one_line())?;
         let start = || runtime::start(loaded, None);
         let running = tokio::task::spawn_blocking(start)
             .await

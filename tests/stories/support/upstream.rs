@@ -73,6 +73,7 @@ pub struct Script {
     closes_at_accept: bool,
     closes_keep_alive_after: Option<usize>,
     breaks_second_on_a_connection: bool,
+    asked_by_number: bool,
 }
 
 /// What happens to one request.
@@ -337,6 +338,12 @@ impl Script {
         self
     }
 
+    /// A request for `/7` gets the answer with the number 7 (from 0), in whatever order they come.
+    pub fn asked_by_number(mut self) -> Self {
+        self.asked_by_number = true;
+        self
+    }
+
     /// It listens on a free port of loopback.
     pub async fn start(self) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -349,7 +356,7 @@ impl Script {
                 let shared = Arc::clone(&connections);
                 tokio::spawn(async move {
                     stream.set_nodelay(true).expect("an option of every socket");
-                    let mut wire = Wire { stream, input: Vec::new(), shared, connection };
+                    let mut wire = Wire { stream, input: Vec::new(), shared, connection, deaf: false };
                     wire.serve().await;
                 });
             }
@@ -409,6 +416,7 @@ struct Wire {
     input: Vec<u8>,
     shared: Arc<Shared>,
     connection: usize,
+    deaf: bool,
 }
 
 /// The connection is over.
@@ -458,11 +466,17 @@ impl Wire {
             self.body(&seen, number).await?;
             return Err(Over);
         }
-        let replies = &self.shared.script.replies;
-        let reply = replies.get(number).or(replies.last()).expect("the script says something").clone();
+        let Script { replies, asked_by_number, .. } = &self.shared.script;
+        let asked = seen.target.get(1..).and_then(|number| number.parse().ok()).filter(|_| *asked_by_number);
+        let reply = replies
+            .get(asked.unwrap_or(number))
+            .or(replies.last())
+            .expect("the script says something")
+            .clone();
         if !reply.early {
             self.body(&seen, number).await?;
         }
+        self.deaf = reply.deaf;
         for step in reply.steps(&method) {
             self.act(step).await?;
         }
@@ -522,13 +536,13 @@ impl Wire {
         }
     }
 
-    /// Waits for `event`, or for the other side to leave.
+    /// Waits for `event`, or for the other side to leave (which who does not read cannot see).
     async fn meanwhile(&mut self, event: impl Future<Output = ()>) -> Result<(), Over> {
         tokio::pin!(event);
         loop {
             tokio::select! {
                 () = &mut event => return Ok(()),
-                more = self.fill() => more?,
+                more = self.fill(), if !self.deaf => more?,
             }
         }
     }
