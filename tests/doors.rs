@@ -43,6 +43,9 @@ const IMPURE: [(&[&str], &str); 6] = [
     (&["thread", "::", "sleep"], "a policy does not wait"),
 ];
 
+/// Why, the files by name, and what the faults begin with.
+type Case = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+
 #[test]
 fn the_doors_of_the_house_open_one_way() {
     let house = House::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").as_path());
@@ -70,8 +73,7 @@ fn the_map_in_lib_rs_lists_the_rooms_in_their_order() {
 
 #[test]
 fn a_door_that_opens_the_wrong_way_is_found() {
-    let cases: &[(&str, &[(&str, &str)], &[&str])] = &[
-        // why, files, what the faults begin with
+    let cases: &[Case] = &[
         (
             "a room uses what is below",
             &[("proxy/route.rs", "use crate::upstream::pool::Pool;"), ("upstream/pool.rs", "")],
@@ -157,7 +159,7 @@ fn a_door_that_opens_the_wrong_way_is_found() {
 
 #[test]
 fn files_that_need_each_other_are_found() {
-    let cases: &[(&str, &[(&str, &str)], &[&str])] = &[
+    let cases: &[Case] = &[
         (
             "one way is fine",
             &[("proxy/a.rs", "use super::b::B;"), ("proxy/b.rs", "use super::c::C;"), ("proxy/c.rs", "")],
