@@ -15,7 +15,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::field::{self, Fields, Name};
+use super::field::{self, Fields, Name, is_in_any_case};
 use super::framing::Signals;
 pub use super::framing::{Framing, Version};
 pub use super::target::Form;
@@ -234,7 +234,7 @@ impl RequestHead {
                 }
                 // RFC 9110 §10.1.1: ignored in HTTP/1.0; other expectations may be.
                 Name::Expect => {
-                    self.expect_continue |= expectations && value.eq_ignore_ascii_case(b"100-continue");
+                    self.expect_continue |= expectations && is_in_any_case(value, b"100-continue");
                 }
                 _ => signals.note(known, value)?,
             }
@@ -314,7 +314,7 @@ impl RequestHead {
         let value = field::trim(value);
         match known {
             Name::Host => return Ok(()),
-            Name::Te if value.eq_ignore_ascii_case(b"trailers") => {}
+            Name::Te if is_in_any_case(value, b"trailers") => {}
             Name::Te
             | Name::Connection
             | Name::KeepAlive
@@ -329,7 +329,7 @@ impl RequestHead {
                 }
             }
             // HTTP/2 has no 100-continue of its own, but RFC 9110 §10.1.1 holds there too.
-            Name::Expect => self.expect_continue |= value.eq_ignore_ascii_case(b"100-continue"),
+            Name::Expect => self.expect_continue |= is_in_any_case(value, b"100-continue"),
             _ => {}
         }
         self.fields.push(known, name, value);

@@ -279,7 +279,8 @@ impl Admitted {
         let now = Instant::now();
         let endpoint = self.in_flight.endpoint();
         let connects = chain.upstream.metrics.shard(worker.index);
-        let connecting = worker.pool.connect(&chain.upstream, endpoint);
+        let max = chain.upstream.settings.connections.max;
+        let connecting = worker.pool.connect(&chain.upstream.counts, max, endpoint);
         let until = self.clock.connect.map(|connect| now + connect);
         let until =
             until.into_iter().chain(self.clock.end()).chain(self.clock.attempt.map(|a| now + a)).min();

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::route::{self, normal_path};
@@ -40,6 +41,17 @@ pub struct Context {
     /// A hash of its id: decides what `rollout` does with it, in all attempts alike.
     pub hash: u64,
     id: Id,
+}
+
+/// Who is at the other end, and where it came in.
+#[derive(Clone)]
+pub struct Peer {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// The listener's name.
+    pub listener: Arc<str>,
 }
 
 enum Id {

@@ -72,14 +72,14 @@ async fn serve(
     loop {
         let turn = match retries.turn(worker, request, &routed) {
             Ok(turn) => turn,
-            Err(error) => return retries.give_up(worker, last, Skip::Deadline, error),
+            Err(error) => return retries.give_up(worker, last, request, (Skip::Deadline, error)),
         };
         let admitted = match attempt::admit(worker, &routed, request, turn, &timer).await {
             Ok(admitted) => admitted,
             Err(error) => {
                 let skip =
                     if error.reason == Reason::BreakerOpen { Skip::Breaker } else { Skip::Concurrency };
-                return retries.give_up(worker, last, skip, error);
+                return retries.give_up(worker, last, request, (skip, error));
             }
         };
         retries.begin(worker, admitted.endpoint_id());
@@ -309,20 +309,17 @@ impl<'a> Retries<'a> {
         &mut self,
         worker: &Worker,
         last: Option<Attempted>,
-        skip: Skip,
-        error: Error,
+        request: &Request,
+        refused: (Skip, Error),
     ) -> Result<Box<FromUpstream>, Error> {
         if let Some(paid) = self.paid.take() {
             paid.unsent();
         }
         match last {
-            None => Err(error),
+            None => Err(refused.1),
             Some(last) => {
-                self.skip(worker, Some(skip));
-                match last {
-                    Attempted::Answered(answer) => Ok(answer),
-                    Attempted::Failed(failed) => Err(failed.error),
-                }
+                self.skip(worker, Some(refused.0));
+                finish(last, request)
             }
         }
     }

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use super::answer::Answer;
 use super::body::Body;
 use super::client::Client;
-use super::connection::Peer;
-use super::context::{Context, Routed};
+use super::context::{Context, Peer, Routed};
 use super::exchange::{exchange, refuse};
 use super::life::Stage;
 use super::record::Record;
@@ -49,6 +48,8 @@ enum Next {
 enum Then {
     Another,
     Close,
+    /// At once, and not to be taken for a clean end.
+    Reset,
 }
 
 /// Serves one connection to its end.
@@ -60,25 +61,25 @@ pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer) {
     loop {
         let next = next(worker, &client, &timer, peer, &snapshot, now).await;
         let current = worker.snapshot();
-        let is_wanted = current.listener(&peer.listener).is_some();
-        if is_wanted {
+        if current.listener(&peer.listener).is_some() {
             snapshot = current;
         }
         // Boxed, so that an idle connection is small.
         let then = match next {
             Next::End => return,
             Next::Request(head) => {
-                let one = One { worker, client: &client, peer, snapshot: &snapshot, is_wanted };
+                let one = One { worker, client: &client, peer, snapshot: &snapshot };
                 Box::pin(one.serve(head)).await
             }
             Next::Refused(head, error) => {
-                let one = One { worker, client: &client, peer, snapshot: &snapshot, is_wanted };
+                let one = One { worker, client: &client, peer, snapshot: &snapshot };
                 Box::pin(one.refuse(head, error)).await
             }
         };
         match then {
             (Then::Another, at) => now = at,
             (Then::Close, _) => return linger(&client, &timer).await,
+            (Then::Reset, _) => return client.connection.borrow().reset_when_dropped(),
         }
     }
 }
@@ -163,11 +164,15 @@ struct One<'a> {
     client: &'a Rc<Client>,
     peer: &'a Peer,
     snapshot: &'a Held,
-    /// Whether the listener is still configured.
-    is_wanted: bool,
 }
 
 impl One<'_> {
+    /// Whether the listener is still configured. Asked when the answer goes out: a reload may have come meanwhile.
+    fn is_wanted(&self) -> bool {
+        let current = self.worker.snapshot();
+        Rc::ptr_eq(&current, self.snapshot) || current.listener(&self.peer.listener).is_some()
+    }
+
     async fn serve(&self, head: RequestHead) -> (Then, Instant) {
         let arrived = Instant::now();
         let worker = self.worker;
@@ -228,7 +233,7 @@ impl One<'_> {
         }
         let now = Instant::now();
         let mut then = match request.head.keep_alive
-            && self.is_wanted
+            && self.is_wanted()
             && !self.client.body_open.get()
             && self.worker.shared.life.stage() == Stage::Serving
         {
@@ -257,7 +262,7 @@ impl One<'_> {
                 request.finish(end);
                 (then, end)
             }
-            Err(Cut) => (Then::Close, now),
+            Err(Cut(then)) => (then, now),
         }
     }
 
@@ -267,12 +272,12 @@ impl One<'_> {
         let limit = Duration::from_secs(30);
         let mut waited = false;
         let flushed = poll_fn(|cx| match self.client.poll_flush(cx) {
-            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Cut)),
+            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Cut(Then::Close))),
             Poll::Pending => {
                 if !std::mem::replace(&mut waited, true) {
                     timer.arm(Instant::now() + limit);
                 }
-                timer.poll(cx).map(|()| Err(Cut))
+                timer.poll(cx).map(|()| Err(Cut(Then::Close)))
             }
         })
         .await;
@@ -304,17 +309,14 @@ impl One<'_> {
             Ok(()) => Ok(relay.waited.then(Instant::now)),
             Err(reason) => {
                 request.record.reason = Some(reason);
-                if framing == Framing::UntilClose {
-                    self.client.connection.borrow().reset_when_dropped();
-                }
-                Err(Cut)
+                Err(Cut(if framing == Framing::UntilClose { Then::Reset } else { Then::Close }))
             }
         }
     }
 }
 
-/// The connection is of no use any more.
-struct Cut;
+/// The message is cut: how the connection ends.
+struct Cut(Then);
 
 /// How far a body has been passed on.
 struct Relay {
@@ -439,7 +441,7 @@ fn queue_head(
 /// HTTP/1.1 keeps connections unless told otherwise, HTTP/1.0 the other way round.
 fn queue_connection(out: &mut Vec<u8>, request: &Request, then: Then) {
     match (then, request.head.version) {
-        (Then::Close, _) => out.extend_from_slice(b"connection: close\r\n"),
+        (Then::Close | Then::Reset, _) => out.extend_from_slice(b"connection: close\r\n"),
         (Then::Another, Version::Http10) => out.extend_from_slice(b"connection: keep-alive\r\n"),
         (Then::Another, Version::Http11) => {}
     }

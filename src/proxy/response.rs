@@ -14,6 +14,7 @@ use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
 use super::queue::Slot;
+use super::words;
 use super::worker::Worker;
 use crate::http1::connection::{BodyReader, ReadError};
 use crate::http1::field::{Fields, Name};
@@ -21,6 +22,7 @@ use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
+use crate::policy::retry::{Cause, Skip};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
 use crate::timer::Timer;
@@ -76,6 +78,8 @@ pub struct FromUpstream {
     moved_at: Instant,
     waiting: bool,
     mode: Mode,
+    /// Its head goes to the client: nothing can take its place any more.
+    is_final: bool,
     /// gRPC and event streams wait `stream_idle` from the start.
     is_quiet: bool,
     is_stream: bool,
@@ -122,6 +126,7 @@ impl FromUpstream {
             moved_at: now,
             waiting: false,
             mode,
+            is_final: false,
             is_quiet: false,
             is_stream: false,
         }
@@ -134,6 +139,7 @@ impl FromUpstream {
     pub fn begin(&mut self, grpc: bool, now: Instant) -> Result<(), Error> {
         let is_events = self.head.fields.get(Name::ContentType).is_some_and(is_event_stream);
         self.is_quiet = grpc || is_events;
+        self.is_final = true;
         if is_events && self.head.framing != Framing::None && !self.become_stream(now) {
             return Err(Error::new(Reason::ConcurrencyLimited, "connections.max_streams is reached"));
         }
@@ -200,12 +206,7 @@ impl FromUpstream {
                 self.end(body);
                 Poll::Ready(Ok(0))
             }
-            Poll::Ready(Ok(size)) => {
-                if std::mem::take(&mut self.waiting) {
-                    self.moved_at = Instant::now();
-                }
-                Poll::Ready(Ok(size))
-            }
+            Poll::Ready(Ok(size)) => Poll::Ready(Ok(size)),
             Poll::Ready(Err(ReadError::Closed)) => {
                 let error = Error::new(Reason::UpstreamReset, "closed in the body of its answer");
                 Poll::Ready(Err(self.broken(error)))
@@ -230,6 +231,9 @@ impl FromUpstream {
     pub fn consume(&mut self, size: usize) {
         if let Some(connection) = &mut self.connection {
             self.reader.consume(&mut connection.wire, size);
+        }
+        if std::mem::take(&mut self.waiting) {
+            self.moved_at = Instant::now();
         }
     }
 
@@ -321,8 +325,12 @@ impl FromUpstream {
 
     /// The answer will not be complete.
     fn broken(&mut self, error: Error) -> Error {
-        let classifier = &self.routed.target().chain.classifier;
-        let verdict = classifier.reason(error.reason, true);
+        let target = self.routed.target();
+        if self.is_final && target.rules.retries_on(Cause::Reason(error.reason)) {
+            let shard = target.chain.upstream.metrics.shard(self.worker.index);
+            shard.retries_skipped(words::skip(Some(Skip::HeadSent))).inc();
+        }
+        let verdict = target.chain.classifier.reason(error.reason, true);
         let verdict = if error.reason == Reason::ClientDisconnected { Verdict::Ignored } else { verdict };
         self.let_go(verdict, Some(error.reason));
         error

@@ -68,7 +68,7 @@ fn accepted(head: &mut RequestHead, text: &[u8], limits: &Limits) {
     if head.version == Version::Http11 {
         let mut written = Vec::new();
         encode::request_line(&mut written, head.method_text(), head.target());
-        head.fields.iter().for_each(|field| encode::field(&mut written, field.name, field.value));
+        head.fields.write(&mut written, |_| true);
         encode::end(&mut written);
         let roomy = Limits { max_size: 2 * limits.max_size + 16, ..*limits };
         let before = said(head);

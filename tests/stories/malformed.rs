@@ -658,7 +658,10 @@ async fn no_more_client_connections_than_configured() {
     // The kernel takes the third one; nobody accepts it.
     let mut third = proxy.connect().await;
     third.send(get("/")).await;
-    proxy.metric_becomes("outrigger_limit_reached_total{what=max_connections}", 1.0).await;
+    eventually("it is counted", async || {
+        proxy.metric("outrigger_limit_reached_total{what=max_connections}").await >= 1.0
+    })
+    .await;
     assert_eq!(app.seen(), 2);
     assert_eq!(clients[0].exchange(&get("/")).await.status, 200, "those that are in go on");
 

@@ -49,6 +49,12 @@ pub fn soon<T>(what: &str, future: impl Future<Output = T>) -> impl Future<Outpu
     }
 }
 
+/// A port of loopback that is free now. Only for what cannot be told its port otherwise: somebody may take it.
+pub fn free_address() -> std::net::SocketAddr {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("it is bound")
+}
+
 /// The place of `needle` in `hay`.
 pub fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     hay.windows(needle.len()).position(|window| window == needle)
