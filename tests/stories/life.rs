@@ -106,7 +106,7 @@ async fn max_connections_stops_accepting_and_is_counted() {
 #[tokio::test]
 async fn names_are_known_when_it_is_ready_and_unknown_ones_stop_nothing() {
     let app = Upstream::that().answers(200).start().await;
-    let name = format!("\"localhost:{}\"", app.address().port());
+    let name = format!("localhost:{}", app.address().port());
     let unknown = "[upstream.other]\nendpoints = [\"nobody.invalid:80\"]\n[[listener.route]]\nmatch = { path_prefix = \"/other\" }\nupstream = \"other\"";
     let proxy = Config::over_addresses(&[name]).and(unknown).start().await;
     assert_eq!(proxy.get("/").await.status, 200);
