@@ -249,13 +249,20 @@ async fn an_id_of_odd_characters_cannot_break_the_answers_form() {
     let app = Upstream::refusing();
     let proxy = Config::over([&app]).plain().start().await;
     for id in ["\"quoted\"", "back\\slash", "{\"reason\":1}", "</script>"] {
-        let request = format!("GET /{id} HTTP/1.1\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n")
-            .replace("GET /\"quoted\"", "GET /");
+        let request = format!("GET /?\\ HTTP/1.1\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n");
         let mut client = proxy.connect().await;
         client.send(request).await;
         let response = client.response().await;
         assert!(response.problem().is_some(), "{id}: {response:?}");
     }
+    // One line for each, and each of them is JSON.
+    eventually("four lines of access log", async || {
+        let lines = proxy.lines();
+        let lines = lines.iter().filter(|line| line.starts_with('{'));
+        let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        lines.filter(|line| line["status"] == 502).count() == 4
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod breaker;
 mod client_leaves;
 mod concurrency;
 mod drain;
+mod everything_at_once;
 mod http2;
 mod life;
 mod malformed;

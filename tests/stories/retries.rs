@@ -480,3 +480,39 @@ async fn a_route_may_retry_otherwise() {
     proxy.get("/").await;
     assert_eq!(app.seen(), 5);
 }
+
+#[tokio::test]
+async fn retry_after_may_be_a_date() {
+    // A date of long ago: now.
+    let date = "Thu, 01 Jan 1970 00:00:00 GMT";
+    let app = Upstream::that().answers(503).with_field("Retry-After", date).answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+    assert_eq!(proxy.get("/").await.status, 200);
+
+    let date = "Fri, 31 Dec 2199 23:59:59 GMT";
+    let app = Upstream::that().answers(503).with_field("Retry-After", date).answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+    assert_eq!(proxy.get("/").await.status, 503);
+    assert_eq!(app.seen(), 1);
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_given_up_leaves_nothing_behind() {
+    // The first answer comes while the second attempt runs: it is nobody's any more.
+    let app = Upstream::that()
+        .answers(200)
+        .with_body("late")
+        .delays(Duration::from_millis(300))
+        .answers(200)
+        .with_body("second")
+        .delays(Duration::from_millis(100))
+        .answers(200)
+        .with_body("third")
+        .start()
+        .await;
+    let proxy = Config::over([&app]).upstream("timeout.attempt = \"150ms\"").start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!(client.exchange(&get("/1")).await.text(), "second");
+    assert_eq!(client.exchange(&get("/2")).await.text(), "third");
+    proxy.rests().await;
+}

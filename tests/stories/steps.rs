@@ -127,3 +127,34 @@ async fn a_request_in_two_pieces_however_it_is_cut() {
         assert_eq!(value(&seen.trailers, "x-sum"), Some("1"), "cut at {cut}");
     }
 }
+
+#[tokio::test]
+async fn an_upload_that_its_upstream_breaks_off() {
+    let body = "x".repeat(20_000);
+    let steps: Vec<_> = (0..=body.len()).step_by(997).collect();
+    let script =
+        steps.iter().fold(Upstream::that(), |script, count| script.resets_after_reading(*count).answers(200));
+    let app = script.start().await;
+    let proxy = Config::over([&app]).upstream("breaker.mode = \"off\"").upstream(GENEROUS).start().await;
+    for (number, count) in steps.iter().enumerate() {
+        let put = client::post("/", &body).replacen("POST", "PUT", 1);
+        assert_eq!(proxy.connect().await.exchange(&put).await.status, 200, "behind {count} bytes");
+        assert!(app.request(2 * number + 1).body == body.as_bytes(), "behind {count} bytes");
+    }
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_post_that_its_upstream_breaks_off() {
+    let body = "x".repeat(20_000);
+    let steps: Vec<_> = (0..=body.len()).step_by(1999).collect();
+    let script = steps.iter().fold(Upstream::that(), |script, count| script.resets_after_reading(*count));
+    let app = script.start().await;
+    let proxy = Config::over([&app]).upstream("breaker.mode = \"off\"").upstream(GENEROUS).start().await;
+    for (number, count) in steps.iter().enumerate() {
+        let response = proxy.connect().await.exchange(&client::post("/", &body)).await;
+        response.must_be_because(502, "upstream_reset", &format!("behind {count} bytes"));
+        assert_eq!(app.seen(), number + 1, "behind {count} bytes: never a second sending");
+    }
+    proxy.rests().await;
+}

@@ -330,3 +330,38 @@ async fn a_route_may_have_other_timeouts() {
     proxy.get("/quick/").await.must_be(504, "request_timeout");
     assert!(start.elapsed() < Duration::from_secs(5));
 }
+
+#[tokio::test]
+async fn a_head_that_trickles_is_no_progress() {
+    let mut script = Upstream::that().answers_raw("HTTP/1.1 200 OK\r\nX: ");
+    for _ in 0..100 {
+        script = script.and_after(Duration::from_millis(20), "y");
+    }
+    let app = script.start().await;
+    let proxy = Config::over([&app]).plain().upstream("timeout.attempt = \"200ms\"").start().await;
+
+    let start = Instant::now();
+    proxy.get("/").await.must_be(504, "attempt_timeout");
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    app.has_open(0).await;
+}
+
+#[tokio::test]
+async fn interim_answers_do_not_stop_the_clock() {
+    let mut script = Upstream::that().answers_raw("HTTP/1.1 100 Continue\r\n\r\n");
+    for _ in 0..100 {
+        script = script.and_after(Duration::from_millis(20), "HTTP/1.1 102 Processing\r\n\r\n");
+    }
+    let app = script.start().await;
+    let proxy = Config::over([&app]).plain().upstream("timeout.attempt = \"200ms\"").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send(get("/")).await;
+    let last = loop {
+        let response = client.response().await;
+        if response.status >= 200 {
+            break response;
+        }
+    };
+    last.must_be(504, "attempt_timeout");
+}

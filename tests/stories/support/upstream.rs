@@ -98,6 +98,7 @@ struct Answer {
 #[derive(Clone)]
 enum Step {
     Send(Vec<u8>),
+    Read(usize),
     Wait(Duration),
     Hold,
     Hang,
@@ -257,6 +258,14 @@ impl Script {
     pub fn resets_before_reading_the_body(self) -> Self {
         let mut script = self.resets_before_the_head();
         script.last().early = true;
+        script
+    }
+
+    /// Then: the connection is reset when this many bytes of the body have come.
+    pub fn resets_after_reading(self, count: usize) -> Self {
+        let mut script = self.resets_before_the_head();
+        script.last().early = true;
+        script.last().before.push(Step::Read(count));
         script
     }
 
@@ -520,6 +529,12 @@ impl Wire {
                 let sent = self.stream.write_all(&bytes).await.map_err(|_| Over);
                 self.shared.log().sent += 1;
                 sent
+            }
+            Step::Read(count) => {
+                while self.input.len() < count {
+                    self.fill().await?;
+                }
+                Ok(())
             }
             Step::Wait(pause) => self.meanwhile(tokio::time::sleep(pause)).await,
             Step::Hold => {
