@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::{Answer, Client};
+use super::exit::{FAILED, UNUSABLE, fail};
 use super::file::ConfigFile;
-use super::{FAILED, UNUSABLE, fail};
 use crate::runtime::DRAINED;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,12 +42,18 @@ pub(super) fn run(args: &Args) -> ExitCode {
     }
 }
 
+/// Whether `not ready: REASON; REASON` names that reason.
+fn has_drained(answer: &Answer) -> bool {
+    let reasons = answer.body.trim().split_once(": ").map_or("", |(_, reasons)| reasons);
+    reasons.split("; ").any(|reason| reason == DRAINED)
+}
+
 /// Waits until the sidecar says that it has drained, or is gone.
 fn wait(client: &Client) -> Result<(), String> {
     let deadline = Instant::now() + client.drain_timeout;
     loop {
-        let state = client.ask("GET", "/readyz?verbose", PATIENCE);
-        if client.is_gone() || state.as_ref().is_ok_and(|answer| answer.body.contains(DRAINED)) {
+        let state = client.ask("GET", "/readyz", PATIENCE);
+        if client.is_gone() || state.as_ref().is_ok_and(has_drained) {
             return Ok(());
         }
         if Instant::now() >= deadline {
@@ -55,5 +61,24 @@ fn wait(client: &Client) -> Result<(), String> {
             return Err(format!("still not drained after server.drain_timeout: {last}"));
         }
         thread::sleep(PERIOD);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drained_is_a_reason_of_its_own() {
+        let cases = [
+            ("ready\n", false),
+            ("not ready: draining: 3 requests in flight\n", false),
+            ("not ready: drained\n", true),
+            ("not ready: drained; upstream app: breaker open\n", true),
+            ("not ready: upstream drained: breaker open\n", false),
+        ];
+        for (body, drained) in cases {
+            assert_eq!(has_drained(&Answer { status: 503, body: body.to_owned() }), drained, "{body}");
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::client::Client;
+use super::exit::{FAILED, UNUSABLE, fail};
 use super::file::ConfigFile;
-use super::{FAILED, UNUSABLE, fail};
 
 /// Shorter than the usual timeout of health checks, so that the reason is still seen.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -28,7 +28,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
             println!("ready");
             ExitCode::SUCCESS
         }
-        Ok(answer) => fail(FAILED, format_args!("not ready: {}", answer.line())),
+        Ok(answer) => fail(FAILED, answer.line()),
         Err(error) => fail(FAILED, error),
     }
 }

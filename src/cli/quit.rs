@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::client::Client;
+use super::exit::{FAILED, UNUSABLE, fail};
 use super::file::ConfigFile;
-use super::{FAILED, UNUSABLE, fail};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -1,11 +1,11 @@
 //! `outrigger run`: the proxy itself.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use super::exit::{FAILED, UNUSABLE, fail};
 use super::file::ConfigFile;
-use super::{FAILED, UNUSABLE, fail};
-use crate::config;
+use crate::config::{self, Problems};
 use crate::runtime::{self, Running};
 
 /// What `run` takes.
@@ -23,11 +23,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
     };
     let loaded = match config::load(&file) {
         Ok(loaded) => loaded,
-        Err(problems) => return fail(UNUSABLE, problems),
+        Err(problems) => return refuse(&problems),
     };
-    for warning in &loaded.warnings {
-        eprintln!("outrigger: {warning}");
-    }
     let running = match runtime::start(loaded, Some(file)).and_then(|running| {
         running.own_the_process()?;
         Ok(running)
@@ -35,9 +32,25 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Ok(running) => running,
         Err(error) => return fail(FAILED, error),
     };
+    // Signals are obeyed already: nothing that comes while names are looked up is lost.
+    running.settle();
     // Whoever started it may have closed its output; that is no reason not to serve.
     let _ = writeln!(std::io::stdout().lock(), "{}", ready_line(&running));
     ExitCode::from(running.wait())
+}
+
+/// Says what is wrong with the file: in one line, or drawn under its lines.
+fn refuse(problems: &Problems) -> ExitCode {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match problems.0.as_slice() {
+        [problem] if problem.line == 0 => fail(UNUSABLE, problem),
+        problems => {
+            for problem in problems {
+                eprintln!("{}\n", problem.render(colour));
+            }
+            fail(UNUSABLE, "this configuration cannot run; what is wrong stands above")
+        }
+    }
 }
 
 /// `outrigger 0.1.0 ready: listeners app=127.0.0.1:8080, b=127.0.0.1:8081; admin 127.0.0.1:9900`, with the real

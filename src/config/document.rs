@@ -145,6 +145,13 @@ impl Node {
         self.all_entries().iter().any(|(name, node)| node.removed && nearest(name, &[key]).is_some())
     }
 
+    /// Whether a mistake took anything out of it, however deep.
+    pub(super) fn is_torn(&self) -> bool {
+        self.removed
+            || self.all_entries().iter().any(|(_, node)| node.is_torn())
+            || self.all_elements().iter().any(Node::is_torn)
+    }
+
     /// Follows one step; not into what was taken out.
     pub(super) fn step(&self, step: &Step) -> Option<&Node> {
         match (step, &self.value) {
@@ -246,7 +253,8 @@ impl Value {
                     .map(|element| {
                         let place = element.span();
                         let value = Value::of(element.into_inner(), &place, too_large);
-                        Node::new(value, place.clone(), place)
+                        let removed = too_large.last() == Some(&place);
+                        Node { removed, ..Node::new(value, place.clone(), place) }
                     })
                     .collect(),
             ),
@@ -256,7 +264,11 @@ impl Value {
                     .map(|(key, value)| {
                         let (key_place, place) = (key.span(), value.span());
                         let value = Value::of(value.into_inner(), &place, too_large);
-                        (key.into_inner().into_owned(), Node::new(value, place, key_place))
+                        let removed = too_large.last() == Some(&place);
+                        (
+                            key.into_inner().into_owned(),
+                            Node { removed, ..Node::new(value, place, key_place) },
+                        )
                     })
                     .collect();
                 entries.sort_by_key(|(_, node)| node.key.start);

@@ -21,16 +21,24 @@ const TABLES: [&str; 6] = ["server", "admin", "telemetry", "defaults", "listener
 /// Those of them that a route may override.
 const ROUTE_POLICIES: [&str; 2] = ["timeout", "retry"];
 
+/// The most listeners of a file, routes of a listener, upstreams of a file, endpoints of an upstream. Far more
+/// than a sidecar has; so that what compares each with each (`lint`) ends soon whatever the file says.
+const MOST: usize = 2000;
+
 /// Merges the layers in `root`, so that it holds what is in force, and reads it. What cannot be read is
 /// reported and left out.
 pub(super) fn assemble(root: &mut Node, report: &mut Report) -> Config {
     for (key, node) in tables_mut(root) {
+        if report.is_full() {
+            break;
+        }
         if !TABLES.contains(&key.as_str()) {
             let path = Path::of(&[key]);
             report.add(Problem::unknown_key(&path, node, &TABLES, schema::home(&path).as_ref()));
             node.removed = true;
         }
     }
+    bound(root, report);
     let server: Option<Server> = section(root, &["server"], report);
     let admin: Option<Admin> = section(root, &["admin"], report);
     let telemetry: Option<telemetry::Settings> = section(root, &["telemetry"], report);
@@ -43,6 +51,31 @@ pub(super) fn assemble(root: &mut Node, report: &mut Report) -> Config {
         telemetry: telemetry.unwrap_or_default(),
         listener,
         upstream,
+    }
+}
+
+/// Takes out the lists and tables that have more than [`MOST`] entries.
+fn bound(root: &mut Node, report: &mut Report) {
+    let mut check = |node: &mut Node, path: Path| {
+        let count = node.all_entries().len().max(node.all_elements().len());
+        if count > MOST {
+            let message = format!("`{path}` has {count} entries");
+            report.add(Problem::new(message, format!("give at most {MOST}")).at(&path, node));
+            node.removed = true;
+        }
+    };
+    for key in ["listener", "upstream"] {
+        root.get_mut(key).into_iter().for_each(|node| check(node, Path::of(&[key])));
+    }
+    if let Some(Value::List(listeners)) = root.get_mut("listener").map(|node| &mut node.value) {
+        for (index, listener) in listeners.iter_mut().enumerate() {
+            let path = Path::of(&["listener"]).index(index).key("route");
+            listener.get_mut("route").into_iter().for_each(|node| check(node, path.clone()));
+        }
+    }
+    for (name, upstream) in root.get_mut("upstream").into_iter().flat_map(tables_mut) {
+        let path = Path::of(&["upstream", name, "endpoints"]);
+        upstream.get_mut("endpoints").into_iter().for_each(|node| check(node, path.clone()));
     }
 }
 

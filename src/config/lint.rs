@@ -148,14 +148,10 @@ impl<'a> Lint<'a> {
 
     /// What is missing: a listener, a way from a listener to an upstream, a use for an upstream.
     fn gaps(&mut self) {
-        // A mistyped key still shows which upstream was meant: so all strings count as names.
-        let mut used: BTreeSet<&str> = BTreeSet::new();
-        for (_, listener) in all(self.root, "listener") {
-            used.extend(listener.all_entries().iter().filter_map(|(_, node)| node.text()));
-            for (_, route) in all(listener, "route") {
-                used.extend(route.all_entries().iter().filter_map(|(_, node)| node.text()));
-            }
-        }
+        // What cannot be read still shows which upstream was meant: so all strings of listeners count as names.
+        let mut used = BTreeSet::new();
+        let listeners = self.root.all_entries().iter().find(|(key, _)| key == "listener");
+        listeners.iter().for_each(|(_, node)| texts(node, &mut used));
         let mut gaps = Vec::new();
         if all(self.root, "listener").next().is_none() && !self.root.lost_like("listener") {
             let cure = "add one: `[[listener]]` with `address = \"127.0.0.1:8080\"` and `upstream = \"…\"`";
@@ -171,9 +167,15 @@ impl<'a> Lint<'a> {
                 gaps.push(Problem::new(message, cure).at(&Path::of(&["listener"]).index(index), node));
             }
         }
-        for (name, node) in
-            all_upstreams(self.root).filter(|(name, node)| !node.removed && !used.contains(name))
-        {
+        for (name, node) in self.root.get("upstream").into_iter().flat_map(Node::entries) {
+            if node.get("endpoints").is_none() && !node.lost_like("endpoints") {
+                let cure = "add `endpoints = [\"host:port\"]`";
+                let problem = Problem::new(format!("the upstream \"{name}\" has no endpoints"), cure);
+                gaps.push(problem.at(&Path::of(&["upstream", name]), node));
+            }
+        }
+        let upstreams = self.root.get("upstream").into_iter().flat_map(Node::entries);
+        for (name, node) in upstreams.filter(|(name, _)| !used.contains(name)) {
             let problem = Problem::new(
                 format!("no listener and no route uses the upstream \"{name}\""),
                 format!("name it in a route (`upstream = \"{name}\"`), or remove it"),
@@ -240,6 +242,10 @@ impl<'a> Lint<'a> {
         let (node, _) = self.root.follow(&path.0);
         let routes: Vec<(Path, Route)> = elements(node, "route")
             .zip(&settings.route)
+            // What a condition that could not be read would have taken, nobody knows.
+            .filter(|((_, node), _)| {
+                node.get("match").map_or(!node.lost("match"), |matches| !matches.is_torn())
+            })
             .map(|((index, _), route)| (path.key("route").index(index), Route::new(route)))
             .collect();
         self.shadowed_routes(&routes);
@@ -356,15 +362,19 @@ impl<'a> Lint<'a> {
     fn in_force(&mut self, way: &InForce<'_>) {
         let timeout = |key: &str, value: Span| At(way.timeout_path.below(key), quoted(value));
         let request = timeout("request", way.timeout.request);
-        let connect = timeout("connect", way.timeout.connect);
         if let Some(attempt) = way.timeout.attempt.filter(|attempt| *attempt > way.timeout.request) {
             let cure = "an attempt ends with its request: make `attempt` shorter, or `request` longer";
             self.error(&timeout("attempt", attempt), "is longer than", &request, cure);
         }
-        if way.timeout.connect > way.timeout.request {
+        // What is built in just ends earlier with what it is a part of: only what was written was meant.
+        let root = self.root;
+        let meant = |at: &At<String>| root.follow(&at.0.0).1;
+        let connect = timeout("connect", way.timeout.connect);
+        let attempt = way.timeout.attempt.filter(|attempt| way.timeout.connect > *attempt);
+        if meant(&connect) && way.timeout.connect > way.timeout.request {
             let cure = "connecting is a part of the request: make `connect` shorter, or `request` longer";
             self.error(&connect, "is longer than", &request, cure);
-        } else if let Some(attempt) = way.timeout.attempt.filter(|attempt| way.timeout.connect > *attempt) {
+        } else if let Some(attempt) = attempt.filter(|_| meant(&connect)) {
             let cure = "connecting is a part of the attempt, which ends first: make `connect` shorter";
             self.warn(&connect, "is longer than", &timeout("attempt", attempt), cure);
         }
@@ -376,17 +386,16 @@ impl<'a> Lint<'a> {
 
         let retry = |key: &str, value: Span| At(way.retry_path.below(key), quoted(value));
         let backoff = &way.retry.backoff;
+        let (base, max) = (retry("backoff.base", backoff.base), retry("backoff.max", backoff.max));
         if backoff.base > backoff.max {
-            let (base, max) = (retry("backoff.base", backoff.base), retry("backoff.max", backoff.max));
             self.error(&base, "is longer than", &max, "raise `max`, or lower `base`");
-        } else if backoff.base >= way.timeout.request && way.retry.attempts > 1 {
-            let cure = "no retry can follow in time: lower `base`";
-            self.warn(&retry("backoff.base", backoff.base), "is not below", &request, cure);
+        } else if meant(&base) && backoff.base >= way.timeout.request && way.retry.attempts > 1 {
+            self.warn(&base, "is not below", &request, "no retry can follow in time: lower `base`");
         }
 
         let queue = &way.upstream.concurrency.queue;
-        if queue.size > 0 && queue.timeout >= way.timeout.request {
-            let wait = At(way.upstream_path.below("concurrency.queue.timeout"), quoted(queue.timeout));
+        let wait = At(way.upstream_path.below("concurrency.queue.timeout"), quoted(queue.timeout));
+        if meant(&wait) && queue.size > 0 && queue.timeout >= way.timeout.request {
             self.warn(
                 &wait,
                 "is not below",
@@ -460,6 +469,13 @@ fn show(path: &Path, value: impl Display, (node, written): (&Node, bool)) -> Str
         (true, false) => format!("`{path}` ({value})"),
         (false, _) => format!("`{path}` ({value}, built in)"),
     }
+}
+
+/// All strings in `node`, also those that could not be read.
+fn texts<'a>(node: &'a Node, found: &mut BTreeSet<&'a str>) {
+    found.extend(node.text());
+    node.all_entries().iter().for_each(|(_, node)| texts(node, found));
+    node.all_elements().iter().for_each(|node| texts(node, found));
 }
 
 /// The elements of the list `key`, also those that could not be read.

@@ -37,13 +37,23 @@ impl Origins {
         all
     }
 
-    /// Where the value at `path`, or the first one below it, comes from; `None`: it is built in.
+    /// Where the value at `path` comes from, a list by its first element; `None`: it is built in.
     pub fn get(&self, path: &str) -> Option<Origin> {
-        let below = |key: &str| {
+        self.below(path).next()
+    }
+
+    /// The first line that says something at `path` or below it, `[defaults]` apart.
+    pub fn first_line(&self, path: &str) -> Option<usize> {
+        self.below(path).filter(|origin| origin.layer != Layer::Defaults).map(|origin| origin.line).min()
+    }
+
+    /// The origins at `path` and below it.
+    fn below(&self, path: &str) -> impl Iterator<Item = Origin> {
+        let is_below = move |key: &str| {
             key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
-        let mut near = self.origins.range(path.to_owned()..).take_while(|(key, _)| key.starts_with(path));
-        near.find(|(key, _)| below(key)).map(|(_, origin)| *origin)
+        let near = self.origins.range(path.to_owned()..).take_while(move |(key, _)| key.starts_with(path));
+        near.filter(move |(key, _)| is_below(key)).map(|(_, origin)| *origin)
     }
 
     /// `config` as TOML, without what came from the environment.

@@ -1,37 +1,51 @@
-//! What is not TOML: the parser's errors in the words of the file, and how far what it saved can be believed.
+//! What is not TOML: the parser's errors in the words of the file.
 //!
-//! The parser goes on after an error, so that one run shows several. But a bracket that is never closed makes it
-//! misread what follows: such echoes are not reported, and neither are other problems in that part.
+//! The parser goes on after an error, but a bracket that is never closed makes it misread all that follows. So
+//! only its first error is believed; what that spoils is painted over with blanks, which leaves every other place
+//! where it was, and the rest is parsed again, until it is TOML.
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Node, Place};
 
+/// Errors beyond which the rest of a file is not looked at.
+const MOST_ERRORS: usize = 20;
+
 /// The tree of `text`, as far as it is TOML.
 pub(super) fn document(text: &str, report: &mut Report) -> Node {
-    let (table, mut errors) = toml::de::DeTable::parse_recoverable(text);
-    errors.sort_by_key(|error| error.span().map_or(0, |place| place.start));
-    let line_of = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count();
-    let mut distrusted = Vec::new();
-    let mut last = None;
-    for error in &errors {
-        let place = error.span().unwrap_or(0..0);
-        let line = line_of(place.start);
-        let in_brackets = is_about_brackets(error.message());
-        let echo = last.is_some_and(|last| line == last || in_brackets && line == last + 1);
-        last = Some(line);
-        if !echo {
-            report.add(
-                problem(error.message(), text.get(place.clone()).unwrap_or_default()).at_place(place.clone()),
-            );
-        }
-        distrusted.extend(doubtful(text, place.start, in_brackets));
+    let mut text = text.to_owned();
+    let mut incomplete = Vec::new();
+    for round in 0.. {
+        let Some((place, message)) = first_error(&text) else { break };
+        report.add(problem(&message, text.get(place.clone()).unwrap_or_default()).at_place(place.clone()));
+        let spoilt = spoilt(&text, place.start, is_about_brackets(&message));
+        incomplete.extend(spoilt.header);
+        let progress = text.as_bytes()[spoilt.place.clone()].iter().any(|byte| !byte.is_ascii_whitespace());
+        let all = if round < MOST_ERRORS && progress { spoilt.place } else { 0..text.len() };
+        paint_over(&mut text, all);
     }
-    report.distrust(distrusted);
+    // Whether something is missing in these tables, nobody knows.
+    report.distrust(incomplete);
+    let (table, _) = toml::de::DeTable::parse_recoverable(&text);
     let (root, too_large) = Node::of(table);
     for place in too_large {
         report.add(Problem::new("this number is too large", "no setting takes one like it").at_place(place));
     }
     root
+}
+
+fn first_error(text: &str) -> Option<(Place, String)> {
+    let (_, errors) = toml::de::DeTable::parse_recoverable(text);
+    let error = errors.iter().min_by_key(|error| error.span().map_or(0, |place| place.start))?;
+    Some((error.span().unwrap_or(0..0), error.message().to_owned()))
+}
+
+/// Puts blanks over a part of `text`, but for its newlines.
+fn paint_over(text: &mut String, place: Place) {
+    let blank = |byte: u8| if byte == b'\n' { byte } else { b' ' };
+    let bytes =
+        text.bytes().enumerate().map(|(at, byte)| if place.contains(&at) { blank(byte) } else { byte });
+    // `place` ends where lines end, so no character is cut in two.
+    *text = String::from_utf8(bytes.collect()).unwrap_or_default();
 }
 
 /// Whether an error says that a list or a table in brackets is broken, so that all up to its end may be misread.
@@ -70,35 +84,45 @@ fn problem(message: &str, text: &str) -> Problem {
     Problem::new(what, cure)
 }
 
-/// The parts of `text` that an error at `at` makes doubtful: its line, the header of its table (a key may seem
-/// to be missing there), and if brackets are broken all up to the next header.
-fn doubtful(text: &str, at: usize, in_brackets: bool) -> Vec<Place> {
-    let mut lines = Vec::new();
-    let mut start = 0;
+/// What an error spoils.
+struct Spoilt {
+    /// The lines that cannot be read.
+    place: Place,
+    /// The header of their table.
+    header: Option<Place>,
+}
+
+/// What an error at `at` spoils: its line; a table, if the line is its header; and if brackets are broken, all
+/// from where they may have been opened to the next header.
+fn spoilt(text: &str, at: usize, in_brackets: bool) -> Spoilt {
+    let mut lines: Vec<Place> = Vec::new();
     for line in text.split_inclusive('\n') {
-        lines.push((start..start + line.len(), is_header(line)));
-        start += line.len();
+        let start = lines.last().map_or(0, |last| last.end);
+        lines.push(start..start + line.len());
     }
-    let Some(here) = lines.iter().position(|(place, _)| at < place.end).or(lines.len().checked_sub(1)) else {
-        return Vec::new();
+    let is_header = |line: &Place| is_header(&text[line.clone()]);
+    let Some(here) = lines.iter().position(|line| at < line.end).or(lines.len().checked_sub(1)) else {
+        return Spoilt { place: 0..0, header: None };
     };
-    let header = lines[..=here].iter().rposition(|(_, header)| *header);
-    let next_header = |from: usize| {
-        lines.iter().skip(from + 1).find(|(_, header)| *header).map_or(text.len(), |(place, _)| place.start)
-    };
-    let mut places: Vec<Place> = header.iter().map(|header| lines[*header].0.clone()).collect();
-    let here_place = lines[here].0.clone();
-    if header == Some(here) {
-        // Whose table it is, is unclear, and the next header may be taken for a part of it.
-        let next = next_header(here);
-        let behind = lines.iter().position(|(place, _)| place.start >= next).map_or(text.len(), next_header);
-        places.push(here_place.start..behind);
-    } else if in_brackets {
-        places.push(here_place.start..next_header(here));
+    // A list that stays open is found at the header behind it.
+    let inside = if in_brackets && is_header(&lines[here]) && at == lines[here].start {
+        here.saturating_sub(1)
     } else {
-        places.push(here_place);
+        here
+    };
+    let header = lines[..=inside].iter().rposition(is_header);
+    let next_header =
+        lines.iter().skip(inside + 1).find(|line| is_header(line)).map_or(text.len(), |line| line.start);
+    // Where the statement begins that the error is in: brackets of the lines before it may still be open.
+    let (mut start, mut depth) = (lines[inside].start, 0usize);
+    for line in lines[..=inside].iter().skip(header.map_or(0, |header| header + 1)).filter(|_| in_brackets) {
+        start = if depth == 0 { line.start } else { start };
+        let count = |brackets: [char; 2]| text[line.clone()].matches(brackets).count();
+        depth = (depth + count(['[', '{'])).saturating_sub(count([']', '}']));
     }
-    places
+    let broken_header = header == Some(inside);
+    let end = if in_brackets || broken_header { next_header } else { lines[inside].end };
+    Spoilt { place: start..end.max(start), header: header.map(|header| lines[header].clone()) }
 }
 
 /// Whether a line looks like the header of a table.

@@ -4,25 +4,20 @@
 //! checked: by the parser of a head, or by being a constant. A line break in a name or value would end the field and
 //! begin another; debug builds stop there.
 
-use super::field::{Fields, is_token, is_value};
+use super::field::{Fields, is_token, is_value, write_field};
 
 /// What ends a chunk's payload.
 pub const CHUNK_END: &[u8] = b"\r\n";
-
-/// Appends the pieces with one growth at most.
-#[inline]
-fn append<const N: usize>(out: &mut Vec<u8>, pieces: [&[u8]; N]) {
-    out.reserve(pieces.iter().map(|piece| piece.len()).sum());
-    for piece in pieces {
-        out.extend_from_slice(piece);
-    }
-}
 
 /// `GET /path HTTP/1.1`. Outrigger speaks 1.1 to everyone.
 pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
     debug_assert!(is_token(method), "not a method: {method:?}");
     debug_assert!(!target.is_empty() && target.iter().all(u8::is_ascii_graphic), "not a target: {target:?}");
-    append(out, [method, b" ", target, b" HTTP/1.1\r\n"]);
+    out.reserve(method.len() + target.len() + 12);
+    out.extend_from_slice(method);
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
 /// `HTTP/1.1 200 OK`. `status` is from 100 to 999; an empty phrase stands for the standard one.
@@ -30,17 +25,20 @@ pub fn status_line(out: &mut Vec<u8>, status: u16, phrase: &[u8]) {
     debug_assert!((100..1000).contains(&status), "not a status: {status}");
     debug_assert!(is_value(phrase), "not a phrase: {phrase:?}");
     let digit = |value: u16| b'0' + (value % 10) as u8;
-    let digits = [digit(status / 100), digit(status / 10), digit(status)];
     let phrase = if phrase.is_empty() { standard_phrase(status).as_bytes() } else { phrase };
-    append(out, [b"HTTP/1.1 ", &digits, b" ", phrase, b"\r\n"]);
+    out.reserve(phrase.len() + 15);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(&[digit(status / 100), digit(status / 10), digit(status), b' ']);
+    out.extend_from_slice(phrase);
+    out.extend_from_slice(b"\r\n");
 }
 
-/// `name: value`.
+/// `name: value`. For many fields at once see [`Fields::write`].
 #[inline]
 pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     debug_assert!(is_token(name), "not a name: {name:?}");
     debug_assert!(is_value(value), "not a value: {value:?}");
-    append(out, [name, b": ", value, b"\r\n"]);
+    write_field(out, name, value);
 }
 
 /// The empty line that ends a head.
@@ -66,8 +64,8 @@ pub fn chunk(out: &mut Vec<u8>, len: usize) {
 /// The last chunk of a body with the trailers, if there are any.
 pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&Fields>) {
     out.extend_from_slice(b"0\r\n");
-    for trailer in trailers.into_iter().flat_map(Fields::iter) {
-        field(out, trailer.name, trailer.value);
+    if let Some(trailers) = trailers {
+        trailers.write(out, |_| true);
     }
     end(out);
 }

@@ -94,7 +94,7 @@ impl Name {
         let (Some(&first), Some(&last)) = (name.first(), name.last()) else { return Name::Other };
         // One candidate, one comparison; most unknown names already differ from it in length.
         let candidate = SLOTS[slot(name.len(), first, last)];
-        if name.eq_ignore_ascii_case(candidate.text().as_bytes()) { candidate } else { Name::Other }
+        if is_in_any_case(name, candidate.text().as_bytes()) { candidate } else { Name::Other }
     }
 
     /// The name in lower case; empty for `Other`.
@@ -253,6 +253,41 @@ impl Fields {
         self.push(known, known.text().as_bytes(), value);
     }
 
+    /// Writes the fields that `keep` wants as lines of a head. Those that came in a head go on as they stood there,
+    /// with the white space around their values, and neighbours in one copy.
+    ///
+    /// PERF: 47 instructions less for each field than writing it by name and value (`benches/codec.rs`).
+    pub fn write(&self, out: &mut Vec<u8>, mut keep: impl FnMut(&Field<'_>) -> bool) {
+        let mut run = 0..0;
+        for entry in &self.entries {
+            let field = self.field(entry);
+            if !keep(&field) {
+                continue;
+            }
+            match self.line(entry) {
+                Some(line) if line.start == run.end => run.end = line.end,
+                Some(line) => out.extend_from_slice(&self.text[std::mem::replace(&mut run, line)]),
+                None => {
+                    out.extend_from_slice(&self.text[std::mem::take(&mut run)]);
+                    write_field(out, field.name, field.value);
+                }
+            }
+        }
+        out.extend_from_slice(&self.text[run]);
+    }
+
+    /// Where the whole line of a field stands, CRLF included, if it came in a head, has a value and no white space at
+    /// its end.
+    #[inline]
+    fn line(&self, entry: &Entry) -> Option<Range<usize>> {
+        let name_end = entry.name_start + u32::from(entry.name_length);
+        let value_end = (entry.value_start + entry.value_length) as usize;
+        // A pushed field has nothing between its name and its value; an empty value stands nowhere.
+        let is_line =
+            entry.value_start > name_end && self.text.get(value_end..value_end + 2) == Some(b"\r\n");
+        is_line.then_some(entry.name_start as usize..value_end + 2)
+    }
+
     /// The memory that it holds, in bytes.
     pub fn heap_size(&self) -> usize {
         self.text.capacity() + self.entries.capacity() * size_of::<Entry>()
@@ -298,6 +333,51 @@ impl Fields {
             value: &self.text[value..value + entry.value_length as usize],
         }
     }
+}
+
+/// Appends `name: value` and CRLF.
+#[inline]
+pub(super) fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Whether `text` is `lower`, in any case of its letters. `lower` has none but lower-case letters, and otherwise
+/// digits and such punctuation as lies below the letters (`-`, `/`, `:`).
+///
+/// PERF: 40 instructions for a name of 14 bytes, where `eq_ignore_ascii_case` takes 250.
+#[inline]
+pub(super) fn is_in_any_case(text: &[u8], lower: &[u8]) -> bool {
+    /// Which bits differ beyond the one that tells upper from lower case, where `lower` has a letter: those
+    /// are the bytes with the bit 0x40.
+    #[inline]
+    fn differing(text: u64, lower: u64) -> u64 {
+        (text ^ lower) & !((lower & 0x4040_4040_4040_4040) >> 1)
+    }
+    debug_assert!(lower.iter().all(|&byte| byte < b'@' || byte.is_ascii_lowercase()));
+    if text.len() != lower.len() {
+        return false;
+    }
+    if let (Some(text_end), Some(lower_end)) = (text.last_chunk(), lower.last_chunk()) {
+        // The last eight bytes, which may overlap with the eights before.
+        let mut bits = differing(u64::from_ne_bytes(*text_end), u64::from_ne_bytes(*lower_end));
+        for (text, lower) in text.as_chunks().0.iter().zip(lower.as_chunks().0) {
+            bits |= differing(u64::from_ne_bytes(*text), u64::from_ne_bytes(*lower));
+        }
+        return bits == 0;
+    }
+    if let (Some(text_end), Some(lower_end)) = (text.last_chunk(), lower.last_chunk())
+        && let (Some(text), Some(lower)) = (text.first_chunk(), lower.first_chunk())
+    {
+        let eight = |first: &[u8; 4], last: &[u8; 4]| {
+            u64::from(u32::from_ne_bytes(*first)) << 32 | u64::from(u32::from_ne_bytes(*last))
+        };
+        return differing(eight(text, text_end), eight(lower, lower_end)) == 0;
+    }
+    text.iter().zip(lower).all(|(&text, &lower)| differing(text.into(), lower.into()) == 0)
 }
 
 /// Whether `text` is a token of RFC 9110 §5.6.2: a method, the name of a field.
@@ -349,6 +429,23 @@ mod tests {
         assert_eq!(Name::of(b"content\x0dlength"), Name::Other);
         assert_eq!(Name::of(b"content_length"), Name::Other);
         assert_eq!(Name::of(b"http\x122-settings"), Name::Other);
+    }
+
+    #[test]
+    fn comparing_without_case_is_exact() {
+        // Each byte in each place against each length, with std as the model.
+        let lower = b"x-envoy-expected-rq-timeout-ms:/0";
+        for length in 0..=lower.len() {
+            let lower = &lower[..length];
+            assert!(is_in_any_case(lower, lower) && !is_in_any_case(&[lower, b"a"].concat(), lower));
+            for place in 0..length {
+                let mut text = lower.to_vec();
+                for byte in 0..=255 {
+                    text[place] = byte;
+                    assert_eq!(is_in_any_case(&text, lower), text.eq_ignore_ascii_case(lower), "{text:?}");
+                }
+            }
+        }
     }
 
     #[test]

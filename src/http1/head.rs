@@ -15,7 +15,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::field::{self, Fields, Name};
+use super::field::{self, Fields, Name, is_in_any_case};
 use super::framing::Signals;
 pub use super::framing::{Framing, Version};
 pub use super::target::Form;
@@ -234,7 +234,7 @@ impl RequestHead {
                 }
                 // RFC 9110 §10.1.1: ignored in HTTP/1.0; other expectations may be.
                 Name::Expect => {
-                    self.expect_continue |= expectations && value.eq_ignore_ascii_case(b"100-continue");
+                    self.expect_continue |= expectations && is_in_any_case(value, b"100-continue");
                 }
                 _ => signals.note(known, value)?,
             }
@@ -314,7 +314,7 @@ impl RequestHead {
         let value = field::trim(value);
         match known {
             Name::Host => return Ok(()),
-            Name::Te if value.eq_ignore_ascii_case(b"trailers") => {}
+            Name::Te if is_in_any_case(value, b"trailers") => {}
             Name::Te
             | Name::Connection
             | Name::KeepAlive
@@ -329,7 +329,7 @@ impl RequestHead {
                 }
             }
             // HTTP/2 has no 100-continue of its own, but RFC 9110 §10.1.1 holds there too.
-            Name::Expect => self.expect_continue |= value.eq_ignore_ascii_case(b"100-continue"),
+            Name::Expect => self.expect_continue |= is_in_any_case(value, b"100-continue"),
             _ => {}
         }
         self.fields.push(known, name, value);
@@ -380,8 +380,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Whether the upstream lets the connection live on after this exchange.
     pub keep_alive: bool,
-    /// The fields. A `Content-Length` of a response without a body is among them; see
-    /// [`ResponseHead::framing`].
+    /// The fields. In answer to HEAD and with 304, `Content-Length` is among them and says nothing about this
+    /// message; from 1xx and 204 it is taken out.
     pub fields: Fields,
     reason_phrase: Range<u32>,
     names_fields: bool,
@@ -483,6 +483,10 @@ impl ResponseHead {
         let mut signals = Signals::default();
         take_fields(&mut self.fields, text, tokens.headers, |known, value| signals.note(known, value))?;
         let (framing, reusable) = signals.response(self.version, status, request_is_head)?;
+        if matches!(status, 100..=199 | 204) {
+            // RFC 9110 §8.6: it may not be there, and would have the next reader wait for a body.
+            self.fields.remove(Name::ContentLength);
+        }
         self.framing = framing;
         self.keep_alive = reusable && signals.keeps_alive(self.version);
         self.names_fields = signals.names_fields;

@@ -187,11 +187,14 @@ static CLASSES: [u8; 256] = {
 mod tests {
     use super::*;
 
+    /// Why the row is there, the target, who asks, and its form, authority, path and query if it is one.
+    type Row<'a> = (&'a str, &'a str, Asking, Option<(Form, &'a str, &'a str)>);
+
     #[test]
     fn targets_have_one_of_four_forms() {
         use Asking::*;
         #[rustfmt::skip]
-        let cases: &[(&str, &str, Asking, Option<(Form, &str, &str)>)] = &[
+        let cases: &[Row<'_>] = &[
             ("a path",                     "/",                        Other,   Some((Form::Origin, "", "/"))),
             ("path and query",             "/a/b?c=d&e=%20",           Other,   Some((Form::Origin, "", "/a/b?c=d&e=%20"))),
             ("a path may look odd",        "//x/../y:1@z?//?",         Other,   Some((Form::Origin, "", "//x/../y:1@z?//?"))),

@@ -94,7 +94,7 @@ impl Chain {
         metrics.concurrency_in_flight.set(in_flight.into());
         metrics.concurrency_limit.set(limit.into());
         metrics.queue_depth.set(waiting as i64);
-        metrics.streams.set(self.upstream.streams().into());
+        metrics.streams.set(self.upstream.counts.streams().into());
         metrics.breaker_stands(series_state(self.breaker.view(Instant::now()).state));
     }
 
@@ -119,8 +119,8 @@ impl Chain {
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
-            "connections": self.upstream.connections(),
-            "streams": self.upstream.streams(),
+            "connections": self.upstream.counts.connections(),
+            "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
             "latency": {
                 "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use super::context::Peer;
 use super::listener::Protocol;
 use super::worker::Worker;
 use super::{http1, http2};
@@ -17,17 +18,6 @@ use crate::telemetry::metrics::{Limit, ListenerMetrics};
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Who is at the other end, and where it came in.
-#[derive(Clone)]
-pub struct Peer {
-    /// The client's address.
-    pub peer: SocketAddr,
-    /// The address it connected to.
-    pub local: SocketAddr,
-    /// The listener's name.
-    pub listener: Arc<str>,
-}
 
 /// Counts a connection, until dropped.
 struct Counted {

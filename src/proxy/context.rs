@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::route::{self, normal_path};
@@ -42,6 +43,17 @@ pub struct Context {
     id: Id,
 }
 
+/// Who is at the other end, and where it came in.
+#[derive(Clone)]
+pub struct Peer {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// The listener's name.
+    pub listener: Arc<str>,
+}
+
 enum Id {
     /// The caller's, in the head.
     Kept,
@@ -49,6 +61,7 @@ enum Id {
 }
 
 /// Where a request goes: the configuration that it took, and the route in it.
+#[derive(Clone)]
 pub struct Routed {
     snapshot: Held,
     listener: usize,

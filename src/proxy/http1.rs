@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use super::answer::Answer;
 use super::body::Body;
 use super::client::Client;
-use super::connection::Peer;
-use super::context::{Context, Routed};
+use super::context::{Context, Peer, Routed};
 use super::exchange::{exchange, refuse};
 use super::life::Stage;
 use super::record::Record;
@@ -49,6 +48,8 @@ enum Next {
 enum Then {
     Another,
     Close,
+    /// At once, and not to be taken for a clean end.
+    Reset,
 }
 
 /// Serves one connection to its end.
@@ -60,25 +61,25 @@ pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer) {
     loop {
         let next = next(worker, &client, &timer, peer, &snapshot, now).await;
         let current = worker.snapshot();
-        let is_wanted = current.listener(&peer.listener).is_some();
-        if is_wanted {
+        if current.listener(&peer.listener).is_some() {
             snapshot = current;
         }
         // Boxed, so that an idle connection is small.
         let then = match next {
             Next::End => return,
             Next::Request(head) => {
-                let one = One { worker, client: &client, peer, snapshot: &snapshot, is_wanted };
+                let one = One { worker, client: &client, peer, snapshot: &snapshot };
                 Box::pin(one.serve(head)).await
             }
             Next::Refused(head, error) => {
-                let one = One { worker, client: &client, peer, snapshot: &snapshot, is_wanted };
+                let one = One { worker, client: &client, peer, snapshot: &snapshot };
                 Box::pin(one.refuse(head, error)).await
             }
         };
         match then {
             (Then::Another, at) => now = at,
             (Then::Close, _) => return linger(&client, &timer).await,
+            (Then::Reset, _) => return client.connection.borrow().reset_when_dropped(),
         }
     }
 }
@@ -98,18 +99,19 @@ async fn next(
         Limits { max_size: limits.max_header_size.bytes() as usize, max_fields: limits.max_headers as usize };
     let mut head: Option<RequestHead> = None;
     let mut scanned = 0;
+    let mut has_begun = false;
     client.connection.borrow_mut().rest();
     timer.arm(now + *limits.idle_timeout);
     let next = poll_fn(|cx| {
         let mut connection = client.connection.borrow_mut();
         loop {
             if !connection.input().is_empty() {
-                if head.is_none() {
-                    head = Some(worker.request_head());
-                    timer.arm(Instant::now() + *limits.header_timeout);
-                }
-                let head = head.as_mut().expect("it has just been set");
+                let head = head.get_or_insert_with(|| worker.request_head());
                 match head.parse(connection.input(), &mut scanned, &parse_limits) {
+                    Ok(Parsed::Partial) if !has_begun => {
+                        has_begun = true;
+                        timer.arm(Instant::now() + *limits.header_timeout);
+                    }
                     Ok(Parsed::Partial) => {}
                     Ok(Parsed::Head { size }) => {
                         connection.consume(size);
@@ -163,11 +165,15 @@ struct One<'a> {
     client: &'a Rc<Client>,
     peer: &'a Peer,
     snapshot: &'a Held,
-    /// Whether the listener is still configured.
-    is_wanted: bool,
 }
 
 impl One<'_> {
+    /// Whether the listener is still configured. Asked when the answer goes out: a reload may have come meanwhile.
+    fn is_wanted(&self) -> bool {
+        let current = self.worker.snapshot();
+        Rc::ptr_eq(&current, self.snapshot) || current.listener(&self.peer.listener).is_some()
+    }
+
     async fn serve(&self, head: RequestHead) -> (Then, Instant) {
         let arrived = Instant::now();
         let worker = self.worker;
@@ -198,7 +204,7 @@ impl One<'_> {
             .await
         };
         match response {
-            Some(response) => self.answer(request, response, limits.half_close).await,
+            Some(response) => self.answer(&mut request, response, limits.half_close).await,
             None => (Then::Close, arrived),
         }
     }
@@ -215,11 +221,11 @@ impl One<'_> {
         let record = Record::begin(self.worker, Rc::clone(self.snapshot), index, arrived);
         let mut request = Request::new(self.worker, head, Body::none(), context, record);
         let answer = refuse(&mut request, &error);
-        self.answer(request, Response::Own(answer), false).await
+        self.answer(&mut request, Response::Own(answer), false).await
     }
 
     /// Writes the answer.
-    async fn answer(&self, mut request: Request, response: Response, half_close: bool) -> (Then, Instant) {
+    async fn answer(&self, request: &mut Request, response: Response, half_close: bool) -> (Then, Instant) {
         if request.record.reason == Some(Reason::ClientDisconnected) {
             return (Then::Close, Instant::now());
         }
@@ -228,7 +234,7 @@ impl One<'_> {
         }
         let now = Instant::now();
         let mut then = match request.head.keep_alive
-            && self.is_wanted
+            && self.is_wanted()
             && !self.client.body_open.get()
             && self.worker.shared.life.stage() == Stage::Serving
         {
@@ -238,7 +244,7 @@ impl One<'_> {
         let written = match response {
             Response::Own(answer) => {
                 request.record.head_out(answer.status, now);
-                queue_answer(&mut self.client.connection.borrow_mut(), &request, &answer, then);
+                queue_answer(&mut self.client.connection.borrow_mut(), request, &answer, then);
                 if request.head.method != Method::Head {
                     request.record.bytes_out = answer.body.len() as u64;
                 }
@@ -247,8 +253,8 @@ impl One<'_> {
             Response::Upstream(answer) => {
                 request.record.head_out(answer.head.status, now);
                 let framing =
-                    queue_head(&mut self.client.connection.borrow_mut(), &request, &answer, &mut then);
-                self.relay(&mut request, answer, framing, half_close).await
+                    queue_head(&mut self.client.connection.borrow_mut(), request, &answer, &mut then);
+                self.relay(request, answer, framing, half_close).await
             }
         };
         match written {
@@ -257,7 +263,7 @@ impl One<'_> {
                 request.finish(end);
                 (then, end)
             }
-            Err(Cut) => (Then::Close, now),
+            Err(Cut(then)) => (then, now),
         }
     }
 
@@ -267,12 +273,12 @@ impl One<'_> {
         let limit = Duration::from_secs(30);
         let mut waited = false;
         let flushed = poll_fn(|cx| match self.client.poll_flush(cx) {
-            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Cut)),
+            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Cut(Then::Close))),
             Poll::Pending => {
                 if !std::mem::replace(&mut waited, true) {
                     timer.arm(Instant::now() + limit);
                 }
-                timer.poll(cx).map(|()| Err(Cut))
+                timer.poll(cx).map(|()| Err(Cut(Then::Close)))
             }
         })
         .await;
@@ -304,17 +310,14 @@ impl One<'_> {
             Ok(()) => Ok(relay.waited.then(Instant::now)),
             Err(reason) => {
                 request.record.reason = Some(reason);
-                if framing == Framing::UntilClose {
-                    self.client.connection.borrow().reset_when_dropped();
-                }
-                Err(Cut)
+                Err(Cut(if framing == Framing::UntilClose { Then::Reset } else { Then::Close }))
             }
         }
     }
 }
 
-/// The connection is of no use any more.
-struct Cut;
+/// The message is cut: how the connection ends.
+struct Cut(Then);
 
 /// How far a body has been passed on.
 struct Relay {
@@ -420,12 +423,7 @@ fn queue_head(
         (framing, _) => framing,
     };
     encode::status_line(out, head.status, head.reason_phrase());
-    for field in head.fields.iter() {
-        let ends_here = field.known.is_hop_by_hop() || head.is_connection_option(field.name);
-        if !ends_here {
-            encode::field(out, field.name, field.value);
-        }
-    }
+    head.fields.write(out, |field| !field.known.is_hop_by_hop() && !head.is_connection_option(field.name));
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::UntilClose => *then = Then::Close,
@@ -439,7 +437,7 @@ fn queue_head(
 /// HTTP/1.1 keeps connections unless told otherwise, HTTP/1.0 the other way round.
 fn queue_connection(out: &mut Vec<u8>, request: &Request, then: Then) {
     match (then, request.head.version) {
-        (Then::Close, _) => out.extend_from_slice(b"connection: close\r\n"),
+        (Then::Close | Then::Reset, _) => out.extend_from_slice(b"connection: close\r\n"),
         (Then::Another, Version::Http10) => out.extend_from_slice(b"connection: keep-alive\r\n"),
         (Then::Another, Version::Http11) => {}
     }

@@ -20,8 +20,7 @@ use hyper::service::service_fn;
 
 use super::answer::Answer;
 use super::body::Body;
-use super::connection::Peer;
-use super::context::{Context, Routed};
+use super::context::{Context, Peer, Routed};
 use super::exchange::exchange;
 use super::life::Stage;
 use super::record::Record;

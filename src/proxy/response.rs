@@ -14,6 +14,7 @@ use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
 use super::queue::Slot;
+use super::words;
 use super::worker::Worker;
 use crate::http1::connection::{BodyReader, ReadError};
 use crate::http1::field::{Fields, Name};
@@ -21,6 +22,7 @@ use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
+use crate::policy::retry::{Cause, Skip};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
 use crate::timer::Timer;
@@ -69,13 +71,17 @@ pub struct FromUpstream {
     /// How far the request's body has come, while it still flows.
     upload: Option<Progress>,
     hold: Hold,
-    routed: Rc<Routed>,
+    routed: Routed,
     worker: Rc<Worker>,
     timer: Timer,
     head_at: Instant,
     moved_at: Instant,
     waiting: bool,
+    /// Whether it ever stood still: then the time of its end must be read from the clock.
+    has_waited: bool,
     mode: Mode,
+    /// Its head goes to the client: nothing can take its place any more.
+    is_final: bool,
     /// gRPC and event streams wait `stream_idle` from the start.
     is_quiet: bool,
     is_stream: bool,
@@ -95,7 +101,13 @@ impl Hold {
             shard.attempts(outcome).inc();
             self.in_flight.endpoint().metrics.shard(worker.index).attempts(outcome).inc();
         }
-        self.slot = None;
+        if let Some(slot) = self.slot.take() {
+            slot.leave(now);
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.permit.is_none() && self.slot.is_none() && self.counted_as.is_none()
     }
 }
 
@@ -103,7 +115,7 @@ impl FromUpstream {
     /// The answer that has arrived at `now`. `mode`: whether timeouts cut its body.
     pub fn new(
         worker: &Rc<Worker>,
-        routed: &Rc<Routed>,
+        routed: &Routed,
         arrived: Arrived,
         hold: Hold,
         mode: Mode,
@@ -115,13 +127,15 @@ impl FromUpstream {
             connection: Some(arrived.connection),
             upload: arrived.upload,
             hold,
-            routed: Rc::clone(routed),
+            routed: routed.clone(),
             worker: Rc::clone(worker),
             timer: worker.timer(),
             head_at: now,
             moved_at: now,
             waiting: false,
+            has_waited: false,
             mode,
+            is_final: false,
             is_quiet: false,
             is_stream: false,
         }
@@ -134,6 +148,7 @@ impl FromUpstream {
     pub fn begin(&mut self, grpc: bool, now: Instant) -> Result<(), Error> {
         let is_events = self.head.fields.get(Name::ContentType).is_some_and(is_event_stream);
         self.is_quiet = grpc || is_events;
+        self.is_final = true;
         if is_events && self.head.framing != Framing::None && !self.become_stream(now) {
             return Err(Error::new(Reason::ConcurrencyLimited, "connections.max_streams is reached"));
         }
@@ -200,12 +215,7 @@ impl FromUpstream {
                 self.end(body);
                 Poll::Ready(Ok(0))
             }
-            Poll::Ready(Ok(size)) => {
-                if std::mem::take(&mut self.waiting) {
-                    self.moved_at = Instant::now();
-                }
-                Poll::Ready(Ok(size))
-            }
+            Poll::Ready(Ok(size)) => Poll::Ready(Ok(size)),
             Poll::Ready(Err(ReadError::Closed)) => {
                 let error = Error::new(Reason::UpstreamReset, "closed in the body of its answer");
                 Poll::Ready(Err(self.broken(error)))
@@ -231,6 +241,9 @@ impl FromUpstream {
         if let Some(connection) = &mut self.connection {
             self.reader.consume(&mut connection.wire, size);
         }
+        if std::mem::take(&mut self.waiting) {
+            self.moved_at = Instant::now();
+        }
     }
 
     /// What followed the body.
@@ -252,6 +265,7 @@ impl FromUpstream {
         let target = self.routed.target();
         let (idle, stream_idle) = (*target.timeout.idle, *target.timeout.stream_idle);
         let stream_after = *target.chain.upstream.settings.concurrency.stream_after;
+        self.has_waited = true;
         if !std::mem::replace(&mut self.waiting, true) {
             self.moved_at = Instant::now();
         }
@@ -306,7 +320,7 @@ impl FromUpstream {
 
     /// The answer has ended: its connection goes back to the pool.
     fn end(&mut self, body: &Body) {
-        let now = Instant::now();
+        let now = if self.has_waited { Instant::now() } else { self.moved_at };
         let grpc = self.trailers().and_then(|trailers| grpc_status(trailers.get(Name::GrpcStatus)?));
         let classifier = &self.routed.target().chain.classifier;
         let verdict = grpc.map_or(self.hold.outcome.verdict, |code| classifier.grpc(code));
@@ -321,8 +335,12 @@ impl FromUpstream {
 
     /// The answer will not be complete.
     fn broken(&mut self, error: Error) -> Error {
-        let classifier = &self.routed.target().chain.classifier;
-        let verdict = classifier.reason(error.reason, true);
+        let target = self.routed.target();
+        if self.is_final && target.rules.retries_on(Cause::Reason(error.reason)) {
+            let shard = target.chain.upstream.metrics.shard(self.worker.index);
+            shard.retries_skipped(words::skip(Some(Skip::HeadSent))).inc();
+        }
+        let verdict = target.chain.classifier.reason(error.reason, true);
         let verdict = if error.reason == Reason::ClientDisconnected { Verdict::Ignored } else { verdict };
         self.let_go(verdict, Some(error.reason));
         error
@@ -357,7 +375,9 @@ impl Drop for FromUpstream {
     fn drop(&mut self) {
         let verdict = self.hold.outcome.verdict;
         self.end_if_complete();
-        self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
+        if !self.hold.is_settled() {
+            self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
+        }
         self.worker.reuse_response_head(std::mem::take(&mut self.head));
     }
 }

@@ -109,7 +109,7 @@ pub fn queue_head(
     let forwarded = routed.listener().forwarded;
     let mut envoy_deadline = false;
     let mut grpc_deadline = false;
-    for field in head.fields.iter() {
+    head.fields.write(out, |field| {
         let goes_up = match field.known {
             Name::Other => true,
             known if known.is_hop_by_hop() => {
@@ -132,10 +132,8 @@ pub fn queue_head(
             Name::Expect => !up.told_to_continue && !context.http2,
             _ => true,
         };
-        if goes_up && !head.is_connection_option(field.name) {
-            encode::field(out, field.name, field.value);
-        }
-    }
+        goes_up && !head.is_connection_option(field.name)
+    });
     if head.fields.has(Name::Te)
         && head.fields.get(Name::Te).is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
     {
@@ -191,8 +189,7 @@ fn write_host(out: &mut Vec<u8>, request: &Request, routed: &Routed, endpoint: &
         Host::Auto if !authority.is_empty() && !is_own_address(authority, request) => {
             out.extend_from_slice(authority);
         }
-        // Writing to a vector cannot fail.
-        _ => drop(write!(out, "{}", endpoint.address)),
+        _ => out.extend_from_slice(endpoint.host.as_bytes()),
     }
 }
 
@@ -262,7 +259,7 @@ pub struct Sending<'a> {
 
 impl Sending<'_> {
     /// Sends what is queued and the request's body, and waits for the head of the answer. Interim answers go to
-    /// the client.
+    /// the client; `answer` becomes its head. Begins now.
     ///
     /// # Errors
     /// [`Unanswered`].
@@ -272,9 +269,8 @@ impl Sending<'_> {
         request: &mut Request,
         progress: &mut Progress,
         clock: &mut Clock,
-        answer: &mut ResponseHead,
+        (answer, started): (&mut ResponseHead, Instant),
     ) -> Result<(), Unanswered> {
-        let started = Instant::now();
         let queued = wire.unwritten();
         let is_head = request.head.method == Method::Head;
         let mut scanned = 0;

@@ -69,11 +69,6 @@ impl Shared {
         })
     }
 
-    /// How many workers there are.
-    pub fn worker_count(&self) -> usize {
-        self.workers.len()
-    }
-
     /// Requests without a complete answer.
     pub fn requests_in_flight(&self) -> usize {
         self.workers.iter().map(|worker| worker.requests.load(Relaxed)).sum()

@@ -11,10 +11,9 @@ use super::activity::Activity;
 use super::chain::Chain;
 use super::listener::{Settings, Trust};
 use super::route::{self, Route};
-use super::shared::Shared;
 use crate::policy::retry::Rules;
 use crate::policy::{retry, timeout};
-use crate::telemetry::metrics::{ListenerMetrics, RouteMetrics};
+use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
 use crate::upstream;
 
 /// A snapshot as a worker hands it to its requests: they count their references without atomics, which other
@@ -71,9 +70,8 @@ impl Snapshot {
         listeners: &[Settings],
         upstreams: &BTreeMap<String, upstream::Settings>,
         previous: Option<&Snapshot>,
-        shared: &Shared,
+        metrics: &Arc<Metrics>,
     ) -> Self {
-        let metrics = &shared.metrics;
         let chains: BTreeMap<String, Arc<Chain>> = upstreams
             .iter()
             .map(|(name, settings)| {
@@ -112,7 +110,7 @@ impl Snapshot {
                     activity: previous
                         .and_then(|previous| Some(previous.listener_at(previous.listener(&name)?)))
                         .map_or_else(
-                            || Arc::new(Activity::new(shared.worker_count())),
+                            || Arc::new(Activity::new(metrics.workers())),
                             |known| Arc::clone(&known.activity),
                         ),
                     metrics: metrics.listener(&name),

@@ -39,7 +39,9 @@ pub struct Worker {
     pub log: WorkerLog,
     wheel: Rc<Wheel>,
     snapshot: RefCell<Held>,
-    stage: Cell<Stage>,
+    /// The snapshot and the stage that idle connections were last woken for. Apart from `snapshot`, which any
+    /// request renews.
+    woken_for: RefCell<(Held, Stage)>,
     random: Cell<u64>,
     requests: RefCell<Vec<RequestHead>>,
     responses: RefCell<Vec<ResponseHead>>,
@@ -51,14 +53,15 @@ impl Worker {
         let buffers = Rc::new(Buffers::default());
         let now = Instant::now();
         shared.beat(index, now);
+        let snapshot = Rc::new(shared.snapshot.load_full());
         Rc::new(Self {
             index,
             pool: Pool::new(index, Rc::clone(&buffers)),
             buffers,
             log: shared.access_log.worker_log(),
             wheel: Wheel::new(now),
-            snapshot: RefCell::new(Rc::new(shared.snapshot.load_full())),
-            stage: Cell::new(shared.life.stage()),
+            woken_for: RefCell::new((Rc::clone(&snapshot), shared.life.stage())),
+            snapshot: RefCell::new(snapshot),
             random: Cell::new(fastrand::u64(..) | 1),
             requests: RefCell::default(),
             responses: RefCell::default(),
@@ -79,7 +82,8 @@ impl Worker {
 
     fn look_after(self: &Rc<Self>, now: Instant) {
         self.shared.beat(self.index, now);
-        for (_, chain) in self.snapshot().chains() {
+        let snapshot = self.snapshot();
+        for (_, chain) in snapshot.chains() {
             if let Some(probe) = chain.breaker.wants_connect_probe(now, self.draw()) {
                 tokio::task::spawn_local(Rc::clone(self).probe(Arc::clone(chain), probe));
             }
@@ -87,10 +91,8 @@ impl Worker {
         self.pool.sweep(now);
         self.log.flush();
         let stage = self.shared.life.stage();
-        let is_current = Arc::ptr_eq(&self.snapshot.borrow(), &self.shared.snapshot.load());
-        if stage != self.stage.get() || !is_current {
-            self.stage.set(stage);
-            self.snapshot();
+        let (seen, at) = self.woken_for.replace((Rc::clone(&snapshot), stage));
+        if stage != at || !Rc::ptr_eq(&seen, &snapshot) {
             // Idle connections look whether they are still wanted.
             self.wheel.wake_all();
         }
@@ -103,11 +105,12 @@ impl Worker {
             balance::pick(&endpoints.usable, &[], self.draw_bits()).map(Arc::clone)
         };
         let Some(endpoint) = endpoint else { return };
-        let connecting = self.pool.connect(&chain.upstream, &endpoint);
-        let until = Instant::now() + *chain.upstream.settings.timeout.connect;
+        let settings = &chain.upstream.settings;
+        let connecting = self.pool.connect(&chain.upstream.counts, settings.connections.max, &endpoint);
+        let until = Instant::now() + *settings.timeout.connect;
         if let Ok(Ok(connection)) = self.timer().within(until, connecting).await {
             chain.breaker.connect_probe_succeeded(probe);
-            self.pool.give_back(connection, &chain.upstream.settings.connections, Instant::now());
+            self.pool.give_back(connection, &settings.connections, Instant::now());
         }
     }
 

@@ -23,6 +23,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use crate::telemetry::metrics::Limit;
+
 /// How long a worker with more than its share leaves a connection to the others.
 const LEAVE_FOR: Duration = Duration::from_millis(2);
 /// How long a worker waits for room at `max_connections` before it looks again by itself.
@@ -79,11 +81,6 @@ impl Gate {
         self.changed.notify_waiters();
     }
 
-    /// Client connections in all.
-    pub(super) fn connections(&self) -> usize {
-        self.total.load(Relaxed)
-    }
-
     /// Whether `worker` is so far ahead of the least loaded one that the others should accept. The slack grows
     /// with the load, so that thousands of connections do not make workers take turns one by one.
     fn is_ahead(&self, worker: usize) -> bool {
@@ -118,13 +115,13 @@ impl Drop for Place {
 
 /// Accepts on `listener` for `worker` for as long as it is polled, and gives each connection to `serve`.
 ///
-/// `full` is called each time that `max_connections` stops it.
+/// `reached` is called when a bound stops it: `max_connections`, or the machine's descriptors.
 pub(super) async fn accept(
     listener: TcpListener,
     gate: Arc<Gate>,
     worker: usize,
     mut serve: impl FnMut(TcpStream, SocketAddr, Place),
-    full: impl Fn(),
+    reached: impl Fn(Limit),
 ) -> io::Result<()> {
     let listener = watch(listener)?;
     let mut insists = false;
@@ -142,7 +139,7 @@ pub(super) async fn accept(
             }
             Turn::Nobody => {
                 if !std::mem::replace(&mut was_full, true) {
-                    full();
+                    reached(Limit::MaxConnections);
                 }
                 let _ = timeout(LOOK_FOR_ROOM, changed).await;
                 continue;
@@ -163,6 +160,7 @@ pub(super) async fn accept(
             Ok(Err(error)) if is_exhaustion(&error) => {
                 drop(place);
                 if backoff == BACKOFF {
+                    reached(Limit::OpenFiles);
                     tracing::warn!(%error, "cannot accept; waiting for the machine (`ulimit -n`, memory)");
                 }
                 sleep(backoff).await;
@@ -226,8 +224,8 @@ mod tests {
                 let listener = listener.try_clone().expect("a descriptor");
                 let (accepted, full) = (this.accepted.clone(), this.full.clone());
                 let serve = move |stream, _, place| accepted.borrow_mut().push((stream, place));
-                let full = move || full.set(full.get() + 1);
-                tokio::task::spawn_local(accept(listener, this.gate.clone(), worker, serve, full));
+                let reached = move |_| full.set(full.get() + 1);
+                tokio::task::spawn_local(accept(listener, this.gate.clone(), worker, serve, reached));
             }
             this
         }
@@ -282,7 +280,7 @@ mod tests {
             let address = listener.local_addr().expect("it is bound");
             let accepted = workers.accepted.clone();
             let serve = move |stream, _, place| accepted.borrow_mut().push((stream, place));
-            tokio::task::spawn_local(accept(listener, gate, 0, serve, || ()));
+            tokio::task::spawn_local(accept(listener, gate, 0, serve, |_| ()));
             let _clients = connect(address, 5).await;
             workers.has_accepted(5).await;
         });
@@ -295,12 +293,12 @@ mod tests {
             let _clients = connect(workers.address, 5).await;
             workers.has_accepted(3).await;
             sleep(Duration::from_millis(20)).await;
-            assert_eq!((workers.accepted.borrow().len(), workers.gate.connections()), (3, 3));
+            assert_eq!((workers.accepted.borrow().len(), workers.gate.total.load(Relaxed)), (3, 3));
             assert!(workers.full.get() > 0, "it is counted");
 
             drop(workers.accepted.borrow_mut().pop());
             workers.has_accepted(3).await;
-            assert_eq!(workers.gate.connections(), 3);
+            assert_eq!(workers.gate.total.load(Relaxed), 3);
 
             workers.gate.set_max(4); // a reload
             workers.has_accepted(4).await;

@@ -89,6 +89,7 @@ pub struct Running {
     process: Arc<Process>,
     control: Arc<Control>,
     background: Background,
+    settled: std_mpsc::Receiver<()>,
     ended: std_mpsc::Receiver<()>,
     admin: SocketAddr,
     metrics_address: Option<SocketAddr>,
@@ -102,8 +103,8 @@ struct Background {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// Starts a sidecar with the configuration `loaded` from `file` (none: there is nothing to reload). Returns when
-/// it serves: everything is bound, and every name was looked up once or waited for long enough.
+/// Starts a sidecar with the configuration `loaded` from `file` (none: there is nothing to reload). When it returns,
+/// everything is bound and served; names of endpoints may still be looked up ([`Running::settle`]).
 ///
 /// # Errors
 /// If an address is taken, a file cannot be used, or the system refuses threads or descriptors. Nothing is left
@@ -114,8 +115,11 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let metrics = Metrics::new(workers, env!("CARGO_PKG_VERSION"), env!("OUTRIGGER_COMMIT"), words::words());
     metrics.set_config(&loaded.digest, SystemTime::now());
     let log = log::init(&config.telemetry.log, metrics.log_dropped().clone())?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
     let files_limit = files::raise_limit();
-    let gate = Gate::new(workers, files::bounded(files_limit, config.server.max_connections));
+    let gate = Gate::new(workers, files::connections(files_limit, config));
 
     let token = config.admin.token_file.as_deref().map(read_token).transpose()?;
     let (admin, admin_address) = sockets::bind(config.admin.address, "admin.address")?;
@@ -152,9 +156,7 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
         }
         Ok(())
     })?;
-    // It errs only when looking names up is broken; then nothing is gained by waiting.
-    let _ = settled.recv();
-    Ok(Running { process, control, background, ended, admin: admin_address, metrics_address })
+    Ok(Running { process, control, background, settled, ended, admin: admin_address, metrics_address })
 }
 
 impl Running {
@@ -192,6 +194,12 @@ impl Running {
         signals::obey(self.control.reloads.clone(), self.control.drains.clone())?;
         panics::log_them();
         Ok(())
+    }
+
+    /// Waits until every name was looked up once, or for the 2 s that readiness waits at most.
+    pub fn settle(&self) {
+        // It errs when it was told before, or when looking names up is broken; then waiting gains nothing.
+        let _ = self.settled.recv();
     }
 
     /// Waits until it has drained (`/quit`, or a signal where it owns the process), ends everything, and gives the
@@ -253,7 +261,7 @@ fn share(loaded: &Loaded, workers: usize, metrics: Arc<Metrics>) -> Result<Arc<S
     let access_log = AccessLog::start(settings, config.telemetry.log.format, metrics.log_dropped().clone())
         .map_err(|source| StartError::AccessLog { path: settings.path.clone(), source })?;
     let shared = Shared::new(metrics, access_log, workers, config.server.max_buffer.bytes());
-    let snapshot = Snapshot::build(&config.listener, &config.upstream, None, &shared);
+    let snapshot = Snapshot::build(&config.listener, &config.upstream, None, &shared.metrics);
     shared.snapshot.store(Arc::new(snapshot));
     Ok(shared)
 }

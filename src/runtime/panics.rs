@@ -40,3 +40,30 @@ fn line(panic: &PanicHookInfo<'_>) -> String {
         None => format!("panicked: {message}; this is a bug, please report it"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_its_task_alone_and_is_counted() {
+        let panics = SharedCounter::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let held = std::rc::Rc::new(());
+            let kept = held.clone();
+            survive(
+                async move {
+                    let _held = held;
+                    tokio::task::yield_now().await;
+                    panic!("a bug");
+                },
+                &panics,
+            )
+            .await;
+            assert_eq!(std::rc::Rc::strong_count(&kept), 1, "what it held has come back");
+            survive(async {}, &panics).await;
+        });
+        assert_eq!(panics.get(), 1);
+    }
+}

@@ -89,7 +89,7 @@ impl Process {
             .cloned()
             .collect();
         let before = self.shared.snapshot.load_full();
-        let snapshot = Snapshot::build(&left, &config.upstream, Some(&before), &self.shared);
+        let snapshot = Snapshot::build(&left, &config.upstream, Some(&before), &self.shared.metrics);
         self.shared.snapshot.store(Arc::new(snapshot));
     }
 }

@@ -211,7 +211,8 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
 
     // From here on nothing fails. Names must be known before anybody is accepted for them.
     let snapshot = process.shared.snapshot.load_full();
-    let snapshot = Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared);
+    let snapshot =
+        Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared.metrics);
     process.shared.snapshot.store(Arc::new(snapshot));
     let changes = changes(&opened, plan.gone.len());
     let mut old: Vec<Option<Open>> = open.drain(..).map(Some).collect();
@@ -232,7 +233,9 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
     }
     drop(open);
 
-    process.gate.set_max(files::bounded(process.files_limit, config.server.max_connections));
+    if before.config.server.max_connections != config.server.max_connections {
+        process.gate.set_max(files::connections(process.files_limit, config));
+    }
     process.shared.buffered.set_max(config.server.max_buffer.bytes());
     process.log.set_level(telemetry.log.level);
     for warning in &loaded.warnings {

@@ -21,11 +21,10 @@ use tokio::task::{AbortHandle, LocalSet, spawn_local};
 
 use super::accept::{Gate, accept};
 use super::panics::survive;
-use super::sockets::{Open, SocketId};
+use super::sockets::{BindError, Open, SocketId};
 use crate::proxy::connection;
 use crate::proxy::shared::Shared;
 use crate::proxy::worker::Worker;
-use crate::telemetry::labels::Limit;
 
 /// The most workers that are started where the configuration names no number.
 const MOST: usize = 4;
@@ -87,7 +86,7 @@ impl Workers {
     }
 
     /// Descriptors of `open`'s socket, one for each worker.
-    pub(super) fn duplicates(&self, open: &Open) -> Result<Vec<TcpListener>, super::BindError> {
+    pub(super) fn duplicates(&self, open: &Open) -> Result<Vec<TcpListener>, BindError> {
         self.commands.iter().map(|_| open.duplicate()).collect()
     }
 
@@ -152,8 +151,8 @@ async fn work(
                 };
                 let gate = gate.clone();
                 let task = spawn_local(async move {
-                    let full = || metrics.limit_reached(Limit::MaxConnections).inc();
-                    if let Err(error) = accept(socket, gate, index, serve, full).await {
+                    let reached = |limit| metrics.limit_reached(limit).inc();
+                    if let Err(error) = accept(socket, gate, index, serve, reached).await {
                         tracing::error!(listener = &*name, %error, "worker {index} cannot accept any more");
                     }
                 });

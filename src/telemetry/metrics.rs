@@ -203,6 +203,11 @@ impl Metrics {
         })
     }
 
+    /// How many workers write them.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
     /// The series of an upstream; the same ones for the same name. The empty name is that of unrouted requests.
     pub fn upstream(&self, name: &str) -> Arc<UpstreamMetrics> {
         if name.is_empty() {

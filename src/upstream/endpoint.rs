@@ -4,7 +4,7 @@
 //! request touches them twice. Not here: which endpoint is next (`balance`), idle connections (`pool`).
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -13,6 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::units::within;
 
 /// An entry of `endpoints`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -41,6 +42,8 @@ pub struct Endpoint {
     pub address: Address,
     /// Where it is.
     pub socket: SocketAddr,
+    /// The address as `Host` has it.
+    pub host: Box<str>,
     /// Its name in metrics and log: the socket address.
     pub label: Arc<str>,
     /// Its series.
@@ -63,6 +66,7 @@ impl Endpoint {
         static IDS: AtomicU64 = AtomicU64::new(0);
         Self {
             id: IDS.fetch_add(1, Relaxed),
+            host: address.to_string().into(),
             address,
             socket,
             label: socket.to_string().into(),
@@ -105,6 +109,13 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Address {
+    /// The IP address, where it is one and no name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
     }
 }
 
@@ -154,7 +165,7 @@ impl<'de> Deserialize<'de> for Settings {
         #[serde(deny_unknown_fields)]
         struct Table {
             address: String,
-            #[serde(default = "one")]
+            #[serde(default = "one", deserialize_with = "within::<_, 1, 1000>")]
             weight: u32,
         }
         const fn one() -> u32 {
@@ -175,10 +186,6 @@ impl<'de> Deserialize<'de> for Settings {
         }
         let table = deserializer.deserialize_any(Either)?;
         let address = table.address.parse().map_err(serde::de::Error::custom)?;
-        if !(1..=1000).contains(&table.weight) {
-            let error = format!("a weight of {} is out of range; give a number from 1 to 1000", table.weight);
-            return Err(serde::de::Error::custom(error));
-        }
         Ok(Self { address, weight: table.weight })
     }
 }

@@ -3,18 +3,20 @@
 //! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
+pub mod counts;
 pub mod endpoint;
 pub mod pool;
 pub mod resolve;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::balance::Weighted;
+use self::counts::Counts;
 use self::endpoint::{Address, Endpoint};
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
@@ -58,7 +60,8 @@ pub struct Upstream {
     pub metrics: Arc<UpstreamMetrics>,
     registry: Arc<Metrics>,
     endpoints: Arc<ArcSwap<Endpoints>>,
-    counts: Arc<Counts>,
+    /// What all workers together hold of it.
+    pub counts: Arc<Counts>,
 }
 
 /// Who can answer at the moment.
@@ -70,22 +73,9 @@ pub struct Endpoints {
     pub unresolved: Vec<(Address, String)>,
 }
 
-/// What all workers together hold of an upstream.
-#[derive(Default)]
-struct Counts {
-    connections: AtomicU32,
-    streams: AtomicU32,
-}
-
-/// One of the upstream's connections, or of its streams, until dropped.
-pub struct Counted {
-    counts: Arc<Counts>,
-    is_stream: bool,
-}
-
 impl Upstream {
     /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
-    /// counts. Endpoints that are names wait for [`resolve::refresh`].
+    /// counts. Endpoints that are names wait for their first look-up (`resolve`).
     pub fn new(name: &str, settings: Settings, previous: Option<&Upstream>, registry: &Arc<Metrics>) -> Self {
         let upstream = Self {
             name: name.into(),
@@ -96,7 +86,7 @@ impl Upstream {
             settings,
         };
         let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
-        upstream.endpoints.store(Arc::new(resolve::without_lookup(&upstream, &known)));
+        upstream.endpoints.store(Arc::new(upstream.without_lookup(&known)));
         upstream
     }
 
@@ -105,53 +95,48 @@ impl Upstream {
         self.endpoints.load()
     }
 
-    /// Connections in use or idle, without those that streams hold.
-    pub fn connections(&self) -> u32 {
-        self.counts.connections.load(Relaxed)
+    /// Whether any endpoint is a name.
+    pub fn has_names(&self) -> bool {
+        self.settings.endpoints.iter().any(|entry| entry.address.ip().is_none())
     }
 
-    /// Streams at the moment.
-    pub fn streams(&self) -> u32 {
-        self.counts.streams.load(Relaxed)
+    /// Whether every name has been looked up, successfully or not.
+    pub fn is_looked_up(&self) -> bool {
+        self.endpoints().unresolved.iter().all(|(_, why)| !why.is_empty())
     }
 
-    /// Counts a new connection; none where `connections.max` is reached.
-    fn count_connection(&self) -> Option<Counted> {
-        take_one(&self.counts.connections, self.settings.connections.max)
-            .then(|| Counted { counts: Arc::clone(&self.counts), is_stream: false })
+    /// What is known without looking anything up: addresses, and what `known` says of names.
+    fn without_lookup(&self, known: &Endpoints) -> Endpoints {
+        let mut endpoints = Endpoints::default();
+        for entry in &self.settings.endpoints {
+            let address = &entry.address;
+            let weighted = |endpoint| Weighted { endpoint, weight: entry.weight };
+            if let Some(ip) = address.ip() {
+                let endpoint = self.endpoint(address, SocketAddr::new(ip, address.port), known);
+                endpoints.usable.push(weighted(endpoint));
+                continue;
+            }
+            let before = endpoints.usable.len();
+            let of_name = known.usable.iter().filter(|choice| choice.endpoint.address == *address);
+            endpoints.usable.extend(of_name.map(|choice| weighted(Arc::clone(&choice.endpoint))));
+            if endpoints.usable.len() == before {
+                let why = known.unresolved.iter().find(|(name, _)| name == address);
+                endpoints
+                    .unresolved
+                    .push((address.clone(), why.map_or(String::new(), |(_, why)| why.clone())));
+            }
+        }
+        endpoints
     }
 
     /// The endpoint at `socket`: the one of `known`, with all it has going on, or a new one.
-    fn endpoint(&self, address: &Address, socket: std::net::SocketAddr, known: &Endpoints) -> Arc<Endpoint> {
+    fn endpoint(&self, address: &Address, socket: SocketAddr, known: &Endpoints) -> Arc<Endpoint> {
         let same = |endpoint: &&Arc<Endpoint>| endpoint.socket == socket && endpoint.address == *address;
         known.usable.iter().map(|choice| &choice.endpoint).find(same).map(Arc::clone).unwrap_or_else(|| {
             let metrics = self.registry.endpoint(&self.name, &socket.to_string());
             Arc::new(Endpoint::new(address.clone(), socket, metrics))
         })
     }
-}
-
-impl Counted {
-    /// The connection is a stream's from now on; false where `max_streams` is reached, and nothing changed.
-    pub fn become_stream(&mut self, max_streams: u32) -> bool {
-        if !self.is_stream && take_one(&self.counts.streams, max_streams) {
-            self.counts.connections.fetch_sub(1, Relaxed);
-            self.is_stream = true;
-        }
-        self.is_stream
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let count = if self.is_stream { &self.counts.streams } else { &self.counts.connections };
-        count.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Counts one more, unless there are `max`.
-fn take_one(count: &AtomicU32, max: u32) -> bool {
-    count.fetch_update(Relaxed, Relaxed, |count| (count < max).then_some(count + 1)).is_ok()
 }
 
 /// `protocol`: how to speak with endpoints.

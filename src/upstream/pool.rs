@@ -16,8 +16,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
+use super::counts::{Counted, Counts};
 use super::endpoint::Endpoint;
-use super::{Counted, Upstream};
 use crate::http1::connection::{Buffers, Connection};
 use crate::units::{OrNone, Span, within};
 
@@ -67,7 +67,7 @@ pub struct Pool {
 struct Idle {
     connection: Box<ToEndpoint>,
     since: Instant,
-    timeout: Duration,
+    limits: Settings,
 }
 
 /// A connection to an endpoint.
@@ -104,10 +104,12 @@ impl Pool {
     pub fn take(&self, endpoint: &Endpoint, now: Instant, careful: bool) -> Option<Box<ToEndpoint>> {
         let mut pool = self.idle.borrow_mut();
         let idle = pool.get_mut(&endpoint.id)?;
-        while let Some(Idle { mut connection, since, timeout }) = idle.pop() {
-            let age = now.saturating_duration_since(since);
+        while let Some(idle) = idle.pop() {
+            let is_fresh = idle.is_fresh(now);
+            let ask = careful || now.saturating_duration_since(idle.since) > FRESH;
+            let mut connection = idle.connection;
             connection.leaves_the_pool();
-            if age < timeout && connection.wire.is_reusable(careful || age > FRESH) {
+            if is_fresh && connection.wire.is_reusable(ask) {
                 connection.reused = true;
                 return Some(connection);
             }
@@ -115,19 +117,17 @@ impl Pool {
         None
     }
 
-    /// A new connection to `endpoint`.
+    /// A new connection to `endpoint`, one of the `max` of its upstream.
     ///
     /// # Errors
     /// [`ConnectError`]. How long it may take is the caller's affair.
     pub async fn connect(
         &self,
-        upstream: &Upstream,
+        counts: &Arc<Counts>,
+        max: u32,
         endpoint: &Arc<Endpoint>,
     ) -> Result<Box<ToEndpoint>, ConnectError> {
-        let counted = upstream.count_connection().or_else(|| {
-            self.close_one(upstream);
-            upstream.count_connection()
-        });
+        let counted = counts.add(max);
         let counted = counted.ok_or(ConnectError::TooMany)?;
         let stream = TcpStream::connect(endpoint.socket).await.map_err(ConnectError::Io)?;
         if stream.peer_addr().ok() == stream.local_addr().ok() {
@@ -150,46 +150,42 @@ impl Pool {
     /// Keeps a connection whose last response has ended, if it may serve another.
     pub fn give_back(&self, mut connection: Box<ToEndpoint>, settings: &Settings, now: Instant) {
         connection.requests += 1;
-        let too_many = settings.max_requests > 0 && connection.requests >= settings.max_requests;
-        let too_old =
-            settings.max_age.is_some_and(|max| now.saturating_duration_since(connection.born) >= *max);
-        if too_many || too_old || !connection.wire.is_reusable(false) {
+        let is_worn = settings.max_requests > 0 && connection.requests >= settings.max_requests;
+        let mut idle = Idle { since: now, limits: *settings, connection };
+        if is_worn || !idle.is_fresh(now) || !idle.connection.wire.is_reusable(false) {
             return;
         }
-        connection.wire.rest();
-        let metrics = connection.endpoint.metrics.shard(self.worker);
+        idle.connection.wire.rest();
+        idle.connection.counted.rest(true);
+        let metrics = idle.connection.endpoint.metrics.shard(self.worker);
         metrics.connections_active.dec();
         metrics.connections_idle.inc();
-        let idle = Idle { since: now, timeout: *settings.idle_timeout, connection };
         self.idle.borrow_mut().entry(idle.connection.endpoint.id).or_default().push(idle);
     }
 
-    /// Closes what has been idle for too long, and what the endpoint has closed. To be called every second or
-    /// so.
+    /// Closes what has been idle for too long, what the endpoint has closed, and what stands in the way of another
+    /// worker's connections. To be called several times a second.
     pub fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, idle| {
-            idle.retain_mut(|Idle { connection, since, timeout }| {
-                let kept =
-                    now.saturating_duration_since(*since) < *timeout && connection.wire.is_reusable(false);
+            idle.retain_mut(|idle| {
+                let kept = idle.is_fresh(now)
+                    && idle.connection.counted.is_within(idle.limits.max)
+                    && idle.connection.wire.is_reusable(false);
                 if !kept {
-                    connection.leaves_the_pool();
+                    idle.connection.leaves_the_pool();
                 }
                 kept
             });
             !idle.is_empty()
         });
     }
+}
 
-    /// Closes the oldest idle connection to `upstream`, to make room for one to another endpoint of it.
-    fn close_one(&self, upstream: &Upstream) {
-        let endpoints = upstream.endpoints();
-        let mut pool = self.idle.borrow_mut();
-        for choice in &endpoints.usable {
-            if let Some(idle) = pool.get_mut(&choice.endpoint.id).filter(|idle| !idle.is_empty()) {
-                idle.remove(0).connection.leaves_the_pool();
-                return;
-            }
-        }
+impl Idle {
+    fn is_fresh(&self, now: Instant) -> bool {
+        let is_older = |since: Instant, than: Span| now.saturating_duration_since(since) >= *than;
+        !is_older(self.since, self.limits.idle_timeout)
+            && !self.limits.max_age.is_some_and(|max| is_older(self.connection.born, max))
     }
 }
 
@@ -199,7 +195,8 @@ impl ToEndpoint {
         &self.endpoint
     }
 
-    fn leaves_the_pool(&self) {
+    fn leaves_the_pool(&mut self) {
+        self.counted.rest(false);
         let metrics = self.endpoint.metrics.shard(self.worker);
         metrics.connections_idle.dec();
         metrics.connections_active.inc();

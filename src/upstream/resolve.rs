@@ -6,7 +6,7 @@
 //! request). A look-up that fails keeps the last answer; a name that never resolved leaves the upstream without
 //! that endpoint and stops nothing else.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,33 +20,11 @@ pub const INTERVAL: Duration = Duration::from_secs(30);
 /// The longest that a look-up may take before the last answer is kept.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is known without looking anything up: addresses, and what `known` says of names.
-pub(super) fn without_lookup(upstream: &Upstream, known: &Endpoints) -> Endpoints {
-    let mut endpoints = Endpoints::default();
-    for entry in &upstream.settings.endpoints {
-        let address = &entry.address;
-        let weighted = |endpoint| Weighted { endpoint, weight: entry.weight };
-        if let Ok(ip) = address.host.parse::<IpAddr>() {
-            let endpoint = upstream.endpoint(address, SocketAddr::new(ip, address.port), known);
-            endpoints.usable.push(weighted(endpoint));
-            continue;
-        }
-        let before = endpoints.usable.len();
-        let of_name = known.usable.iter().filter(|choice| choice.endpoint.address == *address);
-        endpoints.usable.extend(of_name.map(|choice| weighted(Arc::clone(&choice.endpoint))));
-        if endpoints.usable.len() == before {
-            let why = known.unresolved.iter().find(|(name, _)| name == address);
-            endpoints.unresolved.push((address.clone(), why.map_or(String::new(), |(_, why)| why.clone())));
-        }
-    }
-    endpoints
-}
-
 /// Looks up the names among `upstream`'s endpoints and puts the answers in force. Never on a worker.
 pub async fn refresh(upstream: &Upstream) {
     for entry in &upstream.settings.endpoints {
         let address = &entry.address;
-        if address.host.parse::<IpAddr>().is_ok() {
+        if address.ip().is_some() {
             continue;
         }
         let lookup = tokio::net::lookup_host((address.host.as_str(), address.port));
@@ -109,16 +87,4 @@ fn with_answer(
             .map(|socket| Weighted { endpoint: upstream.endpoint(address, socket, known), weight }),
     );
     endpoints
-}
-
-impl Upstream {
-    /// Whether every name has been looked up, successfully or not.
-    pub fn is_looked_up(&self) -> bool {
-        self.endpoints().unresolved.iter().all(|(_, why)| !why.is_empty())
-    }
-
-    /// Whether any endpoint is a name.
-    pub fn has_names(&self) -> bool {
-        self.settings.endpoints.iter().any(|entry| entry.address.host.parse::<IpAddr>().is_err())
-    }
 }

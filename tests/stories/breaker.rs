@@ -278,22 +278,24 @@ async fn probes_are_bounded_and_come_back_when_their_client_leaves() {
     until_open(&proxy).await;
 
     for round in 0..2 {
-        // The probe: whoever is let through hangs there.
-        let mut probe = proxy.connect().await;
-        eventually("a probe is let through", async || {
-            if app.open() == 0 {
-                probe = proxy.connect().await;
-                probe.send(get("/")).await;
-                let refused = tokio::time::timeout(Duration::from_millis(100), probe.response()).await;
-                return refused.is_err();
-            }
-            true
-        })
-        .await;
+        let probe = hanging(&proxy, &app).await;
         assert_eq!(app.seen(), 6 + round, "one probe in round {round}");
         proxy.get("/").await.must_be(503, "breaker_open");
         drop(probe);
-        app.has_open(0).await;
+        proxy.rests().await;
+    }
+}
+
+/// Sends GETs until the upstream is asked by one, which hangs there.
+async fn hanging(proxy: &Proxy, app: &Upstream) -> Client {
+    let before = app.seen();
+    loop {
+        let mut client = proxy.connect().await;
+        client.send(get("/")).await;
+        tokio::select! {
+            response = client.response() => response.must_be(503, "breaker_open"),
+            () = eventually("the upstream is asked", async || app.seen() > before) => return client,
+        }
     }
 }
 

@@ -181,7 +181,7 @@ async fn while_a_back_off_runs() {
 #[tokio::test]
 async fn while_a_connect_runs() {
     let app = Upstream::blackhole();
-    let proxy = Config::over([&app]).plain().upstream("timeout.connect = \"30s\"").start().await;
+    let proxy = Config::over([&app]).plain().upstream("timeout.connect = \"14s\"").start().await;
     let mut client = proxy.connect().await;
     client.send("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: it-leaves\r\n\r\n").await;
     proxy.metric_becomes("outrigger_concurrency_in_flight{upstream=app}", 1.0).await;

@@ -6,13 +6,13 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
 
-use crate::support::http2::{Http2, RequestBody, fed, read};
+use crate::support::http2::{Came, Http2, RawHttp2, RequestBody, fed, read};
 use crate::support::*;
 
 #[tokio::test]
 async fn one_port_speaks_both() {
     let app = Upstream::that().answers(200).with_body("hello").start().await;
-    let proxy = Config::over([&app]).start().await;
+    let proxy = Config::over([&app]).one_worker().start().await;
 
     let mut client = Http2::connect(proxy.listener()).await;
     let response = client.get("/two?a=b").await;
@@ -224,9 +224,8 @@ async fn a_broken_answer_resets_its_stream_and_no_other() {
     let mut client = Http2::connect(proxy.listener()).await;
 
     let request = client.request("GET", "/").body(RequestBody::Left("".into())).expect("a request");
-    match client.send(request).await {
-        Ok(response) => assert!(read(response).await.is_err(), "it never ends clean"),
-        Err(error) => panic!("the head was good: {error}"),
+    if let Ok(response) = client.send(request).await {
+        assert!(read(response).await.is_err(), "it never ends clean");
     }
     assert_eq!(&client.get("/").await.body[..], b"good");
 }
@@ -296,11 +295,7 @@ async fn policies_are_the_same() {
 #[tokio::test]
 async fn own_answers_are_the_same() {
     let app = Upstream::that().never_answers().start().await;
-    let proxy = Config::over([&app])
-        .upstream("timeout.request = \"200ms\"")
-        .upstream("retry.attempts = 1")
-        .start()
-        .await;
+    let proxy = Config::over([&app]).within("200ms").upstream("retry.attempts = 1").start().await;
     let mut client = Http2::connect(proxy.listener()).await;
 
     let response = client.get("/").await;
@@ -357,4 +352,127 @@ async fn no_more_streams_than_configured() {
     for request in requests {
         assert_eq!(request.await.expect("no panic").head.status, 200);
     }
+}
+
+#[tokio::test]
+async fn uploads_that_nobody_read_give_their_window_back() {
+    let app = Upstream::that().answers(403).answers_before_reading_the_body().start().await;
+    let proxy = Config::over([&app]).upstream("retry.attempts = 1").start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    // Together far more than a connection's window: what is thrown away must count as taken.
+    for number in 0..40 {
+        let request = client
+            .request("PUT", "/")
+            .body(RequestBody::Left(vec![b'x'; 1 << 20].into()))
+            .expect("a request");
+        let response = client.send(request).await.unwrap_or_else(|error| panic!("request {number}: {error}"));
+        assert_eq!(response.status(), 403, "request {number}");
+        read(response).await.expect("whole");
+    }
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn answers_that_nobody_read_give_their_window_back() {
+    let app = Upstream::that().answers(200).with_body(vec![b'x'; 1 << 20]).start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+    for _ in 0..20 {
+        let request = client.request("GET", "/").body(RequestBody::Left("".into())).expect("a request");
+        assert_eq!(client.send(request).await.expect("a response").status(), 200);
+    }
+    assert_eq!(client.get("/").await.body.len(), 1 << 20);
+    proxy.rests().await;
+}
+
+/// A GET as its fields.
+const GET: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "app.test")];
+
+#[tokio::test]
+async fn streams_that_are_reset_as_soon_as_they_begin_cost_nothing() {
+    let app = Upstream::that().never_answers().start().await;
+    let proxy = Config::over([&app]).upstream("breaker.mode = \"off\"").start().await;
+
+    // As in CVE-2023-44487: the connection may end for it.
+    let mut client = RawHttp2::connect(proxy.listener()).await;
+    for number in 0..2000 {
+        client.headers(2 * number + 1, &GET, true).await;
+        client.cancel(2 * number + 1).await;
+    }
+    drop(client);
+
+    proxy.rests().await;
+    app.has_open(0).await;
+    assert!(app.connections() <= 1024, "{}", app.connections());
+}
+
+#[tokio::test]
+async fn a_head_without_an_end_ends_the_connection() {
+    let app = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+
+    // As in CVE-2024-27316 and its kin.
+    let mut client = RawHttp2::connect(proxy.listener()).await;
+    client.endless_headers(1, 5000).await;
+
+    assert_ne!(client.outcome(1).await, Came::Head);
+    assert_eq!(app.seen(), 0);
+    assert_eq!(Http2::connect(proxy.listener()).await.get("/").await.head.status, 200);
+}
+
+#[tokio::test]
+async fn idle_connections_end() {
+    let app = Upstream::that().answers(200).start().await;
+    let limits = "limits = { idle_timeout = \"200ms\", header_timeout = \"200ms\" }";
+    let proxy = Config::over([&app]).listener(limits).start().await;
+
+    assert_eq!(RawHttp2::connect(proxy.listener()).await.outcome(1).await, Came::Over, "without a stream");
+    let mut client = RawHttp2::connect(proxy.listener()).await;
+    client.headers(1, &GET, true).await;
+    assert_eq!(client.outcome(1).await, Came::Head);
+    assert_eq!(client.outcome(3).await, Came::Over, "behind its last stream");
+
+    for begun in ["P", "PRI * HTTP/2.0\r\n\r\n"] {
+        let mut client = proxy.connect().await;
+        client.send(begun).await;
+        client.until_end().await;
+    }
+    proxy.metric_becomes("outrigger_client_connections{listener=main}", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_stream_keeps_its_connection_alive() {
+    let app = Upstream::that().answers(200).delays(Duration::from_millis(500)).start().await;
+    let proxy = Config::over([&app]).listener("limits = { idle_timeout = \"100ms\" }").start().await;
+    assert_eq!(Http2::connect(proxy.listener()).await.get("/").await.head.status, 200);
+}
+
+#[tokio::test]
+async fn grpc_is_answered_in_grpc() {
+    let app = Upstream::refusing();
+    let proxy = Config::over([&app]).plain().start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let call = client.request("POST", "/pkg.Service/Get").header("content-type", "application/grpc");
+    let response = client.exchange(call.header("te", "trailers"), "\0\0\0\0\0").await;
+
+    assert_eq!(response.head.status, 200);
+    let trailers = response.trailers.clone().unwrap_or_default();
+    let status =
+        response.field("grpc-status").or(trailers.get("grpc-status").and_then(|status| status.to_str().ok()));
+    assert_eq!(status, Some("14"), "{:?} {trailers:?}", response.head);
+}
+
+#[tokio::test]
+async fn an_upload_to_an_upstream_that_resets_is_retried_whole() {
+    let body = vec![b'x'; 40 << 10];
+    let app = Upstream::that().resets_after_reading(1000).answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let request = client.request("PUT", "/");
+    assert_eq!(client.exchange(request, body.clone()).await.head.status, 200);
+    assert!(app.request(1).body == body);
 }

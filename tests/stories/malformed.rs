@@ -554,7 +554,7 @@ async fn bodies_that_are_too_large() {
     assert_eq!(app.seen(), 0, "nothing of it goes up");
 
     let mut client = proxy.connect().await;
-    client.try_send(format!("{chunked}{chunk}1\r\nx\r\n0\r\n\r\n{BEHIND}")).await;
+    client.try_send(format!("{chunked}{chunk}1\r\nx")).await;
     client.response().await.must_be_because(413, "body_too_large", "it shows while it comes");
     client.closes().await;
 
@@ -572,6 +572,101 @@ async fn bodies_that_are_too_large() {
     assert_eq!(app.request(whole).body.len(), 1024);
     assert_eq!(proxy.metric("outrigger_rejected_total{reason=body_too_large}").await, 3.0);
     proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_reads_is_never_a_request() {
+    // What is answered before its body is read leaves a body behind that looks like a request.
+    let evil = "GET /evil HTTP/1.1\r\nHost: app.test\r\n\r\n";
+    let length = evil.len();
+    let head = |line: &str, fields: &str| {
+        format!("{line} HTTP/1.1\r\nHost: app.test\r\nContent-Length: {length}\r\n{fields}\r\n")
+    };
+    let chunked =
+        |line: &str| format!("{line} HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let loops = format!("X-Outrigger-Path: {}\r\n", vec!["0123abcd"; 17].join(", "));
+    let in_a_chunk = format!("{length:x}\r\n{evil}\r\n0\r\n\r\n");
+    let cases = [
+        ("no route", head("POST /nowhere", ""), evil.to_owned(), 404),
+        ("no route, in chunks", chunked("POST /nowhere"), in_a_chunk.clone(), 404),
+        ("no route, with Expect", head("POST /nowhere", "Expect: 100-continue\r\n"), evil.to_owned(), 404),
+        ("a loop", head("POST /a/", &loops), evil.to_owned(), 508),
+        ("TRACE", head("TRACE /a/", ""), evil.to_owned(), 405),
+        ("an unreachable upstream", head("POST /dead/", ""), evil.to_owned(), 502),
+        ("an unreachable upstream, in chunks", chunked("POST /dead/"), in_a_chunk, 502),
+        ("an early answer", head("POST /a/early", ""), evil.to_owned(), 403),
+    ];
+    let dead = Upstream::refusing();
+    for (why, head, body, status) in cases {
+        // In one piece, and with the body behind the answer.
+        for at_once in [true, false] {
+            let app =
+                Upstream::that().answers(403).answers_before_reading_the_body().answers(200).start().await;
+            let proxy = Config::over([&app])
+                .plain()
+                .routes_only()
+                .and("[[listener.route]]\nmatch = { path_prefix = \"/a/\" }\nupstream = \"app\"")
+                .and("[[listener.route]]\nmatch = { path_prefix = \"/evil\" }\nupstream = \"app\"")
+                .and("[[listener.route]]\nmatch = { path_prefix = \"/dead/\" }\nupstream = \"dead\"")
+                .and(&format!("[upstream.dead]\nendpoints = [\"{}\"]", dead.address()))
+                .start()
+                .await;
+            let mut client = proxy.connect().await;
+            let first = if at_once { format!("{head}{body}") } else { head.clone() };
+            client.send(first).await;
+            assert_eq!(client.response().await.status, status, "{why}");
+            if !at_once {
+                client.try_send(&body).await;
+            }
+            client.try_send(get("/a/next")).await;
+            // The connection may end here, or go on with the next request: nothing else.
+            if let Some(next) = client.response_or_end("GET").await {
+                assert!([200, 403].contains(&next.status), "{why}: {next:?} {}", next.text());
+            }
+            let targets: Vec<_> = app.requests().into_iter().map(|request| request.target).collect();
+            assert!(
+                !targets.iter().any(|target| target == "/evil"),
+                "{why}, at once: {at_once}: {targets:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn trailers_are_bounded() {
+    let app = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&app]).plain().start().await;
+    let mut client = proxy.connect().await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n").await;
+    client.try_send("X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(50_000)).await;
+    let response = client.response().await;
+    assert!((400..500).contains(&response.status) && response.problem().is_some(), "{response:?}");
+    assert!(app.requests().iter().all(|request| !request.whole));
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn no_more_client_connections_than_configured() {
+    let app = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&app]).and("[server]\nmax_connections = 2").start().await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = proxy.connect().await;
+        assert_eq!(client.exchange(&get("/")).await.status, 200);
+        clients.push(client);
+    }
+    // The kernel takes the third one; nobody accepts it.
+    let mut third = proxy.connect().await;
+    third.send(get("/")).await;
+    eventually("it is counted", async || {
+        proxy.metric("outrigger_limit_reached_total{what=max_connections}").await >= 1.0
+    })
+    .await;
+    assert_eq!(app.seen(), 2);
+    assert_eq!(clients[0].exchange(&get("/")).await.status, 200, "those that are in go on");
+
+    clients.pop();
+    assert_eq!(third.response().await.status, 200, "a place is free");
 }
 
 #[tokio::test]

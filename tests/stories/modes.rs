@@ -105,7 +105,7 @@ async fn timeouts_in_shadow_count_what_they_would_cut() {
             Upstream::that().answers(200).with_body("late").delays(Duration::from_millis(300)).start().await;
         let proxy = Config::over([&app])
             .plain()
-            .upstream(&format!("timeout = {{ mode = \"{mode}\", attempt = \"50ms\", request = \"100ms\" }}"))
+            .upstream(&format!("timeout = {{ mode = \"{mode}\", attempt = \"50ms\", request = \"100ms\", connect = \"50ms\" }}"))
             .start()
             .await;
 
@@ -174,10 +174,7 @@ async fn a_rollout_of_nothing_is_shadow() {
 #[tokio::test]
 async fn timeouts_that_are_off_cut_nothing() {
     let app = Upstream::that().answers(200).delays(Duration::from_millis(200)).start().await;
-    let proxy = Config::over([&app])
-        .plain()
-        .upstream("timeout.mode = \"off\"")
-        .upstream("timeout.request = \"50ms\"");
+    let proxy = Config::over([&app]).plain().upstream("timeout.mode = \"off\"").within("50ms");
     let proxy = proxy.start().await;
     let start = Instant::now();
     assert_eq!(proxy.get("/").await.status, 200);

@@ -8,7 +8,7 @@ use crate::support::*;
 #[tokio::test]
 async fn connections_are_shared_by_clients() {
     let app = Upstream::that().answers(200).start().await;
-    let proxy = Config::over([&app]).and("[server]\nworkers = 1").start().await;
+    let proxy = Config::over([&app]).one_worker().start().await;
     for _ in 0..10 {
         assert_eq!(proxy.get("/").await.status, 200);
     }
@@ -98,7 +98,7 @@ async fn a_get_that_meets_the_close_is_sent_again_unseen() {
     let put = "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody";
     assert_eq!(client.exchange(put).await.text(), "hello");
     assert_eq!(app.requests().last().expect("one").body, b"body");
-    assert_eq!(proxy.metric("outrigger_requests_total{outcome=ok}").await, 6.0);
+    proxy.metric_becomes("outrigger_requests_total{outcome=ok}", 6.0).await;
 }
 
 #[tokio::test]

@@ -265,7 +265,7 @@ async fn nothing_is_retried_once_a_byte_went_out() {
         client.until_end().await;
 
         assert_eq!(app.seen(), 1, "{why}");
-        assert_eq!(skipped(&proxy, "head_sent").await, 1.0, "{why}");
+        proxy.metric_becomes("outrigger_retries_skipped_total{upstream=app,reason=head_sent}", 1.0).await;
         proxy.rests().await;
     }
 }
@@ -409,7 +409,7 @@ async fn an_attempt_that_timed_out_is_retried() {
 #[tokio::test]
 async fn half_of_the_request_timeout_is_for_the_first_attempt() {
     let app = Upstream::that().never_answers().answers(200).start().await;
-    let proxy = Config::over([&app]).upstream("timeout.request = \"1s\"").start().await;
+    let proxy = Config::over([&app]).within("1s").start().await;
 
     let start = Instant::now();
     assert_eq!(proxy.get("/").await.status, 200);
@@ -479,4 +479,40 @@ async fn a_route_may_retry_otherwise() {
     assert_eq!(app.seen(), 1);
     proxy.get("/").await;
     assert_eq!(app.seen(), 5);
+}
+
+#[tokio::test]
+async fn retry_after_may_be_a_date() {
+    // A date of long ago: now.
+    let date = "Thu, 01 Jan 1970 00:00:00 GMT";
+    let app = Upstream::that().answers(503).with_field("Retry-After", date).answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+    assert_eq!(proxy.get("/").await.status, 200);
+
+    let date = "Fri, 31 Dec 2199 23:59:59 GMT";
+    let app = Upstream::that().answers(503).with_field("Retry-After", date).answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+    assert_eq!(proxy.get("/").await.status, 503);
+    assert_eq!(app.seen(), 1);
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_given_up_leaves_nothing_behind() {
+    // The first answer comes while the second attempt runs: it is nobody's any more.
+    let app = Upstream::that()
+        .answers(200)
+        .with_body("late")
+        .delays(Duration::from_millis(300))
+        .answers(200)
+        .with_body("second")
+        .delays(Duration::from_millis(100))
+        .answers(200)
+        .with_body("third")
+        .start()
+        .await;
+    let proxy = Config::over([&app]).upstream("timeout.attempt = \"150ms\"").start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!(client.exchange(&get("/1")).await.text(), "second");
+    assert_eq!(client.exchange(&get("/2")).await.text(), "third");
+    proxy.rests().await;
 }

@@ -23,16 +23,15 @@ async fn break_at_every_byte(
     let app = script.start().await;
     let proxy = Config::over([&app]).upstream("breaker.mode = \"off\"").upstream(config).start().await;
     for length in 0..=answer.len() {
-        for end in ["close", "reset"] {
-            // The script goes on by two requests for each step, however many of them it takes.
-            let number = 4 * length + if end == "close" { 0 } else { 2 };
-            assert_eq!(app.seen(), number);
+        for (end, number) in [("close", 4 * length), ("reset", 4 * length + 2)] {
             let response = proxy.connect().await.exchange(request).await;
             let whole = length == answer.len();
             assert!(judge(whole, &response), "{end} behind byte {length}: {response:?} {}", response.text());
+            // Each step has two answers in the script, whether it took one or both.
             if app.seen() == number + 1 {
                 assert_eq!(proxy.get("/between").await.text(), "the second", "{end} behind byte {length}");
             }
+            assert_eq!(app.seen(), number + 2, "{end} behind byte {length}: no attempt too many");
         }
     }
     proxy.rests().await;
@@ -127,4 +126,35 @@ async fn a_request_in_two_pieces_however_it_is_cut() {
         assert_eq!((seen.target.as_str(), seen.body.as_slice()), ("/a?b", &b"hello"[..]), "cut at {cut}");
         assert_eq!(value(&seen.trailers, "x-sum"), Some("1"), "cut at {cut}");
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_its_upstream_breaks_off() {
+    let body = "x".repeat(20_000);
+    let steps: Vec<_> = (0..=body.len()).step_by(997).collect();
+    let script =
+        steps.iter().fold(Upstream::that(), |script, count| script.resets_after_reading(*count).answers(200));
+    let app = script.start().await;
+    let proxy = Config::over([&app]).upstream("breaker.mode = \"off\"").upstream(GENEROUS).start().await;
+    for (number, count) in steps.iter().enumerate() {
+        let put = client::post("/", &body).replacen("POST", "PUT", 1);
+        assert_eq!(proxy.connect().await.exchange(&put).await.status, 200, "behind {count} bytes");
+        assert!(app.request(2 * number + 1).body == body.as_bytes(), "behind {count} bytes");
+    }
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_post_that_its_upstream_breaks_off() {
+    let body = "x".repeat(20_000);
+    let steps: Vec<_> = (0..=body.len()).step_by(1999).collect();
+    let script = steps.iter().fold(Upstream::that(), |script, count| script.resets_after_reading(*count));
+    let app = script.start().await;
+    let proxy = Config::over([&app]).upstream("breaker.mode = \"off\"").upstream(GENEROUS).start().await;
+    for (number, count) in steps.iter().enumerate() {
+        let response = proxy.connect().await.exchange(&client::post("/", &body)).await;
+        response.must_be_because(502, "upstream_reset", &format!("behind {count} bytes"));
+        assert_eq!(app.seen(), number + 1, "behind {count} bytes: never a second sending");
+    }
+    proxy.rests().await;
 }

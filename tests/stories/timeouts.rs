@@ -37,7 +37,7 @@ async fn an_attempt_has_its_time() {
 #[tokio::test]
 async fn all_attempts_together_have_their_time() {
     let app = Upstream::that().never_answers().start().await;
-    let proxy = Config::over([&app]).plain().upstream("timeout.request = \"200ms\"").start().await;
+    let proxy = Config::over([&app]).plain().within("200ms").start().await;
 
     let start = Instant::now();
     proxy.get("/").await.must_be(504, "request_timeout");
@@ -51,7 +51,7 @@ async fn all_attempts_together_have_their_time() {
 async fn the_request_timeout_ends_a_back_off_too() {
     let app = Upstream::that().answers(503).start().await;
     let proxy = Config::over([&app])
-        .upstream("timeout.request = \"300ms\"")
+        .within("300ms")
         .upstream("retry.backoff = { base = \"10s\", max = \"10s\", jitter = \"none\" }")
         .start()
         .await;
@@ -71,11 +71,7 @@ async fn a_head_in_time_ends_the_timeouts() {
         .and_after(Duration::from_millis(500), "5\r\nworld\r\n0\r\n\r\n")
         .start()
         .await;
-    let proxy = Config::over([&app])
-        .upstream("timeout.request = \"200ms\"")
-        .upstream("timeout.attempt = \"100ms\"")
-        .start()
-        .await;
+    let proxy = Config::over([&app]).within("200ms").upstream("timeout.attempt = \"100ms\"").start().await;
 
     let response = proxy.get("/").await;
 
@@ -85,11 +81,7 @@ async fn a_head_in_time_ends_the_timeouts() {
 #[tokio::test]
 async fn an_upload_stops_the_clock() {
     let app = Upstream::that().answers(200).start().await;
-    let proxy = Config::over([&app])
-        .upstream("timeout.request = \"300ms\"")
-        .upstream("timeout.attempt = \"150ms\"")
-        .start()
-        .await;
+    let proxy = Config::over([&app]).within("300ms").upstream("timeout.attempt = \"150ms\"").start().await;
 
     let mut client = proxy.connect().await;
     client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n").await;
@@ -319,7 +311,7 @@ async fn a_request_timeout_that_is_written_bounds_grpc_calls_too() {
         script.with_field("grpc-status", "0").delays(Duration::from_millis(400))
     };
     let app = script().start().await;
-    let proxy = Config::over([&app]).plain().upstream("timeout.request = \"100ms\"").start().await;
+    let proxy = Config::over([&app]).plain().within("100ms").start().await;
     let response = proxy.connect().await.exchange(call).await;
     assert_eq!(response.field("grpc-status"), Some("4"), "written: {response:?}");
 }
@@ -330,11 +322,46 @@ async fn a_route_may_have_other_timeouts() {
     let proxy = Config::over([&app])
         .plain()
         .and("[[listener.route]]\nmatch = { path_prefix = \"/quick/\" }\nupstream = \"app\"")
-        .and("timeout = { request = \"100ms\" }")
+        .and("timeout = { request = \"100ms\", connect = \"100ms\" }")
         .start()
         .await;
 
     let start = Instant::now();
     proxy.get("/quick/").await.must_be(504, "request_timeout");
     assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_head_that_trickles_is_no_progress() {
+    let mut script = Upstream::that().answers_raw("HTTP/1.1 200 OK\r\nX: ");
+    for _ in 0..100 {
+        script = script.and_after(Duration::from_millis(20), "y");
+    }
+    let app = script.start().await;
+    let proxy = Config::over([&app]).plain().upstream("timeout.attempt = \"200ms\"").start().await;
+
+    let start = Instant::now();
+    proxy.get("/").await.must_be(504, "attempt_timeout");
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    app.has_open(0).await;
+}
+
+#[tokio::test]
+async fn interim_answers_do_not_stop_the_clock() {
+    let mut script = Upstream::that().answers_raw("HTTP/1.1 100 Continue\r\n\r\n");
+    for _ in 0..100 {
+        script = script.and_after(Duration::from_millis(20), "HTTP/1.1 102 Processing\r\n\r\n");
+    }
+    let app = script.start().await;
+    let proxy = Config::over([&app]).plain().upstream("timeout.attempt = \"200ms\"").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send(get("/")).await;
+    let last = loop {
+        let response = client.response().await;
+        if response.status >= 200 {
+            break response;
+        }
+    };
+    last.must_be(504, "attempt_timeout");
 }

@@ -375,6 +375,22 @@ fn responses_are_framed_by_status_request_and_fields() {
 }
 
 #[test]
+fn a_length_stays_only_where_it_can_mean_something() {
+    #[rustfmt::skip]
+    let cases = [
+        ("200",  "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",           false, true),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",           true,  true),
+        ("304",  "HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", false, true),
+        ("204",  "HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n",   false, false),
+        ("1xx",  "HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\n",  false, false),
+    ];
+    for (why, input, request_is_head, stays) in cases {
+        let (head, _) = response(input.as_bytes(), request_is_head).expect(why).expect(why);
+        assert_eq!(head.fields.has(Name::ContentLength), stays, "{why}");
+    }
+}
+
+#[test]
 fn ambiguous_and_malformed_responses_are_refused() {
     #[rustfmt::skip]
     let cases: &[(&str, &str)] = &[
@@ -550,6 +566,36 @@ proptest! {
         encode::end(&mut again);
         let (read, _) = request(&again).expect("complete").expect("accepted");
         prop_assert_eq!(said(&read), said(&head));
+    }
+
+    /// Fields that go on as they stood say the same as those written one by one.
+    #[test]
+    fn written_as_they_stood_fields_say_the_same(input in requests(), left_out in any::<u16>()) {
+        let (mut head, _) = request(&input).expect("complete").expect("accepted");
+        head.fields.push(Name::Other, b"x-pushed", b"a");
+        head.fields.push(Name::Other, b"x-empty", b"");
+        head.fields.push(Name::Via, b"via", b"b");
+        let (mut one_by_one, mut at_once) = (b"GET / HTTP/1.1\r\n".to_vec(), b"GET / HTTP/1.1\r\n".to_vec());
+        let mut bits = left_out;
+        for field in head.fields.iter() {
+            if bits & 1 == 0 || field.known == Name::Host {
+                encode::field(&mut one_by_one, field.name, field.value);
+            }
+            bits >>= 1;
+        }
+        let mut bits = left_out;
+        head.fields.write(&mut at_once, |field| {
+            let keep = bits & 1 == 0 || field.known == Name::Host;
+            bits >>= 1;
+            keep
+        });
+        encode::end(&mut one_by_one);
+        encode::end(&mut at_once);
+        let limits = Limits { max_size: 8192, max_fields: 32 };
+        let (mut a, mut b) = (RequestHead::new(), RequestHead::new());
+        prop_assert_eq!(a.parse(&one_by_one, &mut 0, &limits), Ok(Parsed::Head { size: one_by_one.len() }));
+        prop_assert_eq!(b.parse(&at_once, &mut 0, &limits), Ok(Parsed::Head { size: at_once.len() }));
+        prop_assert_eq!(said(&a), said(&b));
     }
 
     /// A head that was used before says nothing of its past.

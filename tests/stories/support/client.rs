@@ -67,14 +67,14 @@ impl Client {
         let _ = soon("the bytes are taken, or refused", self.stream.write_all(bytes.as_ref())).await;
     }
 
-    /// Sends as much as is taken within a moment, and says how much that was.
+    /// Sends until nothing is taken for a moment, or the other side closes, and says how much was taken.
     pub async fn send_until_stuck(&mut self, bytes: &[u8]) -> usize {
         let mut sent = 0;
         while sent < bytes.len() {
             let write = self.stream.write(&bytes[sent..]);
             match tokio::time::timeout(std::time::Duration::from_millis(500), write).await {
-                Ok(written) => sent += written.expect("sends"),
-                Err(_) => break,
+                Ok(Ok(written)) => sent += written,
+                Ok(Err(_)) | Err(_) => break,
             }
         }
         sent

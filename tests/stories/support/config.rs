@@ -21,7 +21,14 @@ impl Config {
 
     /// The same over addresses as the configuration writes them.
     pub fn over_addresses(endpoints: &[String]) -> Self {
-        Self { endpoints: endpoints.to_vec(), ..Self::default() }
+        let endpoints = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
+        Self { endpoints, ..Self::default() }
+    }
+
+    /// One worker, so that all clients share its connections to endpoints.
+    #[must_use]
+    pub fn one_worker(self) -> Self {
+        self.and("[server]\nworkers = 1")
     }
 
     /// A line inside `[[listener]]`.
@@ -36,6 +43,12 @@ impl Config {
     pub fn upstream(mut self, line: &str) -> Self {
         self.upstream = format!("{}{line}\n", self.upstream);
         self
+    }
+
+    /// `timeout.request`, and `timeout.connect` with it, which may not be longer.
+    #[must_use]
+    pub fn within(self, request: &str) -> Self {
+        self.upstream(&format!("timeout.request = \"{request}\"\ntimeout.connect = \"{request}\""))
     }
 
     /// Tables at the end: more upstreams, routes written as `[[listener.route]]`, defaults.

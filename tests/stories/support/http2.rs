@@ -162,6 +162,20 @@ impl RawHttp2 {
         self.frame(0, 0x1, stream, data).await;
     }
 
+    /// Resets a stream: CANCEL.
+    pub async fn cancel(&mut self, stream: u32) {
+        self.frame(3, 0, stream, &8u32.to_be_bytes()).await;
+    }
+
+    /// Sends HEADERS whose block goes on without an end, in so many CONTINUATION frames.
+    pub async fn endless_headers(&mut self, stream: u32, frames: usize) {
+        self.frame(1, 0, stream, &[]).await;
+        let block: Vec<u8> = b"\0\x01x\x7f\x01".iter().copied().chain([b'y'; 128]).collect();
+        for _ in 0..frames {
+            self.frame(9, 0, stream, &block.repeat(8)).await;
+        }
+    }
+
     /// Waits for what becomes of `stream`.
     pub async fn outcome(&mut self, stream: u32) -> Came {
         loop {

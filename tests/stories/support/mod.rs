@@ -38,11 +38,21 @@ pub fn eventually<'a>(
 }
 
 /// Waits for `future`; panics with `what` when [`PATIENCE`] is over.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+#[track_caller]
+pub fn soon<T>(what: &str, future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let place = std::panic::Location::caller();
+    async move {
+        match tokio::time::timeout(PATIENCE, future).await {
+            Ok(value) => value,
+            Err(_) => panic!("{place}: not within {PATIENCE:?}: {what}"),
+        }
     }
+}
+
+/// A port of loopback that is free now. Only for what cannot be told its port otherwise: somebody may take it.
+pub fn free_address() -> std::net::SocketAddr {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("it is bound")
 }
 
 /// The place of `needle` in `hay`.

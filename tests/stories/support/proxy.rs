@@ -13,6 +13,8 @@ use super::{Client, Metrics, Response, eventually, get};
 /// the story.
 pub struct Proxy {
     child: Child,
+    /// The story has asked it to end.
+    may_end: bool,
     directory: PathBuf,
     output: Output,
     ready: Ready,
@@ -52,7 +54,7 @@ impl Proxy {
         // Dropped on a panic below too: so nothing is left behind and the output is shown.
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let ready = Ready { listeners: Vec::new(), admin: nowhere };
-        let mut proxy = Self { child, directory, output, ready };
+        let mut proxy = Self { child, may_end: false, directory, output, ready };
         eventually("the proxy says that it is ready", async || {
             if let Some(status) = proxy.child.try_wait().expect("the child can be asked") {
                 panic!("the proxy ended with {status} before it was ready; its configuration:\n{config}");
@@ -83,6 +85,50 @@ impl Proxy {
     /// The process's id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Sends it a signal; from then on it may end.
+    pub fn signal(&mut self, signal: rustix::process::Signal) {
+        self.may_end = true;
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, signal).expect("it runs");
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub async fn ends(&mut self) -> Option<i32> {
+        self.may_end = true;
+        let mut status = None;
+        eventually("the proxy ends", async || {
+            status = self.child.try_wait().expect("the child can be asked");
+            status.is_some()
+        })
+        .await;
+        status.and_then(|status| status.code())
+    }
+
+    /// Replaces the configuration file as most editors do: by renaming another one over it.
+    pub fn rewrite(&self, config: &str) {
+        let new = write_file(&self.directory, "new.toml", config);
+        std::fs::rename(new, self.file()).expect("renamed");
+    }
+
+    /// `POST` to the admin API.
+    pub async fn admin_post(&self, path: &str) -> Response {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            self.admin()
+        );
+        Client::connect(self.admin()).await.exchange(&request).await
+    }
+
+    /// Runs `outrigger SUBCOMMAND… -c FILE` on its configuration file: exit code, and what it printed.
+    pub async fn command(&self, subcommand: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+        command.args(subcommand).arg("-c").arg(self.file());
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
+        let output = output.expect("the binary runs");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
 
     /// The configuration file.
@@ -163,7 +209,11 @@ impl Drop for Proxy {
             eprintln!("--- the proxy's output\n{}\n---", lines[tail..].join("\n"));
             return;
         }
-        assert!(ended.is_none(), "the proxy ended by itself with {ended:?}:\n{}", lines.join("\n"));
+        assert!(
+            self.may_end || ended.is_none(),
+            "the proxy ended by itself with {ended:?}:\n{}",
+            lines.join("\n")
+        );
         let panic = lines.iter().find(|line| line.contains("panicked at"));
         assert!(panic.is_none(), "the proxy panicked:\n{}", lines.join("\n"));
     }

@@ -73,6 +73,7 @@ pub struct Script {
     closes_at_accept: bool,
     closes_keep_alive_after: Option<usize>,
     breaks_second_on_a_connection: bool,
+    asked_by_number: bool,
 }
 
 /// What happens to one request.
@@ -97,6 +98,7 @@ struct Answer {
 #[derive(Clone)]
 enum Step {
     Send(Vec<u8>),
+    Read(usize),
     Wait(Duration),
     Hold,
     Hang,
@@ -259,6 +261,14 @@ impl Script {
         script
     }
 
+    /// Then: the connection is reset when this many bytes of the body have come.
+    pub fn resets_after_reading(self, count: usize) -> Self {
+        let mut script = self.resets_before_the_head();
+        script.last().early = true;
+        script.last().before.push(Step::Read(count));
+        script
+    }
+
     /// Then: half of the body, and a reset.
     pub fn resets_in_mid_body(self) -> Self {
         self.answers_raw("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").then_resets()
@@ -337,6 +347,12 @@ impl Script {
         self
     }
 
+    /// A request for `/7` gets the answer with the number 7 (from 0), in whatever order they come.
+    pub fn asked_by_number(mut self) -> Self {
+        self.asked_by_number = true;
+        self
+    }
+
     /// It listens on a free port of loopback.
     pub async fn start(self) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -349,7 +365,7 @@ impl Script {
                 let shared = Arc::clone(&connections);
                 tokio::spawn(async move {
                     stream.set_nodelay(true).expect("an option of every socket");
-                    let mut wire = Wire { stream, input: Vec::new(), shared, connection };
+                    let mut wire = Wire { stream, input: Vec::new(), shared, connection, deaf: false };
                     wire.serve().await;
                 });
             }
@@ -409,6 +425,7 @@ struct Wire {
     input: Vec<u8>,
     shared: Arc<Shared>,
     connection: usize,
+    deaf: bool,
 }
 
 /// The connection is over.
@@ -458,11 +475,17 @@ impl Wire {
             self.body(&seen, number).await?;
             return Err(Over);
         }
-        let replies = &self.shared.script.replies;
-        let reply = replies.get(number).or(replies.last()).expect("the script says something").clone();
+        let Script { replies, asked_by_number, .. } = &self.shared.script;
+        let asked = seen.target.get(1..).and_then(|number| number.parse().ok()).filter(|_| *asked_by_number);
+        let reply = replies
+            .get(asked.unwrap_or(number))
+            .or(replies.last())
+            .expect("the script says something")
+            .clone();
         if !reply.early {
             self.body(&seen, number).await?;
         }
+        self.deaf = reply.deaf;
         for step in reply.steps(&method) {
             self.act(step).await?;
         }
@@ -507,6 +530,12 @@ impl Wire {
                 self.shared.log().sent += 1;
                 sent
             }
+            Step::Read(count) => {
+                while self.input.len() < count {
+                    self.fill().await?;
+                }
+                Ok(())
+            }
             Step::Wait(pause) => self.meanwhile(tokio::time::sleep(pause)).await,
             Step::Hold => {
                 let shared = Arc::clone(&self.shared);
@@ -522,13 +551,13 @@ impl Wire {
         }
     }
 
-    /// Waits for `event`, or for the other side to leave.
+    /// Waits for `event`, or for the other side to leave (which who does not read cannot see).
     async fn meanwhile(&mut self, event: impl Future<Output = ()>) -> Result<(), Over> {
         tokio::pin!(event);
         loop {
             tokio::select! {
                 () = &mut event => return Ok(()),
-                more = self.fill() => more?,
+                more = self.fill(), if !self.deaf => more?,
             }
         }
     }

@@ -1,0 +1,355 @@
+//! The chain that a routed request would pass, with all that is in force, and what that comes to at worst.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::target::{Target, reaches};
+use crate::config::{Layer, Loaded};
+use crate::policy::mode::Mode;
+use crate::policy::retry::BackoffSettings;
+use crate::policy::{backoff, deadline, retry, timeout};
+use crate::proxy::listener;
+use crate::proxy::route::{self, Route};
+use crate::units::Ratio;
+use crate::upstream::{self, Host};
+
+/// A step of the chain.
+#[derive(Debug, Serialize)]
+pub(super) struct Policy {
+    pub(super) name: &'static str,
+    pub(super) what: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mode: Option<String>,
+    pub(super) values: Vec<InForce>,
+}
+
+/// A value that is in force.
+#[derive(Debug, Serialize)]
+pub(super) struct InForce {
+    pub(super) key: String,
+    pub(super) value: String,
+    /// Where it comes from: `built in`, or the table and the line that say so.
+    pub(super) from: String,
+}
+
+/// What a request comes to at worst.
+#[derive(Debug, Serialize)]
+pub(super) struct WorstCase {
+    /// From the request's head to the response's; `None`: nothing bounds it.
+    pub(super) latency_ms: Option<u64>,
+    pub(super) latency: Vec<String>,
+    pub(super) attempts: u32,
+    pub(super) attempts_why: Vec<String>,
+}
+
+/// The way of a request that a route has taken.
+pub(super) struct Way<'a> {
+    pub(super) loaded: &'a Loaded,
+    pub(super) listener: &'a listener::Settings,
+    /// The listener's path in the file.
+    pub(super) base: &'a str,
+    pub(super) route: &'a route::Settings,
+    /// The route's path in the file.
+    pub(super) path: String,
+    pub(super) upstream: &'a upstream::Settings,
+}
+
+impl Way<'_> {
+    fn timeout(&self) -> &timeout::Settings {
+        self.route.timeout.as_ref().unwrap_or(&self.upstream.timeout)
+    }
+
+    fn retry(&self) -> &retry::Settings {
+        self.route.retry.as_ref().unwrap_or(&self.upstream.retry)
+    }
+
+    /// The request line and the Host that go up.
+    pub(super) fn goes_up(&self, target: &Target<'_>) -> String {
+        let mut path = Vec::new();
+        Route::new(self.route).rewritten(target.path_and_query.as_bytes(), &mut path);
+        let host = match (&self.route.rewrite.host, &self.upstream.host) {
+            (Some(host), _) | (None, Host::Name(host)) => host.clone(),
+            (None, Host::Keep) => target.host.clone(),
+            (None, Host::Endpoint) => "the endpoint's address".to_owned(),
+            (None, Host::Auto) => {
+                let (host, port) = target.host.rsplit_once(':').unwrap_or((&target.host, "80"));
+                let host = if host == "localhost" { "127.0.0.1" } else { host.trim_matches(['[', ']']) };
+                let own = host.parse().ok().zip(port.parse().ok());
+                if own.is_some_and(|(ip, port)| reaches(self.listener.address, ip, port)) {
+                    "the endpoint's address".to_owned()
+                } else {
+                    target.host.clone()
+                }
+            }
+        };
+        format!("{} {}, Host: {host}", target.method, String::from_utf8_lossy(&path))
+    }
+
+    /// The chain in its fixed order (`proxy::exchange`, `proxy::attempt`).
+    pub(super) fn chain(&self) -> Vec<Policy> {
+        let upstream = self.upstream;
+        let path = |key: &str| format!("upstream.{}.{key}", self.route.upstream);
+        let routed = |own: bool, key: &str| if own { format!("{}.{key}", self.path) } else { path(key) };
+        let (timeout, retry) = (self.timeout(), self.retry());
+        let (breaker, concurrency) = (&upstream.breaker, &upstream.concurrency);
+        let mut timeouts = self.values(&routed(self.route.timeout.is_some(), "timeout"), timeout);
+        if timeout.attempt.is_none() {
+            let half = if retry.attempts > 1 {
+                "half of request while a retry may follow, else what is left"
+            } else {
+                "request"
+            };
+            timeouts.push(InForce {
+                key: "attempt".to_owned(),
+                value: half.to_owned(),
+                from: "built in".to_owned(),
+            });
+        }
+        let mut breaker_values = self.values(&path("breaker"), breaker);
+        if breaker.slow_request.is_none() {
+            breaker_values.push(InForce {
+                key: "slow_request".to_owned(),
+                value: "none is slow".to_owned(),
+                from: "built in".to_owned(),
+            });
+        }
+        vec![
+            self.step(
+                "limits",
+                "what the client may send",
+                None,
+                self.values(&format!("{}.limits", self.base), &self.listener.limits),
+            ),
+            self.step(
+                "timeout",
+                "runs from the request's head on, around all that follows",
+                Some((timeout.mode, timeout.rollout)),
+                timeouts,
+            ),
+            self.step(
+                "retry",
+                "budget and back-off, before each attempt but the first",
+                Some((retry.mode, retry.rollout)),
+                self.values(&routed(self.route.retry.is_some(), "retry"), retry),
+            ),
+            self.step(
+                "breaker",
+                "asked for each attempt",
+                Some((breaker.mode, breaker.rollout)),
+                breaker_values,
+            ),
+            self.step(
+                "concurrency",
+                "a slot for each attempt; the first may queue",
+                Some((concurrency.mode, concurrency.rollout)),
+                self.values(&path("concurrency"), concurrency),
+            ),
+            self.step("balance", "which endpoint", None, self.values(&path("balance"), &upstream.balance)),
+            self.step(
+                "connections",
+                "an idle connection, or a new one",
+                None,
+                self.values(&path("connections"), &upstream.connections),
+            ),
+            self.step(
+                "failure",
+                "what the outcome means to all of them",
+                None,
+                self.values(&path("failure"), &upstream.failure),
+            ),
+        ]
+    }
+
+    fn step(
+        &self,
+        name: &'static str,
+        what: &'static str,
+        mode: Option<(Mode, Ratio)>,
+        values: Vec<InForce>,
+    ) -> Policy {
+        Policy { name, what, mode: mode.map(|(mode, rollout)| mode_in_words(mode, rollout)), values }
+    }
+
+    /// Every value of `settings`, which stand at `path`, and where each comes from.
+    fn values(&self, path: &str, settings: &impl Serialize) -> Vec<InForce> {
+        let value = toml::Value::try_from(settings).expect("settings are tables, lists, strings and numbers");
+        let mut values = Vec::new();
+        self.flatten(path, "", &value, &mut values);
+        values
+    }
+
+    fn flatten(&self, path: &str, key: &str, value: &toml::Value, values: &mut Vec<InForce>) {
+        if let toml::Value::Table(table) = value {
+            for (inner, value) in table {
+                let key = if key.is_empty() { inner.clone() } else { format!("{key}.{inner}") };
+                self.flatten(path, &key, value, values);
+            }
+            return;
+        }
+        let origin = self.loaded.origins.get(&format!("{path}.{key}"));
+        values.push(InForce {
+            key: key.to_owned(),
+            value: if origin.is_some_and(|origin| origin.secret) {
+                "***".to_owned()
+            } else {
+                value.to_string()
+            },
+            from: match origin {
+                None => "built in".to_owned(),
+                Some(origin) => {
+                    let (owner, table) = path.rsplit_once('.').unwrap_or(("", path));
+                    let place = match origin.layer {
+                        Layer::Defaults => format!("[defaults.{table}]"),
+                        Layer::Route => format!("route {:?}", self.route.name),
+                        Layer::Written if owner == self.base => "[[listener]]".to_owned(),
+                        Layer::Written => format!("[upstream.{}]", self.route.upstream),
+                    };
+                    format!("{place} line {}", origin.line)
+                }
+            },
+        });
+    }
+
+    /// What the request comes to at worst.
+    pub(super) fn worst_case(&self, target: &Target<'_>) -> WorstCase {
+        let (attempts, attempts_why) = self.attempts(target);
+        let (latency, latency_why) = self.latency(target, attempts);
+        WorstCase {
+            latency_ms: latency.map(|latency| latency.as_millis() as u64),
+            latency: latency_why,
+            attempts,
+            attempts_why,
+        }
+    }
+
+    fn attempts(&self, target: &Target<'_>) -> (u32, Vec<String>) {
+        let retry = self.retry();
+        let trusted = self.listener.trust() != listener::Trust::None;
+        let again =
+            target.header("x-retry-attempt").and_then(|value| value.parse::<u32>().ok()).unwrap_or(0) > 0;
+        let mut why = Vec::new();
+        match retry.mode {
+            Mode::Off => return (1, vec!["retry.mode is \"off\"".to_owned()]),
+            Mode::Shadow => {
+                return (1, vec!["retry.mode is \"shadow\": retries are counted, not sent".to_owned()]);
+            }
+            Mode::Enforce if retry.attempts == 1 => return (1, vec!["retry.attempts is 1".to_owned()]),
+            Mode::Enforce if again && trusted && retry.respect_caller_retries => {
+                return (
+                    1,
+                    vec![
+                        "the caller retries itself (x-retry-attempt), and retry.respect_caller_retries"
+                            .to_owned(),
+                    ],
+                );
+            }
+            Mode::Enforce => {}
+        }
+        why.push(format!("retry.attempts is {}, the first included", retry.attempts));
+        let rules = retry::Rules::new(retry);
+        let grpc_path = self.is_grpc(target).then_some(target.path_and_query.as_bytes());
+        let key = target.header("idempotency-key").is_some();
+        if !rules.method_allows(target.method.as_bytes(), key, grpc_path) {
+            let what = if grpc_path.is_some() {
+                "this gRPC method is not in retry.grpc_methods"
+            } else {
+                "the method is not in retry.methods"
+            };
+            why.push(format!(
+                "{what}: only what was surely not processed is sent again, so the upstream works on it once"
+            ));
+        }
+        why.push(format!(
+            "over all requests, retries that pay add at most {} of the load, or {} a second (retry.budget)",
+            percent(retry.budget.ratio.get()),
+            retry.budget.min_per_second
+        ));
+        (retry.attempts, why)
+    }
+
+    fn is_grpc(&self, target: &Target<'_>) -> bool {
+        target.header("content-type").is_some_and(|value| value.starts_with("application/grpc"))
+    }
+
+    fn latency(&self, target: &Target<'_>, attempts: u32) -> (Option<Duration>, Vec<String>) {
+        let timeout = self.timeout();
+        let trusted = self.listener.trust() != listener::Trust::None;
+        let grpc = self.is_grpc(target);
+        let by_caller = [
+            target
+                .header("grpc-timeout")
+                .and_then(|value| deadline::parse_grpc_timeout(value.as_bytes()).ok()),
+            target
+                .header("x-request-timeout-ms")
+                .filter(|_| trusted)
+                .and_then(|value| deadline::parse_millis(value.as_bytes())),
+        ];
+        let by_caller = by_caller.into_iter().flatten().min();
+        let enforced = timeout.mode == Mode::Enforce && timeout.rollout == Ratio::ONE;
+        let applies = enforced && (!grpc || timeout.request_is_written);
+        let bound = match (applies.then_some(*timeout.request), by_caller) {
+            (Some(request), Some(caller)) => Some(request.min(caller)),
+            (one, other) => one.or(other),
+        };
+        let Some(bound) = bound else {
+            let why = if grpc && enforced {
+                format!(
+                    "nothing bounds a gRPC call but its grpc-timeout, as long as timeout.request is not written; without progress it ends after timeout.stream_idle ({})",
+                    timeout.stream_idle
+                )
+            } else {
+                format!("timeout is {}: nothing bounds it", mode_in_words(timeout.mode, timeout.rollout))
+            };
+            return (None, vec![why]);
+        };
+        let mut why = vec![match by_caller {
+            Some(caller) if caller == bound && (!applies || caller < *timeout.request) => {
+                format!("the caller's deadline ({caller:?}) bounds queue, back-off and all attempts together")
+            }
+            _ => format!(
+                "timeout.request ({}) bounds queue, back-off and all attempts together",
+                timeout.request
+            ),
+        }];
+        let queue = &self.upstream.concurrency.queue;
+        let wait = if queue.size > 0 { (*queue.timeout).min(bound) } else { Duration::ZERO };
+        let attempt = timeout.attempt_timeout(bound, attempts > 1);
+        let pauses = longest_pauses(&self.retry().backoff, attempts - 1);
+        let sum = wait + attempt * attempts + pauses;
+        let parts = format!(
+            "{wait:?} in the queue + {attempts} x {attempt:?} for attempts + {pauses:?} of back-off = {sum:?}"
+        );
+        why.push(if timeout.attempt.is_some() && sum < bound {
+            format!("{parts}; a Retry-After of the upstream may stretch that, never beyond the bound")
+        } else {
+            format!("it is not reached earlier: {parts}")
+        });
+        why.push(format!("the clock stands still while the request's body is coming (then timeout.idle, {}); the response's body has timeout.idle too", timeout.idle));
+        (Some(bound), why)
+    }
+}
+
+/// The longest that the first `count` pauses can be together.
+fn longest_pauses(settings: &BackoffSettings, count: u32) -> Duration {
+    let mut previous = Duration::ZERO;
+    (0..count)
+        .map(|retry| {
+            previous = backoff::wait(settings, retry, previous, 1.0);
+            previous
+        })
+        .sum()
+}
+
+fn mode_in_words(mode: Mode, rollout: Ratio) -> String {
+    match mode {
+        Mode::Enforce if rollout == Ratio::ONE => "enforced".to_owned(),
+        Mode::Enforce => format!("enforced for {} of requests, the rest shadowed", percent(rollout.get())),
+        Mode::Shadow => "shadow: decides, counts and logs, lets pass".to_owned(),
+        Mode::Off => "off: not asked".to_owned(),
+    }
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{} %", (ratio * 10_000.0).round() / 100.0)
+}

@@ -1,0 +1,877 @@
+//! Mistakes and what is said about them; layers; the environment; and that the reference, the doc comments, the
+//! schema and the code say the same.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use serde_json::Value as Json;
+
+use super::*;
+use crate::units::Span;
+
+const REFERENCE: &str = include_str!("../../config/reference.toml");
+const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:8080\"\nupstream = \"app\"\n";
+const UPSTREAM: &str = "[upstream.app]\nendpoints = [\"127.0.0.1:9000\"]\n";
+
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "FIVE" => Some("5".to_owned()),
+        "RATIO" => Some("0.25".to_owned()),
+        "YES" => Some("true".to_owned()),
+        "SECRET" => Some("hunter2".to_owned()),
+        _ => None,
+    }
+}
+
+fn parsed(text: &str) -> Loaded {
+    parse(text, "t.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// What is said about `text`, each problem in a line.
+fn said(text: &str) -> Vec<String> {
+    let found = match parse(text, "t.toml", &environment) {
+        Ok(loaded) => loaded.warnings,
+        Err(Problems(problems)) => problems,
+    };
+    found.iter().map(Diagnostic::to_string).collect()
+}
+
+/// A file with a good listener and a good upstream, and `more` behind them.
+fn with(more: &str) -> String {
+    format!("{LISTENER}{UPSTREAM}{more}\n")
+}
+
+#[test]
+fn five_lines_are_a_whole_configuration() {
+    let loaded = parsed(&with(""));
+    assert_eq!(loaded.config.listener[0].name(), "127.0.0.1:8080");
+    assert_eq!(loaded.config.upstream["app"].retry.attempts, 4);
+    assert!(loaded.warnings.is_empty());
+    assert_eq!(parsed(include_str!("../../config/outrigger.toml")).config, loaded.config);
+}
+
+#[test]
+fn the_examples_run_without_a_warning() {
+    let directory = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let files = std::fs::read_dir(directory).expect("the examples").map(|entry| entry.expect("one").path());
+    let files: Vec<_> = files.filter(|file| file.extension().is_some_and(|end| end == "toml")).collect();
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        let text = std::fs::read_to_string(&file).expect("an example");
+        let said = said(&text);
+        assert!(said.is_empty(), "{}: {said:#?}", file.display());
+    }
+}
+
+#[test]
+fn each_mistake_is_told_with_its_place_and_its_cure() {
+    // Line 6 is the first behind the good part.
+    let cases = [
+        // what is written                             what is said
+        (
+            "[server]\nworkers = 65",
+            "t.toml:7:11: error: 65 is out of range (server.workers); give a whole number from 0 to 64",
+        ),
+        (
+            "[server]\nworkers = \"4\"",
+            "t.toml:7:11: error: `workers` is the string \"4\", but a whole number is needed (server.workers); leave the quotes out: 4",
+        ),
+        (
+            "[server]\ndrain_timeout = 5",
+            "t.toml:7:17: error: `drain_timeout` is 5, but a length of time such as \"250ms\" is needed (server.drain_timeout); give it a unit, in quotes: \"5s\" or \"5ms\"",
+        ),
+        (
+            "[server]\nmax_buffer = 5",
+            "t.toml:7:14: error: `max_buffer` is 5, but a size such as \"64KiB\" is needed (server.max_buffer); give it a unit, in quotes: \"5B\" or \"5KiB\"",
+        ),
+        (
+            "[server]\nwatch = \"true\"",
+            "t.toml:7:9: error: `watch` is the string \"true\", but true or false is needed (server.watch); leave the quotes out: true",
+        ),
+        (
+            "[server]\nwatch = 1979-05-27",
+            "t.toml:7:9: error: `watch` is a date, but true or false is needed (server.watch); give true or false",
+        ),
+        (
+            "[server]\nworker = 4",
+            "t.toml:7:1: error: unknown key `worker` (server.worker); did you mean `workers`?",
+        ),
+        (
+            "[server]\nattempts = 4",
+            "t.toml:7:1: error: unknown key `attempts` (server.attempts); the keys here are `workers`, `drain_timeout`, `max_connections`, `max_buffer`, `watch`, `service`",
+        ),
+        (
+            "attempts = 4",
+            "t.toml:6:1: error: unknown key `attempts` (upstream.app.attempts); `attempts` stands in `upstream.app.retry`",
+        ),
+        ("[sever]", "t.toml:6:2: error: unknown key `sever`; did you mean `server`?"),
+        (
+            "[server]\nstate_dir = \"/x\"",
+            "t.toml:7:1: error: `state_dir` is not part of this version (server.state_dir); remove it",
+        ),
+        (
+            "protocol = \"http2\"",
+            "t.toml:6:12: error: `protocol = \"http2\"` is not part of this version (upstream.app.protocol); give \"http1\" or \"auto\"",
+        ),
+        (
+            "balance.kind = \"hash\"",
+            "t.toml:6:16: error: `kind = \"hash\"` is not part of this version (upstream.app.balance.kind); give \"least_request\"",
+        ),
+        (
+            "balance.kind = \"least_requests\"",
+            "t.toml:6:16: error: \"least_requests\" is not one of \"least_request\" (upstream.app.balance.kind); did you mean \"least_request\"?",
+        ),
+        (
+            "[defaults.hedge]",
+            "t.toml:6:11: error: `hedge` is not part of this version (defaults.hedge); remove it",
+        ),
+        (
+            "[defaults.retries]",
+            "t.toml:6:11: error: unknown key `retries` (defaults.retries); did you mean `retry`?",
+        ),
+        (
+            "[upstream.app.rate_limit]",
+            "t.toml:6:15: error: `rate_limit` is not part of this version (upstream.app.rate_limit); remove it",
+        ),
+        (
+            "breaker.failure_ratio = 1.5",
+            "t.toml:6:25: error: 1.5 is not a ratio (upstream.app.breaker.failure_ratio); give a number from 0 to 1",
+        ),
+        (
+            "breaker.failure_ratio = nan",
+            "t.toml:6:25: error: NaN is not a ratio (upstream.app.breaker.failure_ratio); give a number from 0 to 1",
+        ),
+        (
+            "breaker.window = { kind = \"time\", size = \"1ms\" }",
+            "t.toml:6:42: error: \"1ms\" is out of range (upstream.app.breaker.window.size); give a time from \"1s\" to \"10m\"",
+        ),
+        (
+            "breaker.window = { size = \"10s\" }",
+            "t.toml:6:9: error: `kind` is missing (upstream.app.breaker.window); add `kind = …`",
+        ),
+        (
+            "retry = 3",
+            "t.toml:6:9: error: `retry` is 3, but a table is needed (upstream.app.retry); write it as a table: { key = … }",
+        ),
+        (
+            "retry.attempts = -1",
+            "t.toml:6:18: error: -1 is out of range (upstream.app.retry.attempts); give a whole number from 1 to 20",
+        ),
+        (
+            "retry.attempts = 99999999999999999999",
+            "t.toml:6:18: error: this number is too large; no setting takes one like it",
+        ),
+        (
+            "retry.methods = \"GET\"",
+            "t.toml:6:17: error: `methods` is the string \"GET\", but a list is needed (upstream.app.retry.methods); put it in brackets: [ … ]",
+        ),
+        (
+            "host = \"a b\"",
+            "t.toml:6:8: error: \"a b\" is not a host (upstream.app.host); give a name such as \"payments.internal\"",
+        ),
+        (
+            "connections.max = 0",
+            "t.toml:6:19: error: 0 is out of range (upstream.app.connections.max); give a whole number from 1 to 1000000",
+        ),
+        (
+            "[upstream.\"a b\"]\nendpoints = [\"a:1\"]",
+            "t.toml:6:11: error: \"a b\" cannot be a name (upstream.\"a b\"); give 1 to 63 letters, digits, or any of \"-\", \"_\", \".\", \":\"",
+        ),
+        (
+            "[admin]\naddress = \"localhost:1\"",
+            "t.toml:7:11: error: \"localhost:1\" is not an address to listen on (admin.address); write \"127.0.0.1:1\"",
+        ),
+        (
+            "[admin]\naddress = \":1\"",
+            "t.toml:7:11: error: \":1\" is not an address to listen on (admin.address); write the address too: \"127.0.0.1:1\"",
+        ),
+        (
+            "[telemetry]\nlog = { level = \"information\" }",
+            "t.toml:7:17: error: \"information\" is not one of \"error\", \"warn\", \"info\", \"debug\" (telemetry.log.level); did you mean \"info\"?",
+        ),
+        (
+            "retry.request_buffer = \"${NOPE}\"",
+            "t.toml:6:24: error: the environment has no NOPE (upstream.app.retry.request_buffer); set it, or give a default: `${NOPE:-…}`",
+        ),
+        (
+            "retry.request_buffer = \"${SECRET}\"",
+            "t.toml:6:24: error: \"***\" is not a size (upstream.app.retry.request_buffer); write a whole number and B, KiB, MiB or GiB, such as \"64KiB\"",
+        ),
+    ];
+    for (more, expected) in cases {
+        assert_eq!(said(&with(more)), [expected], "{more}");
+    }
+}
+
+#[test]
+fn mistakes_in_listeners_and_routes_are_told_too() {
+    let cases = [
+        // what the listener says                       what is said
+        (
+            "limits = { max_headers = 0 }",
+            "t.toml:4:26: error: 0 is out of range (listener[0].limits.max_headers); give a whole number from 1 to 1000",
+        ),
+        (
+            "limits = { max_header_size = \"2MiB\" }",
+            "t.toml:4:30: error: a head of 2MiB is out of range (listener[0].limits.max_header_size); give a size from \"1KiB\" to \"1MiB\"",
+        ),
+        (
+            "trust = [\"10.0.0.0/33\"]",
+            "t.toml:4:9: error: \"10.0.0.0/33\" is not a network (listener[0].trust); write an address or \"10.0.0.0/8\"",
+        ),
+        (
+            "tls = { cert = \"x\" }",
+            "t.toml:4:1: error: `tls` is not part of this version (listener[0].tls); remove it; clients speak plain HTTP to this version",
+        ),
+        (
+            "name = \"a b\"",
+            "t.toml:4:8: error: \"a b\" cannot be a name (listener[0].name); give 1 to 63 letters, digits, or any of \"-\", \"_\", \".\", \":\"",
+        ),
+        (
+            "[[listener.route]]\nmatch = { host = \"a:80\" }\nupstream = \"app\"",
+            "t.toml:5:18: error: hosts match without their port (listener[0].route[0].match.host); leave the port out: \"a\"",
+        ),
+        (
+            "[[listener.route]]\nmatch = { host = \"a.*\" }\nupstream = \"app\"",
+            "t.toml:5:18: error: \"a.*\" is not a host to match (listener[0].route[0].match.host); a \"*\" stands only at the beginning, as in \"*.example.org\"",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"a\" }\nupstream = \"app\"",
+            "t.toml:5:25: error: \"a\" is not the beginning of a path (listener[0].route[0].match.path_prefix); begin it with \"/\": \"/a\"",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a*\" }\nupstream = \"app\"",
+            "t.toml:5:25: error: \"/a*\" is not the beginning of a path (listener[0].route[0].match.path_prefix); leave the \"*\" out; everything below the prefix is taken",
+        ),
+        (
+            "[[listener.route]]\nmatch = { methods = [\"GET\", \"post\"] }\nupstream = \"app\"",
+            "t.toml:5:29: error: \"post\" matches nothing, methods have case (listener[0].route[0].match.methods[1]); write \"POST\"",
+        ),
+        (
+            "[[listener.route]]\nmatch = { headers = { a = 1 } }\nupstream = \"app\"",
+            "t.toml:5:27: error: `a` is 1, but a string is needed (listener[0].route[0].match.headers.a); put it in quotes: \"1\"",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }",
+            "t.toml:4:1: error: `upstream` is missing (listener[0].route[0]); add `upstream = …`",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nupstraem = \"app\"",
+            "t.toml:6:1: error: unknown key `upstraem` (listener[0].route[0].upstraem); did you mean `upstream`?",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nsplit = []",
+            "t.toml:6:1: error: `split` is not part of this version (listener[0].route[0].split); give one `upstream`",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nupstream = \"ap\"",
+            "t.toml:6:12: error: there is no upstream \"ap\" (listener[0].route[0].upstream); did you mean \"app\"?",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nupstream = \"app\"\ntimeout = { idel = \"1s\" }",
+            "t.toml:7:13: error: unknown key `idel` (listener[0].route[0].timeout.idel); did you mean `idle`?",
+        ),
+    ];
+    for (more, expected) in cases {
+        assert_eq!(said(&format!("{LISTENER}{more}\n{UPSTREAM}")), [expected], "{more}");
+    }
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_told_in_one_go() {
+    let text = with(
+        "host = 5\nretry.attempts = 0\n[upstream.app.breaker]\nkind = 1\nx = 2\n[serve]\n[defaults.retry]\non = [\"500\", 500, \"nope\"]",
+    );
+    let lines: Vec<String> =
+        said(&text).iter().map(|line| line.split("; ").next().unwrap_or_default().to_owned()).collect();
+    assert_eq!(
+        lines,
+        [
+            "t.toml:6:8: error: `host` is 5, but a string is needed (upstream.app.host)",
+            "t.toml:7:18: error: 0 is out of range (upstream.app.retry.attempts)",
+            "t.toml:9:8: error: `kind` is 1, but a string is needed (upstream.app.breaker.kind)",
+            "t.toml:10:1: error: unknown key `x` (upstream.app.breaker.x)",
+            "t.toml:11:2: error: unknown key `serve`",
+            "t.toml:13:14: error: `on` is 500, but a string is needed (defaults.retry.on[1])",
+            "t.toml:13:19: error: \"nope\" is not a reason, a status (\"503\", \"5xx\") or a gRPC status (\"grpc:UNAVAILABLE\") (defaults.retry.on[2])",
+        ]
+    );
+}
+
+#[test]
+fn a_mistake_in_defaults_is_told_once_however_many_upstreams_it_reaches() {
+    let text = format!(
+        "{LISTENER}route = [{{ upstream = \"b\", match = {{ path_prefix = \"/b\" }} }}]\n{UPSTREAM}[upstream.b]\nendpoints = [\"b:1\"]\n[defaults.retry]\nattempts = 21\nbackoff.base = \"2s\"\n"
+    );
+    assert_eq!(
+        said(&text),
+        [
+            "t.toml:10:12: error: 21 is out of range (defaults.retry.attempts); give a whole number from 1 to 20",
+            "t.toml:11:16: error: `defaults.retry.backoff.base` (\"2s\") is longer than `defaults.retry.backoff.max` (\"1s\", built in); raise `max`, or lower `base`",
+        ]
+    );
+}
+
+#[test]
+fn syntax_errors_are_told_with_the_rest_but_without_their_echoes() {
+    let cases: [(&str, &str, &[&str]); 7] = [
+        (
+            "an open list",
+            "[[listener]]\naddress = \"127.0.0.1:8080\"\nupstream = \"app\"\n[upstream.app]\nendpoints = [\"a:1\"\nretry = { attempts = 5\nfoo = 1\n[server]\nworker = 1\n",
+            &[
+                "t.toml:6:1: error: missing comma between array elements; close the list with `]`, or put a comma between its elements",
+                "t.toml:9:1: error: unknown key `worker` (server.worker); did you mean `workers`?",
+            ],
+        ),
+        (
+            "no quotes",
+            "[[listener]]\naddress = \"127.0.0.1:8080\"\nupstream = app\n[upstream.app]\nendpoints = [\"a:1\"]\nfoo = 1\n",
+            &[
+                "t.toml:3:12: error: string values must be quoted; put it in quotes: \"app\"",
+                "t.toml:6:1: error: unknown key `foo` (upstream.app.foo); the keys here are",
+            ],
+        ),
+        (
+            "two at once",
+            "[server]\nwatch = \nworkers == 3\n[[listener]]\n",
+            &["t.toml:2:", "t.toml:3:", "t.toml:4:1: error: `address` is missing"],
+        ),
+        (
+            "a key twice",
+            "[server]\nwatch = true\nwatch = false\n",
+            &["t.toml:3:1: error: `watch` stands here twice; "],
+        ),
+        (
+            "a header that stays open",
+            "[[listener]\naddress = \"127.0.0.1:8080\"\n",
+            &["t.toml:1:12: error: unclosed array table; close it with `]]`"],
+        ),
+        (
+            "a single table",
+            "[listener]\naddress = \"127.0.0.1:8080\"\nupstream = \"app\"\n[upstream.app]\nendpoints = [\"a:1\"]\n",
+            &[
+                "t.toml:1:2: error: `listener` is a table, but a list of tables is needed; write `[[listener]]`, with two brackets",
+            ],
+        ),
+        (
+            "an upstream without a name",
+            "[[listener]]\naddress = \"127.0.0.1:8080\"\nupstream = \"app\"\n[upstream]\nendpoints = [\"a:1\"]\n",
+            &[
+                "t.toml:3:12: error: there is no upstream \"app\"",
+                "t.toml:5:1: error: `upstream.endpoints` is a list, but each upstream is a table; give it a name: `[upstream.NAME]`",
+            ],
+        ),
+    ];
+    for (why, text, expected) in cases {
+        let said = said(text);
+        assert_eq!(said.len(), expected.len(), "{why}: {said:#?}");
+        for (said, expected) in said.iter().zip(expected) {
+            assert!(said.starts_with(expected), "{why}: {said}");
+        }
+    }
+}
+
+#[test]
+fn what_contradicts_itself_is_told_by_both_paths() {
+    let cases = [
+        (
+            "retry.backoff = { base = \"2s\", max = \"1s\" }",
+            "error: `upstream.app.retry.backoff.base` (\"2s\") is longer than `upstream.app.retry.backoff.max` (\"1s\")",
+        ),
+        (
+            "timeout.attempt = \"16s\"",
+            "error: `upstream.app.timeout.attempt` (\"16s\") is longer than `upstream.app.timeout.request` (\"15s\", built in)",
+        ),
+        (
+            "timeout = { connect = \"2s\", request = \"900ms\" }",
+            "error: `upstream.app.timeout.connect` (\"2s\") is longer than `upstream.app.timeout.request` (\"900ms\")",
+        ),
+        (
+            "timeout = { connect = \"1s\", attempt = \"500ms\" }",
+            "warning: `upstream.app.timeout.connect` (\"1s\") is longer than `upstream.app.timeout.attempt` (\"500ms\")",
+        ),
+        (
+            "timeout.stream_idle = \"1s\"",
+            "warning: `upstream.app.timeout.stream_idle` (\"1s\") is shorter than `upstream.app.timeout.idle` (\"30s\", built in)",
+        ),
+        (
+            "timeout.request = \"30s\"",
+            "warning: `upstream.app.timeout.request` (\"30s\") is longer than `server.drain_timeout` (\"20s\", built in)",
+        ),
+        (
+            "breaker.slow_request = \"7500ms\"",
+            "error: `upstream.app.breaker.slow_request` (\"7500ms\") is not below `upstream.app.timeout.attempt` (7.5s, built in)",
+        ),
+        (
+            "breaker.open_for = { base = \"1m\" }",
+            "error: `upstream.app.breaker.open_for.base` (\"1m\") is longer than `upstream.app.breaker.open_for.max` (\"30s\", built in)",
+        ),
+        (
+            "breaker.window = { kind = \"count\", size = 10 }",
+            "error: `upstream.app.breaker.min_requests` (20, built in) is more than `upstream.app.breaker.window.size` (10)",
+        ),
+        (
+            "concurrency.queue.timeout = \"15s\"",
+            "warning: `upstream.app.concurrency.queue.timeout` (\"15s\") is not below `upstream.app.timeout.request` (\"15s\", built in)",
+        ),
+        (
+            "connections.max = 10",
+            "warning: `upstream.app.concurrency.limit.max` (1000, built in) is more than `upstream.app.connections.max` (10)",
+        ),
+        (
+            "retry.request_buffer = \"64MiB\"",
+            "warning: `upstream.app.retry.request_buffer` (\"64MiB\") is more than `server.max_buffer` (\"32MiB\", built in)",
+        ),
+        (
+            "[admin]\naddress = \"127.0.0.1:8080\"",
+            "error: `listener[0].address` (127.0.0.1:8080) is taken by `admin.address` (127.0.0.1:8080)",
+        ),
+        (
+            "[admin]\nmetrics_address = \"0.0.0.0:8080\"",
+            "error: `listener[0].address` (127.0.0.1:8080) is taken by `admin.metrics_address` (0.0.0.0:8080)",
+        ),
+        ("[admin]\naddress = \"0.0.0.0:9900\"", "warning: `admin.address` (0.0.0.0:9900) is not loopback"),
+        ("[admin]\nready_requires = [\"apq\"]", "error: there is no upstream \"apq\""),
+        (
+            "[server]\nservice = \"127.0.0.1:8080\"",
+            "error: `server.service` (127.0.0.1:8080) is the listener \"127.0.0.1:8080\" of this file",
+        ),
+        ("[upstream.b]\nendpoints = [\"a:1\"]", "warning: no listener and no route uses the upstream \"b\""),
+        (
+            "[[listener]]\naddress = \"127.0.0.1:8080\"\nupstream = \"app\"",
+            "error: `listener[1].address` (127.0.0.1:8080) is taken by `listener[0].address` (127.0.0.1:8080)",
+        ),
+        (
+            "[[listener]]\naddress = \"127.0.0.1:8081\"\nupstream = \"app\"\nname = \"127.0.0.1:8080\"",
+            "error: `listener[1].name` (127.0.0.1:8080) is also the name at `listener[0].address` (127.0.0.1:8080)",
+        ),
+        (
+            "[[listener]]\naddress = \"127.0.0.1:8081\"",
+            "error: this listener leads nowhere: it has neither `upstream` nor `[[listener.route]]`",
+        ),
+        (
+            "[[listener]]\naddress = \"0.0.0.0:8081\"\nupstream = \"app\"\ndirection = \"ingress\"\ntrust = \"all\"",
+            "warning: `listener[1].trust` is \"all\": whoever can reach 0.0.0.0:8081 sets deadlines and retries",
+        ),
+    ];
+    for (more, expected) in cases {
+        let said = said(&with(more));
+        assert_eq!(said.len(), 1, "{more}: {said:#?}");
+        assert!(said[0].contains(expected), "{more}: {}", said[0]);
+    }
+    assert!(said("")[0].contains("there is no `[[listener]]`"));
+}
+
+#[test]
+fn a_short_timeout_alone_contradicts_nothing_that_is_built_in() {
+    for more in ["timeout.attempt = \"400ms\"", "timeout.request = \"300ms\"", "timeout.request = \"10ms\""] {
+        assert_eq!(said(&with(more)), [""; 0], "{more}");
+    }
+}
+
+#[test]
+fn endpoints_are_looked_at_together() {
+    let cases = [
+        (
+            "endpoints = []",
+            "t.toml:5:13: error: there are no endpoints (upstream.app.endpoints); give at least one \"host:port\"",
+        ),
+        (
+            "",
+            "t.toml:4:11: error: the upstream \"app\" has no endpoints (upstream.app); add `endpoints = [\"host:port\"]`",
+        ),
+        (
+            "endpoints = [\"a\"]",
+            "t.toml:5:14: error: \"a\" is not an address: the port is missing (upstream.app.endpoints[0]); write \"host:port\" or \"[ipv6]:port\"",
+        ),
+        (
+            "endpoints = [\"a:1\", \"a:1\"]",
+            "t.toml:5:21: warning: the endpoint a:1 stands here twice (upstream.app.endpoints[1]); remove one of them; `weight` gives an endpoint more",
+        ),
+        (
+            "endpoints = [\"127.0.0.1:8080\"]",
+            "t.toml:5:14: error: the endpoint 127.0.0.1:8080 is the listener \"127.0.0.1:8080\" of this file: a loop (upstream.app.endpoints[0]); give the address of the service itself",
+        ),
+        (
+            "endpoints = [{ address = \"a:1\", weight = 0 }]",
+            "t.toml:5:42: error: 0 is out of range (upstream.app.endpoints[0].weight); give a whole number from 1 to 1000",
+        ),
+        (
+            "endpoints = [{ address = \"a:1\", priority = 0 }]",
+            "t.toml:5:33: error: `priority` is not part of this version (upstream.app.endpoints[0].priority); remove it; all endpoints are equal but for their `weight`",
+        ),
+        (
+            "endpoints = [{ weight = 1 }]",
+            "t.toml:5:14: error: `address` is missing (upstream.app.endpoints[0]); add `address = …`",
+        ),
+    ];
+    for (endpoints, expected) in cases {
+        assert_eq!(said(&format!("{LISTENER}[upstream.app]\n{endpoints}\n")), [expected], "{endpoints}");
+    }
+}
+
+#[test]
+fn a_route_that_never_matches_is_told() {
+    let never = |said: &[String]| said.iter().filter(|line| line.contains("never matches")).count();
+    let cases = [
+        // why                                    above                                        below                       never
+        ("nothing is left", "", "match = { host = \"a\" }", 1),
+        (
+            "a shorter prefix with any host",
+            "match = { path_prefix = \"/a\" }",
+            "match = { path_prefix = \"/a/b\", host = \"h\" }",
+            1,
+        ),
+        (
+            "a shorter prefix of another host",
+            "match = { path_prefix = \"/a\", host = \"i\" }",
+            "match = { path_prefix = \"/a/b\", host = \"h\" }",
+            0,
+        ),
+        (
+            "a longer prefix first",
+            "match = { path_prefix = \"/a/b\" }",
+            "match = { path_prefix = \"/a\" }",
+            0,
+        ),
+        ("more methods", "match = { methods = [\"GET\", \"PUT\"] }", "match = { methods = [\"GET\"] }", 1),
+        ("other methods", "match = { methods = [\"GET\"] }", "match = { methods = [\"PUT\"] }", 0),
+    ];
+    for (why, above, below, count) in cases {
+        let route = |keys: &str| format!("[[listener.route]]\nupstream = \"app\"\n{keys}\n");
+        let text =
+            format!("[[listener]]\naddress = \"127.0.0.1:8080\"\n{}{}{UPSTREAM}", route(above), route(below));
+        assert_eq!(never(&said(&text)), count, "{why}: {:#?}", said(&text));
+    }
+    let text = format!("{LISTENER}[[listener.route]]\nupstream = \"app\"\n{UPSTREAM}");
+    assert_eq!(
+        said(&text),
+        [
+            "t.toml:3:12: warning: `listener[0].upstream` gets no requests: `listener[0].route[0]` takes all of them; leave one of the two out, or give the route a `match`"
+        ]
+    );
+}
+
+#[test]
+fn layers_replace_key_by_key_and_tables_below_a_key_as_a_whole() {
+    let text = "
+        [defaults.retry]
+        attempts = 2
+        backoff = { base = \"10ms\", max = \"500ms\" }
+        request_buffer = \"1KiB\"
+        [defaults.timeout]
+        connect = \"2s\"
+        [[listener]]
+        address = \"127.0.0.1:8080\"
+        upstream = \"plain\"
+        [[listener.route]]
+        match = { path_prefix = \"/a\" }
+        upstream = \"own\"
+        retry = { attempts = 5 }
+        [upstream.plain]
+        endpoints = [\"a:1\"]
+        [upstream.own]
+        endpoints = [\"b:1\"]
+        [upstream.own.retry]
+        attempts = 3
+        request_buffer = \"2KiB\"
+        [upstream.own.retry.backoff]
+        base = \"20ms\"
+        [upstream.inline]
+        endpoints = [\"c:1\"]
+        retry.backoff = { base = \"20ms\" }
+    ";
+    let loaded = parsed(text);
+    let (plain, own, inline) =
+        (&loaded.config.upstream["plain"], &loaded.config.upstream["own"], &loaded.config.upstream["inline"]);
+    assert_eq!((plain.retry.attempts, plain.retry.backoff.base), (2, Span::from_millis(10)));
+    assert_eq!(*plain.timeout.connect, *Span::from_secs(2));
+    assert_eq!((own.retry.attempts, own.retry.request_buffer.bytes()), (3, 2048));
+    assert_eq!(own.retry.backoff.base, Span::from_millis(20));
+    assert_eq!(own.retry.backoff.max, Span::from_secs(1), "what a table leaves out is built in");
+    assert_eq!(inline.retry.backoff, own.retry.backoff, "a table with a header acts as one in braces");
+    let route =
+        loaded.config.listener[0].route[0].retry.as_ref().expect("the route says something of retries");
+    assert_eq!((route.attempts, route.request_buffer.bytes()), (5, 2048));
+    assert_eq!(loaded.config.listener[0].route[0].timeout, None, "it says nothing of timeouts");
+
+    let from = |path: &str| loaded.origins.get(path).map(|origin| (origin.layer, origin.line));
+    assert_eq!(from("upstream.plain.retry.attempts"), Some((Layer::Defaults, 3)));
+    assert_eq!(from("upstream.own.retry.attempts"), Some((Layer::Written, 20)));
+    assert_eq!(from("listener[0].route[0].retry.attempts"), Some((Layer::Route, 14)));
+    assert_eq!(from("listener[0].route[0].retry.request_buffer"), Some((Layer::Written, 21)));
+    assert_eq!(from("upstream.plain.retry.on"), None);
+}
+
+#[test]
+fn only_a_written_request_timeout_counts_for_grpc() {
+    let written = |more: &str| parsed(&with(more)).config.upstream["app"].timeout.request_is_written;
+    assert!(!written(""));
+    assert!(!written("timeout.connect = \"1s\""));
+    assert!(written("timeout.request = \"15s\""));
+    assert!(written("[defaults.timeout]\nrequest = \"15s\""));
+    let route =
+        "route = [{ upstream = \"app\", timeout = { request = \"9s\" }, match = { host = \"h\" } }]\n";
+    let loaded = parsed(&format!("{LISTENER}{route}{UPSTREAM}"));
+    assert!(!loaded.config.upstream["app"].timeout.request_is_written);
+    assert!(
+        loaded.config.listener[0].route[0].timeout.as_ref().is_some_and(|timeout| timeout.request_is_written)
+    );
+}
+
+#[test]
+fn the_environment_fills_strings_numbers_and_booleans() {
+    let loaded = parsed(&format!(
+        "{LISTENER}name = \"${{FIVE}}\"\n{UPSTREAM}retry.attempts = \"${{FIVE}}\"\nretry.idempotency_key = \"${{YES}}\"\n\
+         breaker.failure_ratio = \"${{RATIO}}\"\nbreaker.min_requests = \"${{NONE:-7}}\"\n\
+         breaker.window = {{ kind = \"count\", size = \"${{NONE:-70}}\" }}\n\
+         host = \"${{SECRET}}.internal\"\n"
+    ));
+    let app = &loaded.config.upstream["app"];
+    assert_eq!(loaded.config.listener[0].name(), "5", "where a string is wanted it stays one");
+    assert_eq!((app.retry.attempts, app.retry.idempotency_key), (5, true));
+    assert_eq!((app.breaker.failure_ratio.get(), app.breaker.min_requests), (0.25, 7));
+    assert!(loaded.redacted.contains("host = \"***\""), "{}", loaded.redacted);
+    assert!(loaded.redacted.contains("attempts = \"***\""), "{}", loaded.redacted);
+    assert!(loaded.redacted.contains("min_requests = 7"), "a default stands in the file, it is no secret");
+    assert!(!loaded.redacted.contains("hunter2"));
+}
+
+#[test]
+fn what_runs_is_shown_as_toml_that_could_be_run() {
+    let loaded = parsed(REFERENCE);
+    let again = parsed(&loaded.redacted);
+    assert_eq!(again.redacted, loaded.redacted);
+    assert_ne!(loaded.digest, parsed(&with("")).digest);
+    assert_eq!(loaded.digest, parsed(REFERENCE).digest);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told_in_one_line() {
+    let directory = std::env::temp_dir().join(format!("outrigger-config-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory for the test");
+    let write = |name: &str, bytes: &[u8]| {
+        let path = directory.join(name);
+        std::fs::write(&path, bytes).expect("a file for the test");
+        path
+    };
+    let cases = [
+        (directory.join("none.toml"), "cannot be read: No such file or directory"),
+        (directory.clone(), "cannot be read: Is a directory"),
+        (write("latin.toml", b"# fine\n# \xe4\n"), "is not UTF-8 (line 2)"),
+        (write("large.toml", &vec![b'#'; MAX_FILE_SIZE + 1]), "is larger than 1 MiB"),
+    ];
+    for (path, expected) in cases {
+        let problems = load(&path).expect_err("cannot be read");
+        let text = problems.to_string();
+        assert!(text.contains(expected) && text.lines().count() == 1, "{text}");
+    }
+    std::fs::remove_dir_all(directory).expect("the test's own directory");
+}
+
+#[test]
+fn a_problem_is_drawn_with_its_line_a_caret_and_the_cure() {
+    let problems = parse(&with("retry.attempts = 50"), "t.toml", &environment).expect_err("50 is too many");
+    let expected = "\
+error: 50 is out of range
+ --> t.toml:6:18
+  |
+6 | retry.attempts = 50
+  |                  ^^
+  |
+  = key: upstream.app.retry.attempts
+  = note: Attempts in all, the first included. From 1 to 20. Default 4.
+  = help: give a whole number from 1 to 20";
+    assert_eq!(problems.to_string(), expected);
+    let json = problems.json();
+    let first = &json[0];
+    assert_eq!((&first["line"], &first["column"], &first["end_column"]), (&6.into(), &18.into(), &20.into()));
+    assert_eq!(first["severity"], "error");
+    assert_eq!(first["path"], "upstream.app.retry.attempts");
+}
+
+/// The reference with the examples of keys that have no default.
+fn with_examples() -> String {
+    let uncommented = |line: &str| {
+        let inner = line.trim_start().strip_prefix("# ")?;
+        let key = inner.split_once(" = ")?.0;
+        key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then(|| inner.to_owned())
+    };
+    REFERENCE.lines().map(|line| uncommented(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+}
+
+#[test]
+fn the_reference_says_the_defaults() {
+    let mut reference = parsed(REFERENCE).config;
+    assert_eq!(reference.server, Server::default());
+    assert_eq!(reference.admin, Admin::default());
+    assert_eq!(reference.telemetry, Default::default());
+    let listener = &reference.listener[0];
+    assert_eq!(listener.limits, Default::default());
+    let bare = "[[listener]]\naddress = \"127.0.0.1:8080\"\nupstream = \"app\"\n[[listener.route]]\nupstream = \"app\"\n[upstream.app]\nendpoints = [\"a:1\"]\n";
+    let mut built_in = parsed(bare).config;
+    built_in.listener[0].route[0].matches = listener.route[0].matches.clone();
+    assert_eq!(*listener, built_in.listener[0]);
+    let app = reference.upstream.get_mut("app").expect("the reference's upstream");
+    built_in.upstream.get_mut("app").expect("it stands above").endpoints = app.endpoints.clone();
+    app.timeout.request_is_written = false;
+    assert_eq!(*app, built_in.upstream["app"]);
+}
+
+#[test]
+fn the_reference_has_every_key_and_its_examples_hold() {
+    let text = with_examples();
+    assert!(said(&text).is_empty(), "{:#?}", said(&text));
+    let value: Json = toml::from_str(&text).expect("it was parsed above");
+    let mut missing = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    every_key(schema(), "", Some(&value), &mut seen, &mut missing);
+    assert!(missing.is_empty(), "keys of the schema that the reference does not have: {missing:#?}");
+}
+
+/// Collects the keys of `schema` that `value` lacks. A table that stands in several places (a route's timeout,
+/// `[defaults]`) is looked at in one that is written out.
+fn every_key(
+    schema: &'static Json,
+    path: &str,
+    value: Option<&Json>,
+    seen: &mut BTreeSet<String>,
+    missing: &mut BTreeSet<String>,
+) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let elsewhere =
+            path.starts_with("/defaults") || path.contains("/route/timeout") || path.contains("/route/retry");
+        if !elsewhere && seen.insert(format!("{name} at {path}")) {
+            let name = name.trim_start_matches("#/definitions/");
+            every_key(&self::schema()["definitions"][name], path, value, seen, missing);
+        }
+    }
+    for key in ["allOf", "anyOf", "oneOf"] {
+        for part in schema[key].as_array().into_iter().flatten() {
+            every_key(part, path, value, seen, missing);
+        }
+    }
+    if schema["items"].is_object() {
+        // An element of its own for each shape: the richest is the one that is a table.
+        let element = value.and_then(Json::as_array).and_then(|all| all.iter().find(|e| e.is_object()));
+        every_key(&schema["items"], path, element, seen, missing);
+    }
+    if schema["additionalProperties"].is_object() {
+        let entry = value.and_then(Json::as_object).and_then(|all| all.values().next());
+        every_key(&schema["additionalProperties"], path, entry, seen, missing);
+    }
+    for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}/{key}");
+        let entry = value.and_then(|value| value.get(key));
+        if entry.is_none() {
+            missing.insert(path.clone());
+        }
+        every_key(inner, &path, entry, seen, missing);
+    }
+}
+
+#[test]
+fn doc_comments_state_the_defaults_of_the_code() {
+    let mut stated = 0;
+    let definitions = schema()["definitions"].as_object().expect("the settings types");
+    for (name, definition) in definitions {
+        for (key, property) in definition["properties"].as_object().into_iter().flatten() {
+            let description = property["description"].as_str().unwrap_or_default();
+            assert!(!description.is_empty(), "{name}.{key} has no doc comment");
+            let description = description.split_whitespace().collect::<Vec<_>>().join(" ");
+            let Some((_, rest)) = description.split_once("Default ") else { continue };
+            let text = match rest.strip_prefix('`') {
+                Some(rest) => rest.split('`').next().unwrap_or_default(),
+                None => rest.split(['.', ':', ',']).next().unwrap_or_default(),
+            };
+            // `1.0` has a dot of its own.
+            let text = if rest.starts_with(|c: char| c.is_ascii_digit()) {
+                rest.trim_end_matches('.').split(". ").next().unwrap_or_default()
+            } else {
+                text
+            };
+            let code = &property["default"];
+            if code.is_null() && rest.contains(", for ") {
+                continue; // depends on another key; the reference says it
+            }
+            let says: Json = toml::from_str(&format!("x = {text}"))
+                .map(|value: toml::Table| serde_json::to_value(&value["x"]).expect("TOML is JSON here"))
+                .unwrap_or_else(|_| Json::from(text));
+            assert_eq!(says, *code, "{name}.{key}: {description}");
+            stated += 1;
+        }
+    }
+    assert!(stated > 50, "only {stated} doc comments state a default");
+}
+
+#[test]
+fn what_is_not_built_is_known_by_its_place() {
+    let mut seen = BTreeSet::new();
+    let text = "
+        server.state_dir = \"x\"
+        telemetry.tracing = {}
+        [[listener]]
+        address = \"unix:/x\"
+        tls = {}
+        proxy_protocol = true
+        [[listener.route]]
+        split = [{ upstream = \"a\", weight = 1 }]
+        mirror = {}
+        priority = \"high\"
+        hedge = {}
+        fallback = {}
+        fault = {}
+        slo = {}
+        [upstream.a]
+        endpoints = [{ address = \"a:1\", priority = 1 }, \"unix:/x\"]
+        protocol = \"http2\"
+        discovery = {}
+        tls = {}
+        balance = { kind = \"least_loaded\", hash = {}, slow_start = \"10s\" }
+        concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
+        outlier = {}
+        health = {}
+        rate_limit = []
+        shed = {}
+        hedge = {}
+        fallback = {}
+        fault = {}
+        slo = {}
+    ";
+    for line in said(text) {
+        assert!(line.contains("is not part of this version"), "{line}");
+        seen.insert(line);
+    }
+    assert_eq!(seen.len(), 30);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Nothing that a file can hold makes it panic, and every problem lies in the file.
+    #[test]
+    fn any_text_is_either_read_or_explained(text in "\\PC{0,200}") {
+        every_problem_lies_in(&text)?;
+    }
+
+    /// The same for files that are nearly right: the reference with a hole, or with something put in.
+    #[test]
+    fn a_reference_with_a_hole_is_either_read_or_explained(
+        from in 0..REFERENCE.len(), length in 0usize..80, put in "[\\[\\]{}=\"',#.$ \n0-9a-z\u{e9}]{0,6}"
+    ) {
+        let floor = |at: usize| (0..=at.min(REFERENCE.len())).rev().find(|at| REFERENCE.is_char_boundary(*at)).unwrap_or(0);
+        let text = format!("{}{put}{}", &REFERENCE[..floor(from)], &REFERENCE[floor(from + length)..]);
+        every_problem_lies_in(&text)?;
+    }
+}
+
+fn every_problem_lies_in(text: &str) -> Result<(), TestCaseError> {
+    let Err(Problems(problems)) = parse(text, "t.toml", &environment) else { return Ok(()) };
+    prop_assert!(!problems.is_empty());
+    for problem in problems {
+        prop_assert!(text.get(problem.span.clone()).is_some(), "{problem:?}");
+        prop_assert!(problem.line >= 1 && problem.column >= 1);
+        prop_assert!(!problem.message.is_empty() && !problem.render(true).is_empty());
+    }
+    Ok(())
+}
