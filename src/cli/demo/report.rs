@@ -124,10 +124,10 @@ fn hardest(closing: &Closing<'_>) -> Option<String> {
     let (index, with, success) = tallies
         .filter_map(|(index, tally)| Some((index, tally, tally.success()?)))
         .min_by(|one, other| one.2.total_cmp(&other.2))?;
-    if success >= 0.9 {
+    let without = &closing.without.phases[index];
+    if success >= 0.9 || without.success().is_none() {
         return None;
     }
-    let without = &closing.without.phases[index];
     let mut sentence = format!(
         "It could not hide \"{}\": {} succeeded with it, {} without",
         closing.timeline.phases()[index].name,
