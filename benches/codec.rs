@@ -3,6 +3,8 @@
 //! `cargo bench --bench codec` (needs valgrind and `cargo install gungraun-runner --version 0.20.0`). All buffers are
 //! warm, as on a connection that has had its first request.
 
+#![allow(missing_docs)] // the macros make modules that cannot have any
+
 use std::hint::black_box;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};

@@ -39,7 +39,7 @@ impl Demo {
     }
 
     /// Whether it ends well when nobody reads what it says.
-    fn is_well_abandoned(mut self) -> bool {
+    fn ends_well_unread(mut self) -> bool {
         self.lines = Box::new(std::iter::empty()); // closes the pipe
         self.process.wait().expect("it ends").success()
     }
@@ -94,5 +94,5 @@ fn an_interrupt_ends_it_with_the_table_so_far() {
 fn a_reader_that_leaves_is_no_failure() {
     let mut demo = Demo::start(&["--for", "1h", "--no-tui"]);
     demo.line_with("0.0s");
-    assert!(demo.is_well_abandoned(), "as in `outrigger demo | head`");
+    assert!(demo.ends_well_unread(), "as in `outrigger demo | head`");
 }

@@ -43,6 +43,9 @@ const IMPURE: [(&[&str], &str); 6] = [
     (&["thread", "::", "sleep"], "a policy does not wait"),
 ];
 
+/// Why, the files by name, and what the faults begin with.
+type Case = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+
 #[test]
 fn the_doors_of_the_house_open_one_way() {
     let house = House::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").as_path());
@@ -70,8 +73,7 @@ fn the_map_in_lib_rs_lists_the_rooms_in_their_order() {
 
 #[test]
 fn a_door_that_opens_the_wrong_way_is_found() {
-    let cases: &[(&str, &[(&str, &str)], &[&str])] = &[
-        // why, files, what the faults begin with
+    let cases: &[Case] = &[
         (
             "a room uses what is below",
             &[("proxy/route.rs", "use crate::upstream::pool::Pool;"), ("upstream/pool.rs", "")],
@@ -157,7 +159,7 @@ fn a_door_that_opens_the_wrong_way_is_found() {
 
 #[test]
 fn files_that_need_each_other_are_found() {
-    let cases: &[(&str, &[(&str, &str)], &[&str])] = &[
+    let cases: &[Case] = &[
         (
             "one way is fine",
             &[("proxy/a.rs", "use super::b::B;"), ("proxy/b.rs", "use super::c::C;"), ("proxy/c.rs", "")],
@@ -227,6 +229,18 @@ fn a_policy_that_reads_the_clock_draws_or_waits_is_found() {
     for (why, text, expected) in cases {
         assert_faults(why, &[("policy/p.rs", text)], expected);
     }
+    let storm = "fn f() { fastrand::f64(); }";
+    assert_faults(
+        "a file of tests",
+        &[("policy/mod.rs", "#[cfg(test)]\nmod storm;"), ("policy/storm.rs", storm)],
+        &[],
+    );
+    let found = &["policy/storm.rs:1: `fastrand`"];
+    assert_faults(
+        "by its declaration",
+        &[("policy/mod.rs", "mod storm;"), ("policy/storm.rs", storm)],
+        found,
+    );
     assert_faults("elsewhere it is allowed", &[("proxy/p.rs", "use tokio::net::TcpStream;")], &[]);
 }
 
@@ -258,7 +272,7 @@ struct File {
 struct Token {
     text: String,
     line: usize,
-    /// Stands in a module under `cfg(test)`, or in a file of tests.
+    /// Stands under `#[cfg(test)]`, here or where its file is declared.
     in_tests: bool,
 }
 
@@ -300,7 +314,15 @@ impl House {
     }
 
     fn of(sources: &[(&str, &str)]) -> House {
-        let files = sources.iter().map(|(path, text)| (path.to_string(), File::parse(path, text))).collect();
+        let mut files: BTreeMap<String, File> =
+            sources.iter().map(|(path, text)| (path.to_string(), File::parse(path, text))).collect();
+        let test_modules: Vec<Vec<String>> = files.values().flat_map(File::test_modules).collect();
+        for file in files.values_mut() {
+            if test_modules.iter().any(|module| file.module.starts_with(module)) {
+                file.tokens.iter_mut().for_each(|token| token.in_tests = true);
+                file.paths.iter_mut().for_each(|path| path.in_tests = true);
+            }
+        }
         House { files }
     }
 
@@ -443,10 +465,18 @@ impl File {
             module.clear();
         }
         let mut tokens = tokens(text);
-        mark_tests(path, &mut tokens);
+        mark_tests(&mut tokens);
         let mut file = File { module, tokens, paths: Vec::new(), names: BTreeMap::new() };
         file.read_paths();
         file
+    }
+
+    /// Modules in files of their own that stand under `#[cfg(test)]`.
+    fn test_modules(&self) -> impl Iterator<Item = Vec<String>> {
+        self.tokens.windows(3).filter_map(|window| {
+            let is_file = window[0].in_tests && window[0].text == "mod" && window[2].text == ";";
+            is_file.then(|| self.module.iter().chain([&window[1].text]).cloned().collect())
+        })
     }
 
     fn read_paths(&mut self) {
@@ -597,9 +627,8 @@ impl File {
     }
 }
 
-/// Marks what stands in a module under `#[cfg(test)]`, or all of a file of tests.
-fn mark_tests(path: &str, tokens: &mut [Token]) {
-    let whole = path.ends_with("/tests.rs") || path.contains("/tests/");
+/// Marks what stands in an item under `#[cfg(test)]`.
+fn mark_tests(tokens: &mut [Token]) {
     let mut index = 0;
     while index < tokens.len() {
         let said = |offset: usize| tokens.get(index + offset).map_or("", |token| token.text.as_str());
@@ -623,9 +652,6 @@ fn mark_tests(path: &str, tokens: &mut [Token]) {
                 break;
             }
         }
-    }
-    if whole {
-        tokens.iter_mut().for_each(|token| token.in_tests = true);
     }
 }
 

@@ -10,6 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 pub mod body;
 #[path = "fuzz/corpus.rs"]
 pub mod corpus;
+#[path = "fuzz/heads.rs"]
+pub mod heads;
 #[path = "fuzz/mutate.rs"]
 pub mod mutate;
 #[path = "fuzz/pieces.rs"]

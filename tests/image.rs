@@ -52,7 +52,8 @@ fn assert_serves(container: &Container) {
         format!("OUTRIGGER_LISTEN={listen}"),
         format!("OUTRIGGER_ADMIN={admin}"),
         format!("OUTRIGGER_METRICS={metrics}"),
-        format!("OUTRIGGER_UPSTREAM={upstream}"),
+        // By name: a static binary resolves without the files that a distribution has for it.
+        format!("OUTRIGGER_UPSTREAM=localhost:{}", upstream.port()),
     ];
     let mut sidecar = Started(container.run(&environment, &["run"]).spawn().expect("buildah runs"));
 

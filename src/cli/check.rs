@@ -4,14 +4,15 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::exit::{FAILED, UNUSABLE};
 use crate::config::{self, Diagnostic, Problems, Severity};
 
-/// Checks configuration files without running them.
+/// Check configuration files without running them
 ///
 /// Prints everything that is wrong with a file in one go, each mistake with its place and its cure. Exits with 0
 /// if nothing is wrong, with 1 if there are warnings and `--strict`, with 2 if a file cannot run.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The files.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -31,7 +32,7 @@ enum Format {
 }
 
 /// Runs the subcommand. What is wrong goes to stderr as text, to stdout as JSON.
-pub fn run(args: &Args) -> ExitCode {
+pub(super) fn run(args: &Args) -> ExitCode {
     let mut found = Vec::new();
     for file in &args.files {
         match config::load(file) {
@@ -46,8 +47,8 @@ pub fn run(args: &Args) -> ExitCode {
     };
     let is = |severity| found.iter().any(|diagnostic| diagnostic.severity == severity);
     match (is(Severity::Error), is(Severity::Warning)) {
-        (true, _) => ExitCode::from(2),
-        (false, true) if args.strict => ExitCode::from(1),
+        (true, _) => ExitCode::from(UNUSABLE),
+        (false, true) if args.strict => ExitCode::from(FAILED),
         _ => ExitCode::SUCCESS,
     }
 }
@@ -56,10 +57,11 @@ fn print_text(found: &[Diagnostic], files: &[PathBuf]) -> std::io::Result<()> {
     let mut out = std::io::stderr().lock();
     let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     for diagnostic in found {
-        writeln!(out, "{}\n", diagnostic.render(colour))?;
+        let behind = if diagnostic.line > 0 { "\n" } else { "" };
+        writeln!(out, "{}{behind}", diagnostic.render(colour))?;
     }
-    for file in files {
-        let file = file.display().to_string();
+    let unread = |file: &str| found.iter().any(|found| found.line == 0 && *found.file == *file);
+    for file in files.iter().map(|file| file.display().to_string()).filter(|file| !unread(file)) {
         let count = |severity| {
             found.iter().filter(|found| *found.file == *file && found.severity == severity).count()
         };

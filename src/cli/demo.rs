@@ -41,9 +41,9 @@ use view::{Frame, Side};
 /// What each side is asked.
 const REQUESTS_PER_SECOND: f64 = 200.0;
 /// How long the clients of both sides wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Requests of one side that are under way at once: a little more than the load makes of all that time out.
-const MOST_IN_FLIGHT: usize = 512;
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Requests of one side that are under way at once: more than the load makes where all of them time out.
+const MOST_IN_FLIGHT: usize = 300;
 /// The same arrivals in every run.
 const SEED: u64 = 42;
 /// Between two screens.
@@ -51,7 +51,7 @@ const REDRAW: Duration = Duration::from_millis(200);
 
 /// Runs flaky upstreams, the proxy and some load, and shows who suffers with and without it.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// How long it runs, from 3s to 1h.
     #[arg(long = "for", value_name = "TIME", default_value = "30s", value_parser = length)]
     length: Span,
@@ -70,7 +70,7 @@ fn length(text: &str) -> Result<Span, String> {
 }
 
 /// Runs the demo to its end, or to Ctrl-C; either is a success.
-pub fn run(args: &Args) -> ExitCode {
+pub(super) fn run(args: &Args) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start: {error}")),
@@ -157,8 +157,8 @@ async fn demo(args: &Args) -> Result<(), String> {
 /// What stands above the view, and in the scroll-back afterwards.
 fn introduction(sidecar: &Sidecar, timeline: &Timeline) -> String {
     format!(
-        "Three replicas of a service, {REQUESTS_PER_SECOND} requests a second, {:.0} s of trouble: once straight\n\
-         at them, once through Outrigger, which listens on http://{}\nwith this configuration:\n\n{}\n\
+        "Three replicas of a service, {REQUESTS_PER_SECOND} requests a second, {:.0} s of trouble: once\n\
+         straight at them, once through Outrigger, which listens on http://{}\nwith this configuration:\n\n{}\n\
          Look for yourself meanwhile:\n  curl -i http://{}/payments/42\n  curl http://{}/metrics\n\n",
         timeline.length().as_secs_f64(),
         sidecar.listener,

@@ -18,14 +18,17 @@ use serde::Serialize;
 
 use self::target::{Target, reaches};
 use self::way::{InForce, Policy, Way, WorstCase};
+use super::exit::{UNUSABLE, fail};
 use crate::config::{self, Loaded};
 use crate::proxy::listener;
 use crate::proxy::route::{self, Match};
 
-/// Shows which listener, route and upstream would take a request, the chain it would pass with every value in
-/// force and where that comes from, and its worst-case latency and number of attempts.
+/// Show which way a request would take, what is in force there, and its worst case
+///
+/// That is: the listener, route and upstream that would take it, the chain it would pass with every value in force
+/// and the line that says so, the longest it can take, and the most attempts it can come to.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The configuration.
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -60,20 +63,17 @@ fn header(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args) -> ExitCode {
+pub(super) fn run(args: &Args) -> ExitCode {
     let loaded = match config::load(&args.file) {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("{problems}\n\nthere is nothing to explain before `outrigger check` is content");
-            return ExitCode::from(2);
+            return ExitCode::from(UNUSABLE);
         }
     };
     let explanation = match explain(&loaded, args) {
         Ok(explanation) => explanation,
-        Err(message) => {
-            eprintln!("outrigger: {message}");
-            return ExitCode::from(2);
-        }
+        Err(message) => return fail(UNUSABLE, message),
     };
     let printed = match args.format {
         Format::Text => write!(std::io::stdout(), "{explanation}"),

@@ -3,18 +3,18 @@
 //! Exit codes: 0 fine, 2 bad usage or configuration, 1 anything else. An error is one line on stderr that says
 //! what to do, where one line can say it.
 
-pub mod check;
+mod check;
 mod client;
 pub mod demo;
 mod drain;
 mod exit;
-pub mod explain;
+mod explain;
 mod file;
 mod probe;
 mod quit;
 mod reload;
 mod run;
-pub mod schema;
+mod schema;
 
 use std::process::ExitCode;
 

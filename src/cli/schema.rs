@@ -5,15 +5,15 @@ use std::process::ExitCode;
 
 use crate::config;
 
-/// Prints the JSON Schema of the configuration, for completion and checks in editors.
+/// Print the JSON Schema of the configuration, for editors
 ///
 /// With the TOML plugin of an editor (taplo): write it to a file, and name that in the first line of a
 /// configuration: `#:schema ./outrigger.schema.json`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub(super) struct Args {}
 
 /// Runs the subcommand.
-pub fn run(_: &Args) -> ExitCode {
+pub(super) fn run(_: &Args) -> ExitCode {
     match writeln!(std::io::stdout(), "{:#}", config::schema()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE, // the reader has gone, and knows it

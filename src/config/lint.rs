@@ -366,6 +366,18 @@ impl<'a> Lint<'a> {
             let cure = "an attempt ends with its request: make `attempt` shorter, or `request` longer";
             self.error(&timeout("attempt", attempt), "is longer than", &request, cure);
         }
+        // What is built in just ends earlier with what it is a part of: only what was written was meant.
+        let root = self.root;
+        let meant = |at: &At<String>| root.follow(&at.0.0).1;
+        let connect = timeout("connect", way.timeout.connect);
+        let attempt = way.timeout.attempt.filter(|attempt| way.timeout.connect > *attempt);
+        if meant(&connect) && way.timeout.connect > way.timeout.request {
+            let cure = "connecting is a part of the request: make `connect` shorter, or `request` longer";
+            self.error(&connect, "is longer than", &request, cure);
+        } else if let Some(attempt) = attempt.filter(|_| meant(&connect)) {
+            let cure = "connecting is a part of the attempt, which ends first: make `connect` shorter";
+            self.warn(&connect, "is longer than", &timeout("attempt", attempt), cure);
+        }
         if way.timeout.stream_idle < way.timeout.idle {
             let cure = "a stream may be quiet for longer than other bodies: raise `stream_idle`";
             let idle = timeout("idle", way.timeout.idle);
@@ -374,17 +386,16 @@ impl<'a> Lint<'a> {
 
         let retry = |key: &str, value: Span| At(way.retry_path.below(key), quoted(value));
         let backoff = &way.retry.backoff;
+        let (base, max) = (retry("backoff.base", backoff.base), retry("backoff.max", backoff.max));
         if backoff.base > backoff.max {
-            let (base, max) = (retry("backoff.base", backoff.base), retry("backoff.max", backoff.max));
             self.error(&base, "is longer than", &max, "raise `max`, or lower `base`");
-        } else if backoff.base >= way.timeout.request && way.retry.attempts > 1 {
-            let cure = "no retry can follow in time: lower `base`";
-            self.warn(&retry("backoff.base", backoff.base), "is not below", &request, cure);
+        } else if meant(&base) && backoff.base >= way.timeout.request && way.retry.attempts > 1 {
+            self.warn(&base, "is not below", &request, "no retry can follow in time: lower `base`");
         }
 
         let queue = &way.upstream.concurrency.queue;
-        if queue.size > 0 && queue.timeout >= way.timeout.request {
-            let wait = At(way.upstream_path.below("concurrency.queue.timeout"), quoted(queue.timeout));
+        let wait = At(way.upstream_path.below("concurrency.queue.timeout"), quoted(queue.timeout));
+        if meant(&wait) && queue.size > 0 && queue.timeout >= way.timeout.request {
             self.warn(
                 &wait,
                 "is not below",

@@ -62,7 +62,7 @@ pub fn load(path: &FilePath) -> Result<Loaded, Problems> {
         .map_err(|error| {
             use std::io::ErrorKind as Kind;
             let cure = match error.kind() {
-                Kind::NotFound => "check the path, or name a file with `-c FILE`",
+                Kind::NotFound => "check the path",
                 Kind::PermissionDenied => "let the user that runs Outrigger read it (`chmod a+r`)",
                 Kind::IsADirectory => "name the file in it",
                 _ => "check that it is a readable file",

@@ -383,12 +383,12 @@ fn what_contradicts_itself_is_told_by_both_paths() {
             "error: `upstream.app.timeout.attempt` (\"16s\") is longer than `upstream.app.timeout.request` (\"15s\", built in)",
         ),
         (
-            "timeout.request = \"900ms\"",
-            "error: `upstream.app.timeout.connect` (\"1s\", built in) is longer than `upstream.app.timeout.request` (\"900ms\")",
+            "timeout = { connect = \"2s\", request = \"900ms\" }",
+            "error: `upstream.app.timeout.connect` (\"2s\") is longer than `upstream.app.timeout.request` (\"900ms\")",
         ),
         (
-            "timeout.attempt = \"500ms\"",
-            "warning: `upstream.app.timeout.connect` (\"1s\", built in) is longer than `upstream.app.timeout.attempt` (\"500ms\")",
+            "timeout = { connect = \"1s\", attempt = \"500ms\" }",
+            "warning: `upstream.app.timeout.connect` (\"1s\") is longer than `upstream.app.timeout.attempt` (\"500ms\")",
         ),
         (
             "timeout.stream_idle = \"1s\"",
@@ -460,6 +460,13 @@ fn what_contradicts_itself_is_told_by_both_paths() {
         assert!(said[0].contains(expected), "{more}: {}", said[0]);
     }
     assert!(said("")[0].contains("there is no `[[listener]]`"));
+}
+
+#[test]
+fn a_short_timeout_alone_contradicts_nothing_that_is_built_in() {
+    for more in ["timeout.attempt = \"400ms\"", "timeout.request = \"300ms\"", "timeout.request = \"10ms\""] {
+        assert_eq!(said(&with(more)), [""; 0], "{more}");
+    }
 }
 
 #[test]

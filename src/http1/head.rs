@@ -380,8 +380,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Whether the upstream lets the connection live on after this exchange.
     pub keep_alive: bool,
-    /// The fields. A `Content-Length` of a response without a body is among them; see
-    /// [`ResponseHead::framing`].
+    /// The fields. In answer to HEAD and with 304, `Content-Length` is among them and says nothing about this
+    /// message; from 1xx and 204 it is taken out.
     pub fields: Fields,
     reason_phrase: Range<u32>,
     names_fields: bool,
@@ -483,6 +483,10 @@ impl ResponseHead {
         let mut signals = Signals::default();
         take_fields(&mut self.fields, text, tokens.headers, |known, value| signals.note(known, value))?;
         let (framing, reusable) = signals.response(self.version, status, request_is_head)?;
+        if matches!(status, 100..=199 | 204) {
+            // RFC 9110 §8.6: it may not be there, and would have the next reader wait for a body.
+            self.fields.remove(Name::ContentLength);
+        }
         self.framing = framing;
         self.keep_alive = reusable && signals.keeps_alive(self.version);
         self.names_fields = signals.names_fields;

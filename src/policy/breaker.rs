@@ -259,7 +259,8 @@ impl Breaker {
         self.with(|machine| ((), machine.update(settings, now)));
     }
 
-    /// Asks for an attempt that will take at most `lease`. `draw` is uniform in [0, 1).
+    /// Asks for an attempt that will take at most `lease` from now: a probe that has not come back by then counts as
+    /// failed. `draw` is uniform in [0, 1).
     ///
     /// # Errors
     /// A rejection: it is open, or has let enough through for now.
@@ -324,13 +325,15 @@ impl Permit {
     pub fn record(mut self, now: Instant, outcome: Outcome) {
         let lease = self.pass.lease.take();
         let pass = Pass { lease, ..self.pass };
-        self.breaker.with(|machine| ((), machine.record(now, pass, outcome, self.draw)));
+        self.breaker.with(|machine| ((), machine.record(now, pass, &outcome, self.draw)));
     }
 
-    /// The attempt's timeout starts anew (it stands still while the request's body flows): so does a probe's lease.
+    /// A probe's lease starts anew: for an attempt whose time starts anew (it stands still while the request's body
+    /// flows), or whose head has come while its body goes on. Costs nothing where it is no probe.
     pub fn renew(&self, now: Instant, lease: Duration) {
         if let Some(number) = self.pass.lease {
-            self.breaker.with(|machine| (machine.renew(self.pass.epoch, number, now + lease), None));
+            self.breaker
+                .with(|machine| (machine.renew(self.pass.epoch, number, now + lease.min(*Span::MAX)), None));
         }
     }
 }
@@ -487,7 +490,7 @@ impl Machine {
                 outage.asked = outage.asked.saturating_add(1);
                 let good = tally.counts.total - tally.counts.failures;
                 if good + (probes.leases.len() as u32) < self.settings.half_open_requests {
-                    Ok((Some(probes.lend(now + lease)), draw))
+                    Ok((Some(probes.lend(now + lease.min(*Span::MAX))), draw))
                 } else {
                     Err(None)
                 }
@@ -534,26 +537,40 @@ impl Machine {
         }
     }
 
-    fn record(&mut self, now: Instant, pass: Pass, outcome: Outcome, draw: f64) -> Option<Transition> {
-        if self.settings.kind == Kind::Graded {
-            self.endpoints = outcome.endpoints;
-            let entry = Entry::of(&outcome, &self.settings)?;
-            self.window.add(now, entry, outcome.endpoint);
-            return self.grade(now);
-        }
-        if pass.epoch != self.epoch {
+    fn record(&mut self, now: Instant, pass: Pass, outcome: &Outcome, draw: f64) -> Option<Transition> {
+        let binary = self.settings.kind == Kind::Binary;
+        if binary && pass.epoch != self.epoch {
             return None;
         }
         self.endpoints = outcome.endpoints;
-        let entry = Entry::of(&outcome, &self.settings);
+        let entry = Entry::of(outcome, &self.settings);
+        if !binary {
+            self.window.add(now, entry?, outcome.endpoint);
+            return self.grade(now);
+        }
+        if !matches!(self.state, State::Closed) {
+            return self.record_recovery(now, pass, outcome, draw);
+        }
+        let least = self.window.least(self.settings.min_requests);
+        let tally = self.window.add(now, entry?, outcome.endpoint);
+        if tally.counts.total < least || !tally.is_bad(&self.settings, outcome.endpoints) {
+            return None;
+        }
+        let counts = tally.counts;
+        Some(self.open(now, draw, None, counts))
+    }
+
+    /// An outcome while half-open or ramping.
+    #[cold]
+    fn record_recovery(
+        &mut self,
+        now: Instant,
+        pass: Pass,
+        outcome: &Outcome,
+        draw: f64,
+    ) -> Option<Transition> {
+        let entry = Entry::of(outcome, &self.settings);
         match &mut self.state {
-            State::Closed => {
-                let least = self.window.least(self.settings.min_requests);
-                let tally = self.window.add(now, entry?, outcome.endpoint);
-                let counts = tally.counts;
-                let trips = counts.total >= least && tally.is_bad(&self.settings, outcome.endpoints);
-                trips.then(|| self.open(now, draw, None, counts))
-            }
             State::HalfOpen { outage, probes, tally } => {
                 probes.take_back(pass.lease?);
                 let throttled = outcome.verdict == Verdict::Throttled;
@@ -569,7 +586,7 @@ impl Machine {
                 tally.add(entry?, outcome.endpoint);
                 if tally.counts.total < STEP_OUTCOMES { None } else { self.step(now, draw, now) }
             }
-            State::Open { .. } | State::Grading { .. } => None,
+            State::Closed | State::Open { .. } | State::Grading { .. } => None,
         }
     }
 

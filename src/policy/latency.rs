@@ -22,6 +22,8 @@ const REFRESH_MICROS: u64 = 100_000;
 /// With fewer samples nothing is known.
 const MIN_SAMPLES: u64 = 10;
 const UNKNOWN: u64 = u64::MAX;
+/// The time in which `usual_p99` at most doubles.
+const DOUBLING_MICROS: f64 = 60e6;
 
 /// The latencies of one upstream. Some 7 KiB, whatever comes.
 #[derive(Debug)]
@@ -36,6 +38,9 @@ pub struct Latency {
     next_refresh: AtomicU64,
     p50: AtomicU64,
     p99: AtomicU64,
+    usual_p99: AtomicU64,
+    /// When it was last computed.
+    usual_at: AtomicU64,
     /// Held by the one that empties a slice or computes; nobody waits for it.
     turn: Mutex<()>,
 }
@@ -51,6 +56,8 @@ impl Latency {
             next_refresh: AtomicU64::new(0),
             p50: AtomicU64::new(UNKNOWN),
             p99: AtomicU64::new(UNKNOWN),
+            usual_p99: AtomicU64::new(UNKNOWN),
+            usual_at: AtomicU64::new(0),
             turn: Mutex::new(()),
         }
     }
@@ -70,11 +77,20 @@ impl Latency {
         known(self.p50.load(Relaxed))
     }
 
-    /// What 99 of 100 needed at most: of the last ten seconds, or, below ten samples, the last that was known. A
-    /// dead upstream gives no new samples, and just then one must know what was normal. `None`: never known.
+    /// What 99 of 100 of them needed at most; `None` below ten samples.
     pub fn p99(&self, now: Instant) -> Option<Duration> {
         self.refresh(now);
         known(self.p99.load(Relaxed))
+    }
+
+    /// The p99 of good times: it follows p99 down at once, up by at most a doubling each minute, and stays where it
+    /// is while nothing succeeds. `None`: never known.
+    ///
+    /// For `timeout::is_evidence`: an upstream that slows down under overload raises its own p99 in the seconds
+    /// before all of its answers come too late, and measured by that none of its timeouts would say anything.
+    pub fn usual_p99(&self, now: Instant) -> Option<Duration> {
+        self.refresh(now);
+        known(self.usual_p99.load(Relaxed))
     }
 
     fn micros(&self, now: Instant) -> u64 {
@@ -117,11 +133,16 @@ impl Latency {
                 .for_each(|(sum, count)| *sum += u64::from(count.load(Relaxed)));
         }
         let total = counts.iter().sum();
-        if total >= MIN_SAMPLES {
-            self.p50.store(quantile(&counts, total, 50), Relaxed);
-            self.p99.store(quantile(&counts, total, 99), Relaxed);
-        } else {
-            self.p50.store(UNKNOWN, Relaxed);
+        let known = total >= MIN_SAMPLES;
+        let at = |percent| if known { quantile(&counts, total, percent) } else { UNKNOWN };
+        let (p50, p99) = (at(50), at(99));
+        self.p50.store(p50, Relaxed);
+        self.p99.store(p99, Relaxed);
+        if known {
+            let since = now.saturating_sub(self.usual_at.swap(now, Relaxed));
+            let usual = self.usual_p99.load(Relaxed) as f64 * 2f64.powf(since as f64 / DOUBLING_MICROS);
+            // An unknown one is the largest number, and gives way.
+            self.usual_p99.store(p99.min(usual as u64), Relaxed);
         }
         self.next_refresh.store(now + REFRESH_MICROS, Relaxed);
     }
@@ -186,13 +207,39 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ten_seconds_old_is_forgotten_but_the_last_p99() {
+    fn what_is_ten_seconds_old_is_forgotten_but_what_was_usual() {
         let (now, latency) = (start(), Latency::new(start()));
         (0..100).for_each(|_| latency.record(now, ms(20)));
         assert!(latency.p50(now + ms(7900)).is_some());
         assert_eq!(latency.p50(now + ms(10_100)), None);
-        let p99 = latency.p99(now + ms(600_000)).expect("the last one known");
-        assert!((ms(19)..ms(21)).contains(&p99), "{p99:?}");
+        assert_eq!(latency.p99(now + ms(10_200)), None);
+        let usual = latency.usual_p99(now + ms(600_000)).expect("the last one known");
+        assert!((ms(19)..ms(21)).contains(&usual), "{usual:?}");
+    }
+
+    #[test]
+    fn what_is_usual_rises_slowly_and_falls_at_once() {
+        let (mut now, latency) = (start(), Latency::new(start()));
+        let mut run = |seconds, millis| {
+            for _ in 0..seconds * 10 {
+                now += ms(100);
+                (0..10).for_each(|_| latency.record(now, ms(millis)));
+                latency.p50(now);
+            }
+            latency.usual_p99(now).expect("many samples")
+        };
+        let cases = [
+            // why                            seconds  millis  usual
+            ("what it is", 10, 20, 19..21),
+            ("a second of slowness", 1, 500, 19..21),
+            ("a minute of it", 59, 500, 38..42),
+            ("five minutes of it", 240, 500, 485..515),
+            ("fast again", 12, 20, 19..21),
+        ];
+        for (why, seconds, millis, expected) in cases {
+            let usual = run(seconds, millis);
+            assert!((ms(expected.start)..ms(expected.end)).contains(&usual), "{why}: {usual:?}");
+        }
     }
 
     #[test]

@@ -27,4 +27,6 @@ fn start() -> std::time::Instant {
 }
 
 #[cfg(test)]
+mod metastability;
+#[cfg(test)]
 mod tests;

@@ -66,8 +66,8 @@ impl Settings {
 /// Whether an attempt that was cut off after `ran`, by a timeout or because its client left, says something about
 /// its upstream: only if it had its whole configured `attempt` timeout, or ran much longer than answers take.
 ///
-/// Otherwise one caller with a tiny deadline would open the breaker for all. `p99` is what successful attempts
-/// show, as far as it is known; a dead upstream shows none, so the last one known counts (`latency`).
+/// Otherwise one caller with a tiny deadline would open the breaker for all. `p99` is that of good times
+/// (`Latency::usual_p99`), as far as it is known: a dead upstream shows none, and one that dies shows a bad one.
 pub fn is_evidence(ran: Duration, attempt: Duration, p99: Option<Duration>) -> bool {
     const AT_LEAST: Duration = Duration::from_millis(100);
     ran >= attempt || p99.is_some_and(|p99| ran > (p99 * 3).max(AT_LEAST))

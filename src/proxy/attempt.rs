@@ -43,6 +43,8 @@ pub struct Turn<'a> {
     pub slot: Option<Slot>,
     /// How long this attempt may take, and until when.
     pub clock: Clock,
+    /// Now.
+    pub now: Instant,
 }
 
 /// An attempt that may be sent.
@@ -80,7 +82,7 @@ pub async fn admit(
     let chain = &*routed.target().chain;
     let settings = &chain.upstream.settings;
     let shard = chain.upstream.metrics.shard(worker.index);
-    let now = Instant::now(); // one reading for all admissions
+    let now = turn.now; // one reading for all admissions
 
     let mode = settings.breaker.mode.of(settings.breaker.rollout, request.context.hash);
     let permit = match mode {
@@ -145,25 +147,26 @@ impl Admitted {
         self.in_flight.endpoint().id
     }
 
-    /// Sends the request and waits for its answer's head, and for the whole answer where it is small.
+    /// Sends the request and waits for its answer's head, and for the whole answer where it is small. Tells when
+    /// the head came, or the attempt failed.
     ///
     /// # Errors
     /// [`Failed`].
     pub async fn send(
         mut self,
         worker: &Rc<Worker>,
-        routed: &Rc<Routed>,
+        routed: &Routed,
         request: &mut Request,
         timer: &Timer,
         client: Option<&Client>,
-    ) -> Result<Box<FromUpstream>, Failed> {
+    ) -> Result<(Box<FromUpstream>, Instant), (Failed, Instant)> {
         let chain = &*routed.target().chain;
         let started = Instant::now();
         request.record.attempts += 1;
         request.record.endpoint = Some(Arc::clone(self.in_flight.endpoint()));
         request.record.sent.get_or_insert(started);
 
-        let result = self.exchange(worker, routed, request, timer, client).await;
+        let result = self.exchange(worker, routed, request, (timer, client), started).await;
 
         let now = Instant::now();
         let latency = now - started;
@@ -182,19 +185,23 @@ impl Admitted {
                 let outcome = self.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
                 let Self { permit, slot, in_flight, .. } = self;
+                if let Some(permit) = &permit {
+                    // A probe's head came in time; its body has until it is a stream, which settles the permit.
+                    permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
+                }
                 let hold = Hold { permit, slot, in_flight, outcome, counted_as };
                 let mode = clock_mode(routed, request);
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 match whole(&mut answer, request, routed, timer).await {
-                    Ok(()) => Ok(answer),
-                    Err(error) => Err(Failed { error, unprocessed: false, slot: None }),
+                    Ok(()) => Ok((answer, now)),
+                    Err(error) => Err((Failed { error, unprocessed: false, slot: None }, now)),
                 }
             }
             Err(Unanswered { error, unprocessed, .. }) => {
                 let is_connect = matches!(error.reason, Reason::ConnectError);
                 let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
                 let ran = self.clock.attempt.unwrap_or(Duration::MAX);
-                let evidence = timeout::is_evidence(latency, ran, chain.latency.p99(now));
+                let evidence = timeout::is_evidence(latency, ran, chain.latency.usual_p99(now));
                 let verdict = chain.classifier.reason(error.reason, evidence);
                 let mut outcome = self.outcome(verdict, latency);
                 outcome.connect_timeout = connect_timeout;
@@ -209,7 +216,7 @@ impl Admitted {
                 let counted_as = AttemptOutcome::Reason(error.reason);
                 chain.upstream.metrics.shard(worker.index).attempts(counted_as).inc();
                 self.in_flight.endpoint().metrics.shard(worker.index).attempts(counted_as).inc();
-                Err(Failed { error, unprocessed, slot: self.slot.take() })
+                Err((Failed { error, unprocessed, slot: self.slot.take() }, now))
             }
         }
     }
@@ -221,22 +228,22 @@ impl Admitted {
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
-        timer: &Timer,
-        client: Option<&Client>,
+        (timer, client): (&Timer, Option<&Client>),
+        started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let endpoint = Arc::clone(self.in_flight.endpoint());
         let may_resend = matches!(
             request.head.method,
             Method::Get | Method::Head | Method::Options | Method::Put | Method::Delete
         );
-        let mut pooled = worker.pool.take(&endpoint, Instant::now(), !may_resend);
+        let mut pooled = worker.pool.take(&endpoint, started, !may_resend);
         loop {
-            let mut connection = match pooled.take() {
-                Some(connection) => connection,
-                None => self.connect(worker, &routed.target().chain, timer).await?,
+            let (mut connection, now) = match pooled.take() {
+                Some(connection) => (connection, started),
+                None => (self.connect(worker, &routed.target().chain, timer).await?, Instant::now()),
             };
             let told = client.is_some_and(Client::was_told_to_continue);
-            let left = self.clock.left(Instant::now());
+            let left = self.clock.left(now);
             send::queue_head(
                 connection.wire.output(),
                 request,
@@ -248,8 +255,9 @@ impl Admitted {
             let mut head = worker.response_head();
             let mut progress = Progress::new(&request.body);
             let sending = Sending { worker, timer, client, routed, mode: clock_mode(routed, request) };
-            let sent =
-                sending.send(&mut connection.wire, request, &mut progress, &mut self.clock, &mut head).await;
+            let sent = sending
+                .send(&mut connection.wire, request, &mut progress, &mut self.clock, (&mut head, now))
+                .await;
             match sent {
                 Ok(()) => {
                     let upload = (!progress.has_ended()).then_some(progress);
@@ -348,10 +356,15 @@ async fn whole(
     if bound == 0 || request.context.grpc {
         return Ok(());
     }
-    timer.arm(Instant::now() + WHOLE_WITHIN);
+    let mut waits = false;
     poll_fn(|cx| match answer.poll_whole(cx, bound) {
         Poll::Ready(result) => Poll::Ready(result.map(|_| ())),
-        Poll::Pending => timer.poll(cx).map(Ok),
+        Poll::Pending => {
+            if !std::mem::replace(&mut waits, true) {
+                timer.arm(Instant::now() + WHOLE_WITHIN);
+            }
+            timer.poll(cx).map(Ok)
+        }
     })
     .await
 }

@@ -61,6 +61,7 @@ enum Id {
 }
 
 /// Where a request goes: the configuration that it took, and the route in it.
+#[derive(Clone)]
 pub struct Routed {
     snapshot: Held,
     listener: usize,

@@ -38,7 +38,7 @@ pub async fn exchange(
     client: Option<&Client>,
 ) -> Response {
     let served = match routed {
-        Ok(routed) => serve(worker, request, Rc::new(routed), client).await,
+        Ok(routed) => serve(worker, request, routed, client).await,
         Err(error) => Err(error),
     };
     served.map_or_else(|error| Response::Own(refuse(request, &error)), Response::Upstream)
@@ -54,10 +54,10 @@ pub fn refuse(request: &mut Request, error: &Error) -> Answer {
 async fn serve(
     worker: &Rc<Worker>,
     request: &mut Request,
-    routed: Rc<Routed>,
+    routed: Routed,
     client: Option<&Client>,
 ) -> Result<Box<FromUpstream>, Error> {
-    request.record.routed = Some(Rc::clone(&routed));
+    request.record.routed = Some(routed.clone());
     if worker.shared.life.stage() == Stage::Refusing {
         return Err(Reason::Draining.into());
     }
@@ -84,16 +84,16 @@ async fn serve(
         };
         retries.begin(worker, admitted.endpoint_id());
         drop(last.take());
-        let mut attempted = match admitted.send(worker, &routed, request, &timer, client).await {
-            Ok(answer) => Attempted::Answered(answer),
-            Err(failed) => Attempted::Failed(failed),
+        let (mut attempted, now) = match admitted.send(worker, &routed, request, &timer, client).await {
+            Ok((answer, now)) => (Attempted::Answered(answer), now),
+            Err((failed, now)) => (Attempted::Failed(failed), now),
         };
-        match retries.after(worker, request, &mut attempted) {
+        match retries.after(worker, request, &mut attempted, now) {
             Some(wait) => {
                 retries.pause(request, wait).await;
                 last = Some(attempted);
             }
-            None => return finish(attempted, request),
+            None => return finish(attempted, request, now),
         }
     }
 }
@@ -105,10 +105,10 @@ enum Attempted {
 }
 
 /// The attempt's end is the request's.
-fn finish(attempted: Attempted, request: &Request) -> Result<Box<FromUpstream>, Error> {
+fn finish(attempted: Attempted, request: &Request, now: Instant) -> Result<Box<FromUpstream>, Error> {
     match attempted {
         Attempted::Answered(mut answer) => {
-            answer.begin(request.context.grpc, Instant::now())?;
+            answer.begin(request.context.grpc, now)?;
             Ok(answer)
         }
         Attempted::Failed(failed) => Err(failed.error),
@@ -121,7 +121,10 @@ struct Retries<'a> {
     mode: Mode,
     /// Attempts so far.
     made: u32,
+    /// Endpoints that have failed this request.
     tried: Vec<u64>,
+    /// Where the attempt at hand goes.
+    endpoint: u64,
     /// What the attempt at hand was paid with.
     paid: Option<Paid>,
     /// What the attempt at hand is a retry for.
@@ -148,6 +151,7 @@ impl<'a> Retries<'a> {
             mode: target.retry.mode.of(target.retry.rollout, context.hash),
             made: 0,
             tried: Vec::new(),
+            endpoint: 0,
             paid: None,
             cause: None,
             free_used: false,
@@ -191,22 +195,27 @@ impl<'a> Retries<'a> {
             let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
             clock.attempt = Some(timeout.attempt_timeout(left, may_follow));
         }
-        Ok(Turn { number: self.made + 1, tried: &self.tried, slot: self.slot.take(), clock })
+        Ok(Turn { number: self.made + 1, tried: &self.tried, slot: self.slot.take(), clock, now })
     }
 
     /// The attempt is sent.
     fn begin(&mut self, worker: &Worker, endpoint: u64) {
         self.made += 1;
-        self.tried.push(endpoint);
+        self.endpoint = endpoint;
         if let Some(cause) = self.cause.take() {
             self.shard(worker).retries(words::cause(cause)).inc();
         }
     }
 
     /// Whether another attempt follows, and after which wait.
-    fn after(&mut self, worker: &Worker, request: &Request, attempted: &mut Attempted) -> Option<Duration> {
+    fn after(
+        &mut self,
+        worker: &Worker,
+        request: &Request,
+        attempted: &mut Attempted,
+        now: Instant,
+    ) -> Option<Duration> {
         let target = self.routed.target();
-        let now = Instant::now();
         let (cause, unprocessed) = match attempted {
             Attempted::Answered(answer) => (answer_cause(answer, request), false),
             Attempted::Failed(failed) => (Some(Cause::Reason(failed.error.reason)), failed.unprocessed),
@@ -216,6 +225,7 @@ impl<'a> Retries<'a> {
             return None;
         };
         self.paid = None;
+        self.tried.push(self.endpoint);
         self.all_unprocessed &= unprocessed;
         let (retry_after, pushback_never) = match attempted {
             Attempted::Answered(answer) => pushback(answer),
@@ -319,7 +329,7 @@ impl<'a> Retries<'a> {
             None => Err(refused.1),
             Some(last) => {
                 self.skip(worker, Some(refused.0));
-                finish(last, request)
+                finish(last, request, Instant::now())
             }
         }
     }

@@ -99,18 +99,19 @@ async fn next(
         Limits { max_size: limits.max_header_size.bytes() as usize, max_fields: limits.max_headers as usize };
     let mut head: Option<RequestHead> = None;
     let mut scanned = 0;
+    let mut has_begun = false;
     client.connection.borrow_mut().rest();
     timer.arm(now + *limits.idle_timeout);
     let next = poll_fn(|cx| {
         let mut connection = client.connection.borrow_mut();
         loop {
             if !connection.input().is_empty() {
-                if head.is_none() {
-                    head = Some(worker.request_head());
-                    timer.arm(Instant::now() + *limits.header_timeout);
-                }
-                let head = head.as_mut().expect("it has just been set");
+                let head = head.get_or_insert_with(|| worker.request_head());
                 match head.parse(connection.input(), &mut scanned, &parse_limits) {
+                    Ok(Parsed::Partial) if !has_begun => {
+                        has_begun = true;
+                        timer.arm(Instant::now() + *limits.header_timeout);
+                    }
                     Ok(Parsed::Partial) => {}
                     Ok(Parsed::Head { size }) => {
                         connection.consume(size);

@@ -38,6 +38,7 @@ pub struct Slot {
     gate: Arc<Gate>,
     /// The upstream's usual latency, for whoever is next.
     p50: Option<Duration>,
+    left_at: Option<Instant>,
 }
 
 /// A place in the queue, until dropped.
@@ -82,7 +83,7 @@ impl Gate {
     pub fn try_enter(self: &Arc<Self>, now: Instant, p50: Option<Duration>) -> Result<Slot, Error> {
         let entry = self.lock().decisions.enter(now, now, false, p50);
         match entry {
-            Entry::Slot => Ok(Slot { gate: Arc::clone(self), p50 }),
+            Entry::Slot => Ok(Slot { gate: Arc::clone(self), p50, left_at: None }),
             Entry::Queued(ticket) => {
                 drop(Place { gate: Arc::clone(self), ticket });
                 Err(Reason::ConcurrencyLimited.into())
@@ -113,26 +114,26 @@ impl Gate {
             entry
         };
         match entry {
-            Entry::Slot => Ok(Slot { gate: Arc::clone(self), p50 }),
+            Entry::Slot => Ok(Slot { gate: Arc::clone(self), p50, left_at: None }),
             Entry::Rejected { reason, retry_after } => Err(Error::from(reason).retry_after(retry_after)),
             Entry::Queued(ticket) => {
                 let place = Place { gate: Arc::clone(self), ticket };
                 let called = timer.within(ticket.until(), place.wait()).await;
                 waited(now.elapsed());
                 match called {
-                    Ok(true) => Ok(Slot { gate: Arc::clone(self), p50 }),
+                    Ok(true) => Ok(Slot { gate: Arc::clone(self), p50, left_at: None }),
                     Ok(false) | Err(_) => Err(Reason::QueueTimeout.into()),
                 }
             }
         }
     }
 
-    /// A slot has come free.
-    fn leave(&self, p50: Option<Duration>) {
+    /// A slot has come free at `now`.
+    fn leave(&self, now: Instant, p50: Option<Duration>) {
         let mut wakers = Vec::new();
         {
             let mut inner = self.lock();
-            let left = inner.decisions.leave(Instant::now(), p50);
+            let left = inner.decisions.leave(now, p50);
             inner.tell(left, &mut wakers);
         }
         wakers.into_iter().for_each(Waker::wake);
@@ -190,13 +191,20 @@ impl Drop for Place {
             end
         };
         if matches!(end, Some(Waiting::Called)) {
-            self.gate.leave(None);
+            self.gate.leave(Instant::now(), None);
         }
+    }
+}
+
+impl Slot {
+    /// Gives it back at `now`; dropping it does the same and reads the clock.
+    pub fn leave(mut self, now: Instant) {
+        self.left_at = Some(now);
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.gate.leave(self.p50);
+        self.gate.leave(self.left_at.unwrap_or_else(Instant::now), self.p50);
     }
 }

@@ -22,7 +22,7 @@ pub struct Record {
     snapshot: Held,
     listener: usize,
     /// Where it went.
-    pub routed: Option<Rc<Routed>>,
+    pub routed: Option<Routed>,
     /// How often it was sent.
     pub attempts: u32,
     /// How long it waited for a slot.
@@ -77,6 +77,11 @@ impl Record {
     pub fn head_out(&mut self, status: u16, now: Instant) {
         self.status = status;
         self.head_out = Some(now);
+    }
+
+    /// Whether it has been written.
+    pub fn is_finished(&self) -> bool {
+        self.is_finished
     }
 
     /// The request has ended at `now`, well or not.

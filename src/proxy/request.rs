@@ -43,7 +43,9 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        self.finish(Instant::now());
+        if !self.record.is_finished() {
+            self.finish(Instant::now());
+        }
         self.worker.reuse_request_head(std::mem::take(&mut self.head));
     }
 }

@@ -71,12 +71,14 @@ pub struct FromUpstream {
     /// How far the request's body has come, while it still flows.
     upload: Option<Progress>,
     hold: Hold,
-    routed: Rc<Routed>,
+    routed: Routed,
     worker: Rc<Worker>,
     timer: Timer,
     head_at: Instant,
     moved_at: Instant,
     waiting: bool,
+    /// Whether it ever stood still: then the time of its end must be read from the clock.
+    has_waited: bool,
     mode: Mode,
     /// Its head goes to the client: nothing can take its place any more.
     is_final: bool,
@@ -99,7 +101,13 @@ impl Hold {
             shard.attempts(outcome).inc();
             self.in_flight.endpoint().metrics.shard(worker.index).attempts(outcome).inc();
         }
-        self.slot = None;
+        if let Some(slot) = self.slot.take() {
+            slot.leave(now);
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.permit.is_none() && self.slot.is_none() && self.counted_as.is_none()
     }
 }
 
@@ -107,7 +115,7 @@ impl FromUpstream {
     /// The answer that has arrived at `now`. `mode`: whether timeouts cut its body.
     pub fn new(
         worker: &Rc<Worker>,
-        routed: &Rc<Routed>,
+        routed: &Routed,
         arrived: Arrived,
         hold: Hold,
         mode: Mode,
@@ -119,12 +127,13 @@ impl FromUpstream {
             connection: Some(arrived.connection),
             upload: arrived.upload,
             hold,
-            routed: Rc::clone(routed),
+            routed: routed.clone(),
             worker: Rc::clone(worker),
             timer: worker.timer(),
             head_at: now,
             moved_at: now,
             waiting: false,
+            has_waited: false,
             mode,
             is_final: false,
             is_quiet: false,
@@ -256,6 +265,7 @@ impl FromUpstream {
         let target = self.routed.target();
         let (idle, stream_idle) = (*target.timeout.idle, *target.timeout.stream_idle);
         let stream_after = *target.chain.upstream.settings.concurrency.stream_after;
+        self.has_waited = true;
         if !std::mem::replace(&mut self.waiting, true) {
             self.moved_at = Instant::now();
         }
@@ -310,7 +320,7 @@ impl FromUpstream {
 
     /// The answer has ended: its connection goes back to the pool.
     fn end(&mut self, body: &Body) {
-        let now = Instant::now();
+        let now = if self.has_waited { Instant::now() } else { self.moved_at };
         let grpc = self.trailers().and_then(|trailers| grpc_status(trailers.get(Name::GrpcStatus)?));
         let classifier = &self.routed.target().chain.classifier;
         let verdict = grpc.map_or(self.hold.outcome.verdict, |code| classifier.grpc(code));
@@ -365,7 +375,9 @@ impl Drop for FromUpstream {
     fn drop(&mut self) {
         let verdict = self.hold.outcome.verdict;
         self.end_if_complete();
-        self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
+        if !self.hold.is_settled() {
+            self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
+        }
         self.worker.reuse_response_head(std::mem::take(&mut self.head));
     }
 }

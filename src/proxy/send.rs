@@ -191,8 +191,7 @@ fn write_host(out: &mut Vec<u8>, request: &Request, routed: &Routed, endpoint: &
         Host::Auto if !authority.is_empty() && !is_own_address(authority, request) => {
             out.extend_from_slice(authority);
         }
-        // Writing to a vector cannot fail.
-        _ => drop(write!(out, "{}", endpoint.address)),
+        _ => out.extend_from_slice(endpoint.host.as_bytes()),
     }
 }
 
@@ -262,7 +261,7 @@ pub struct Sending<'a> {
 
 impl Sending<'_> {
     /// Sends what is queued and the request's body, and waits for the head of the answer. Interim answers go to
-    /// the client.
+    /// the client; `answer` becomes its head. Begins now.
     ///
     /// # Errors
     /// [`Unanswered`].
@@ -272,9 +271,8 @@ impl Sending<'_> {
         request: &mut Request,
         progress: &mut Progress,
         clock: &mut Clock,
-        answer: &mut ResponseHead,
+        (answer, started): (&mut ResponseHead, Instant),
     ) -> Result<(), Unanswered> {
-        let started = Instant::now();
         let queued = wire.unwritten();
         let is_head = request.head.method == Method::Head;
         let mut scanned = 0;

@@ -42,6 +42,8 @@ pub struct Endpoint {
     pub address: Address,
     /// Where it is.
     pub socket: SocketAddr,
+    /// The address as `Host` has it.
+    pub host: Box<str>,
     /// Its name in metrics and log: the socket address.
     pub label: Arc<str>,
     /// Its series.
@@ -64,6 +66,7 @@ impl Endpoint {
         static IDS: AtomicU64 = AtomicU64::new(0);
         Self {
             id: IDS.fetch_add(1, Relaxed),
+            host: address.to_string().into(),
             address,
             socket,
             label: socket.to_string().into(),

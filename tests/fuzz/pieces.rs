@@ -19,12 +19,3 @@ pub fn ends(length: usize, pattern: u8) -> impl Iterator<Item = usize> {
         Some(end)
     })
 }
-
-/// Whether each CR stands before an LF and each LF after a CR.
-pub fn has_no_bare_line_end(text: &[u8]) -> bool {
-    (0..text.len()).all(|at| match text[at] {
-        b'\r' => text.get(at + 1) == Some(&b'\n'),
-        b'\n' => at > 0 && text[at - 1] == b'\r',
-        _ => true,
-    })
-}

@@ -1,10 +1,11 @@
 //! Target: any bytes as a request head. The first two bytes steer: limits, and how the rest is cut.
 
 use outrigger::http1::encode;
-use outrigger::http1::field::{Field, Fields, Name};
+use outrigger::http1::field::Name;
 use outrigger::http1::head::{Form, Framing, Limits, Parsed, RequestHead, Version};
 
-use super::pieces::{ends, has_no_bare_line_end, steer};
+use super::heads::{framed_once, has_no_bare_line_end};
+use super::pieces::{ends, steer};
 
 /// Runs the target on one input; panics if something that must hold does not.
 pub fn request(data: &[u8]) {
@@ -75,24 +76,6 @@ fn accepted(head: &mut RequestHead, text: &[u8], limits: &Limits) {
         let again = head.parse(&written, &mut 0, &roomy);
         assert_eq!(again, Ok(Parsed::Head { size: written.len() }), "written again it is accepted");
         assert_eq!(said(head), before, "written again it says the same");
-    }
-}
-
-/// The fields agree with the framing, and say it once.
-pub fn framed_once(fields: &Fields, framing: Framing) {
-    let lengths = fields.all(Name::ContentLength).count();
-    let codings = fields.all(Name::TransferEncoding).count();
-    assert!(lengths + codings <= 1, "framed twice");
-    match framing {
-        Framing::Length(_) => assert_eq!(lengths, 1),
-        Framing::Chunked => assert_eq!(codings, 1),
-        Framing::None | Framing::UntilClose => {}
-    }
-    for Field { name, value, known } in fields.iter() {
-        assert_eq!(known, Name::of(name));
-        assert!(!name.is_empty() && name.iter().all(u8::is_ascii_graphic) && !name.contains(&b':'));
-        assert!(value.iter().all(|&byte| byte == b'\t' || byte >= b' ' && byte != 0x7f));
-        assert!(value.trim_ascii() == value, "white space around a value");
     }
 }
 

@@ -5,8 +5,8 @@ use outrigger::http1::encode;
 use outrigger::http1::head::{Framing, Limits, Parsed, ResponseHead, Version};
 use outrigger::reason::Reason;
 
-use super::pieces::{ends, has_no_bare_line_end, steer};
-use super::request::framed_once;
+use super::heads::{framed_once, has_no_bare_line_end};
+use super::pieces::{ends, steer};
 
 /// Runs the target on one input; panics if something that must hold does not.
 pub fn response(data: &[u8]) {
@@ -61,8 +61,9 @@ fn accepted(head: &mut ResponseHead, text: &[u8], is_head: bool, limits: &Limits
     let shorter = ResponseHead::new().parse(&text[..text.len() - 1], &mut 0, is_head, limits);
     assert_eq!(shorter, Ok(Parsed::Partial), "without its last byte it is not complete");
 
-    // A missing phrase is written as the standard one, and the version as ours.
-    if head.version == Version::Http11 && !head.reason_phrase().is_empty() {
+    // A missing phrase is written as the standard one, the version as ours, and a 204 without the length that it may
+    // not have.
+    if head.version == Version::Http11 && !head.reason_phrase().is_empty() && head.status != 204 {
         let mut written = Vec::new();
         encode::status_line(&mut written, head.status, head.reason_phrase());
         head.fields.iter().for_each(|field| encode::field(&mut written, field.name, field.value));

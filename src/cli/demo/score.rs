@@ -124,9 +124,10 @@ mod tests {
     fn a_request_counts_in_the_phase_in_which_it_was_due() {
         let timeline = Timeline::over(Duration::from_secs(30));
         let mut score = Score::new(&timeline);
-        let last_calm = timeline.begin(1).as_millis() as u64 - 1;
-        score.record(&sample(last_calm, 1900, Err(Failure::Timeout)), &timeline);
-        score.record(&sample(last_calm + 1, 40, Ok(())), &timeline);
+        let trouble = timeline.begin(1);
+        let late = sample(0, 1900, Err(Failure::Timeout));
+        score.record(&Sample { due: trouble - Duration::from_nanos(1), ..late }, &timeline);
+        score.record(&Sample { due: trouble, ..sample(0, 40, Ok(())) }, &timeline);
         assert_eq!((score.phases[0].ok, score.phases[0].failed), (0, 1));
         assert_eq!((score.phases[1].ok, score.phases[1].failed), (1, 0));
         assert_eq!(score.failures[Failure::Timeout as usize], 1);

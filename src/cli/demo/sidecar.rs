@@ -66,9 +66,9 @@ upstream = "payments"
 
 [upstream.payments]
 endpoints = [{endpoints}]
-timeout = {{ attempt = "400ms", request = "1500ms" }}
-concurrency = {{ limit = {{ kind = "fixed", max = 18 }} }} # what three replicas work on at once
-breaker = {{ window = {{ kind = "time", size = "2s" }}, open_for = {{ base = "500ms", max = "1s" }} }}
+timeout = {{ connect = "200ms", attempt = "400ms", request = "900ms" }}
+concurrency = {{ limit = {{ kind = "fixed", max = 24 }} }} # the replicas work on 18 at once
+breaker = {{ window = {{ kind = "time", size = "1s" }}, open_for = {{ base = "500ms", max = "500ms" }} }}
 
 [server]
 workers = 1

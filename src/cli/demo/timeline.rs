@@ -19,23 +19,29 @@ pub(super) struct Phase {
 
 /// A replica at a fifteenth of its speed does 10 requests a second, and gets 67.
 const SLOW: Fault = Slow(15);
+/// All of them at a fifth of their speed do 90 requests a second, and get 200: overload.
+const SLOWER: Fault = Slow(5);
+/// All of them at this speed answer nobody in time: an outage.
+const CRAWLING: Fault = Slow(20);
 
 /// The story. Trouble is followed by calm, in which one sees who gets over it, and how fast.
 #[rustfmt::skip]
-const STORY: [Phase; 13] = [
-    Phase { name: "all is well",             mark: "",        seconds: 2.0, faults: [Healthy,  Healthy,   Healthy] },
-    Phase { name: "a is slow",               mark: "slow",    seconds: 3.0, faults: [SLOW,     Healthy,   Healthy] },
-    Phase { name: "a is well again",         mark: "",        seconds: 1.5, faults: [Healthy,  Healthy,   Healthy] },
-    Phase { name: "b answers 500, 503",      mark: "errors",  seconds: 2.5, faults: [Healthy,  Errors,    Healthy] },
-    Phase { name: "b is well again",         mark: "",        seconds: 1.0, faults: [Healthy,  Healthy,   Healthy] },
-    Phase { name: "c stalls",                mark: "stall",   seconds: 3.0, faults: [Healthy,  Healthy,   Stalled] },
-    Phase { name: "c is well again",         mark: "",        seconds: 1.5, faults: [Healthy,  Healthy,   Healthy] },
-    Phase { name: "a refuses connects",      mark: "refuse",  seconds: 2.5, faults: [Refusing, Healthy,   Healthy] },
-    Phase { name: "a is back",               mark: "",        seconds: 1.0, faults: [Healthy,  Healthy,   Healthy] },
-    Phase { name: "b resets mid-body",       mark: "reset",   seconds: 2.5, faults: [Healthy,  Resetting, Healthy] },
-    Phase { name: "b is well again",         mark: "",        seconds: 1.0, faults: [Healthy,  Healthy,   Healthy] },
-    Phase { name: "all three are slow",      mark: "all slow", seconds: 4.0, faults: [SLOW,    SLOW,      SLOW   ] },
-    Phase { name: "all are well again",      mark: "",        seconds: 4.5, faults: [Healthy,  Healthy,   Healthy] },
+const STORY: [Phase; 15] = [
+    Phase { name: "all is well",          mark: "",          seconds: 2.0, faults: [Healthy,    Healthy,    Healthy] },
+    Phase { name: "a is slow",            mark: "slow",      seconds: 3.0, faults: [SLOW,       Healthy,    Healthy] },
+    Phase { name: "a is well again",      mark: "",          seconds: 1.5, faults: [Healthy,    Healthy,    Healthy] },
+    Phase { name: "b answers 500, 503",   mark: "errors",    seconds: 2.5, faults: [Healthy,    Errors,     Healthy] },
+    Phase { name: "b is well again",      mark: "",          seconds: 1.0, faults: [Healthy,    Healthy,    Healthy] },
+    Phase { name: "c stalls",             mark: "stall",     seconds: 2.5, faults: [Healthy,    Healthy,    Stalled] },
+    Phase { name: "c is well again",      mark: "",          seconds: 1.5, faults: [Healthy,    Healthy,    Healthy] },
+    Phase { name: "a refuses connects",   mark: "refuse",    seconds: 2.5, faults: [Refusing,   Healthy,    Healthy] },
+    Phase { name: "a is back",            mark: "",          seconds: 1.0, faults: [Healthy,    Healthy,    Healthy] },
+    Phase { name: "b resets mid-body",    mark: "reset",     seconds: 2.5, faults: [Healthy,    Resetting,  Healthy] },
+    Phase { name: "b is well again",      mark: "",          seconds: 1.0, faults: [Healthy,    Healthy,    Healthy] },
+    Phase { name: "all three are slow",   mark: "all slow",  seconds: 3.5, faults: [SLOWER,     SLOWER,     SLOWER] },
+    Phase { name: "all are well again",   mark: "",          seconds: 2.5, faults: [Healthy,    Healthy,    Healthy] },
+    Phase { name: "all three crawl",      mark: "crawl",     seconds: 2.5, faults: [CRAWLING,   CRAWLING,   CRAWLING] },
+    Phase { name: "all are well again",   mark: "",          seconds: 3.0, faults: [Healthy,    Healthy,    Healthy] },
 ];
 
 /// The story with the times at which its phases end.
@@ -110,7 +116,7 @@ mod tests {
     fn trouble_comes_in_every_kind_and_calm_follows_it() {
         let phases = Timeline::over(Duration::from_secs(30)).phases();
         let seen = |fault| phases.iter().any(|phase| phase.faults.contains(&fault));
-        assert!([SLOW, Errors, Stalled, Refusing, Resetting].into_iter().all(seen));
+        assert!([SLOW, SLOWER, CRAWLING, Errors, Stalled, Refusing, Resetting].into_iter().all(seen));
         for pair in phases.windows(2) {
             let calm = |phase: &Phase| phase.faults == [Healthy; 3];
             assert!(calm(&pair[0]) != calm(&pair[1]), "{} then {}", pair[0].name, pair[1].name);

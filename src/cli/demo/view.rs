@@ -434,19 +434,19 @@ pub(super) mod tests {
 
     #[test]
     fn a_screen_of_80_by_24() {
-        let expected = r#" Outrigger demo   13 s of 30 s   Ctrl-C ends it
+        let expected = " Outrigger demo   13 s of 30 s   Ctrl-C ends it
  try  curl http://127.0.0.1:8080/  and  http://127.0.0.1:9900/metrics
 
- NOW   c is well again        a well      b well      c well
+ NOW   a refuses connects     a REFUSES   b well      c well
 
                     success      p50      p99 answers/s under way   at a, b, c
- without Outrigger    0.0 %   2.00 s   2.00 s        10       141     3   2 130
-   success █████▆▆▅▆▆▅▇███▆▆▅▆▆▇██▆▅
-   p99     ▂▂▂▂▂███████▂▂▂██████▂▂██
+ without Outrigger    0.0 %   2.00 s   2.00 s        17       141     3   2 130
+   success ████▆▆▆▅▆▆▆███▅▆▆▅▆██▆▆▆▅
+   p99     ▂▂▂▂███████▂▂▂███████████
  with Outrigger       100 %    40 ms    40 ms        50         9     3   2   4
    success ██████████████████████████████
    p99     ▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂
-               slow───   errors  stall──   refuse  reset─  all slow─
+               slow──          stall─          reset  all slow     crawl
 
  WHAT OUTRIGGER DOES   since the start, from its /metrics
    breaker          closed   opened once
@@ -455,9 +455,9 @@ pub(super) mod tests {
    rejected         0
    in flight        9 of at most 18, 0 queued
    attempts         a 300   b 280, 12 failed   c 250, 31 failed
- FAILED without it  108: timeout 108
+ FAILED without it  115: timeout 115
  FAILED with it     0
-"#;
+";
         assert_eq!(text(80, 24), expected, "\n{}", text(80, 24));
     }
 
@@ -466,16 +466,16 @@ pub(super) mod tests {
         let expected = r#" Outrigger demo   13 s of 30 s   Ctrl-C ends it
  try  curl http://127.0.0.1:8080/  and  http://127.0.0.1:9900/metrics
 
- NOW   c is well again        a well      b well      c well
+ NOW   a refuses connects     a REFUSES   b well      c well
 
                     success      p50      p99 answers/s under way   at a, b, c
- without Outrigger    0.0 %   2.00 s   2.00 s        10       141     3   2 130
-   success ████████▆▆▆▅▆▆▆▆▆▅██████▆▆▆▅▆▆▆▆▆███▆▆▅▆
-   p99     ▂▂▂▂▂▂▂▂██████████▂▂▂▂▂▂█████████▂▂▂████
+ without Outrigger    0.0 %   2.00 s   2.00 s        17       141     3   2 130
+   success ███████▆▆▆▆▅▆▆▆▆▆▇████▅▆▆▆▆▅▆▆▇██▇▆▆▆▆▅▆
+   p99     ▂▂▂▂▂▂▂███████████▂▂▂▂█████████▂▂███████
  with Outrigger       100 %    40 ms    40 ms        50         9     3   2   4
    success ███████████████████████████████████████████████
    p99     ▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂
-                  slow───────     errors───    stall─────      refuse───   reset────    all slow──────
+                 slow──────     errors──    stall───     refuse──    reset───   all slow────        crawl────
 
  WHAT OUTRIGGER DOES   since the start, from its /metrics
    breaker          closed   opened once
@@ -484,7 +484,7 @@ pub(super) mod tests {
    rejected         0
    in flight        9 of at most 18, 0 queued
    attempts         a 300   b 280, 12 failed   c 250, 31 failed
- FAILED without it  108: timeout 108
+ FAILED without it  115: timeout 115
  FAILED with it     0
 
  ITS CONFIGURATION
@@ -498,7 +498,7 @@ pub(super) mod tests {
     fn a_line_a_second_stands_below_its_head() {
         let expected = "                            without Outrigger         with Outrigger
   time  now                 success     p50     p99   success     p50     p99  retries rejected breaker
- 13.0s  c is well again       0.0 %  2.00 s  2.00 s     100 %   40 ms   40 ms       43        0 closed
+ 13.0s  a refuses connects    0.0 %  2.00 s  2.00 s     100 %   40 ms   40 ms       43        0 closed
 ";
         let text = format!("{TICKER_HEAD}\n{}\n", shown(ticker));
         assert_eq!(text, expected, "\n{text}");

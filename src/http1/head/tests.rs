@@ -375,6 +375,22 @@ fn responses_are_framed_by_status_request_and_fields() {
 }
 
 #[test]
+fn a_length_stays_only_where_it_can_mean_something() {
+    #[rustfmt::skip]
+    let cases = [
+        ("200",  "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",           false, true),
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",           true,  true),
+        ("304",  "HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", false, true),
+        ("204",  "HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n",   false, false),
+        ("1xx",  "HTTP/1.1 103 Early Hints\r\nContent-Length: 0\r\n\r\n",  false, false),
+    ];
+    for (why, input, request_is_head, stays) in cases {
+        let (head, _) = response(input.as_bytes(), request_is_head).expect(why).expect(why);
+        assert_eq!(head.fields.has(Name::ContentLength), stays, "{why}");
+    }
+}
+
+#[test]
 fn ambiguous_and_malformed_responses_are_refused() {
     #[rustfmt::skip]
     let cases: &[(&str, &str)] = &[

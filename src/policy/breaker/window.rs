@@ -209,11 +209,18 @@ impl Window {
 
     /// Drops what is too old.
     fn turn(&mut self, now: Instant) {
-        let Ring::Time { buckets, current, length, next } = &mut self.ring else { return };
-        if now < *next {
-            return;
+        if let Ring::Time { next, .. } = self.ring
+            && now >= next
+        {
+            self.begin_bucket(now);
         }
-        let passed = now.duration_since(*next).as_nanos() / length.as_nanos() + 1;
+    }
+
+    /// PERF: apart, since it happens once a second, not with each outcome.
+    #[cold]
+    fn begin_bucket(&mut self, now: Instant) {
+        let Ring::Time { buckets, current, length, next } = &mut self.ring else { return };
+        let passed = now.saturating_duration_since(*next).as_nanos() / length.as_nanos() + 1;
         for _ in 0..passed.min(BUCKETS as u128) {
             *current = (*current + 1) % BUCKETS;
             self.tally.counts.subtract(std::mem::take(&mut buckets[*current]));

@@ -1,11 +1,11 @@
 //! The target `response` for cargo-fuzz.
 #![no_main]
 
-#[path = "../response.rs"]
-mod response;
+#[path = "../heads.rs"]
+mod heads;
 #[path = "../pieces.rs"]
 mod pieces;
-#[path = "../request.rs"]
-mod request;
+#[path = "../response.rs"]
+mod response;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| response::response(data));

@@ -1,0 +1,232 @@
+//! What each policy costs a request, in instructions: they repeat, where nanoseconds do not.
+//!
+//! `cargo bench --bench policies` needs valgrind, and gungraun-runner of the version in `Cargo.lock`. Each bench
+//! runs its step a thousand times, so that what the counts say per request is theirs by a thousand, and what the
+//! harness adds does not matter.
+
+#![allow(missing_docs)] // what the macros make has none
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gungraun::prelude::*;
+use outrigger::policy::breaker::{self, Breaker, Outcome};
+use outrigger::policy::budget::Budget;
+use outrigger::policy::concurrency::{self, Entry, Gate};
+use outrigger::policy::deadline::Feasibility;
+use outrigger::policy::failure::{self, Classifier, Verdict};
+use outrigger::policy::latency::Latency;
+use outrigger::policy::mode::Mode;
+use outrigger::policy::retry::{self, Cause, Failed, Rules};
+use outrigger::policy::{backoff, deadline};
+use outrigger::units::Ratio;
+
+const TIMES: u32 = 1000;
+const LEASE: Duration = Duration::from_secs(5);
+
+// A thousand instants, 100 us apart.
+fn instants(start: Instant) -> impl Iterator<Item = Instant> {
+    (0..TIMES).map(move |n| start + Duration::from_micros(100) * n)
+}
+
+fn outcome(verdict: Verdict) -> Outcome {
+    Outcome { verdict, latency: Duration::from_millis(5), endpoint: 0, endpoints: 1, connect_timeout: false }
+}
+
+fn breaker() -> (Arc<Breaker>, Instant) {
+    let now = Instant::now();
+    (Arc::new(Breaker::new(&breaker::Settings::default(), now)), now)
+}
+
+fn open_breaker() -> (Arc<Breaker>, Instant) {
+    let (breaker, now) = breaker();
+    while let Ok(permit) = breaker.admit(now, 0.5, LEASE) {
+        permit.record(now, outcome(Verdict::Failure));
+    }
+    (breaker, now)
+}
+
+// Admitted, and dropped without an outcome.
+#[library_benchmark]
+#[bench::closed(breaker())]
+#[bench::open(open_breaker())]
+fn breaker_admit((breaker, now): (Arc<Breaker>, Instant)) {
+    for now in instants(now) {
+        drop(black_box(breaker.admit(black_box(now), 0.5, LEASE)));
+    }
+}
+
+#[library_benchmark]
+#[bench::success(breaker(), Verdict::Success)]
+fn breaker_admit_and_record((breaker, now): (Arc<Breaker>, Instant), verdict: Verdict) {
+    for now in instants(now) {
+        if let Ok(permit) = breaker.admit(black_box(now), 0.5, LEASE) {
+            permit.record(now, black_box(outcome(verdict)));
+        }
+    }
+}
+
+fn budget() -> (Arc<Budget>, Instant) {
+    let now = Instant::now();
+    (Arc::new(Budget::new(&retry::Settings::default().budget, now)), now)
+}
+
+// What each request pays: a deposit, and the news that its first attempt succeeded.
+#[library_benchmark]
+#[bench::full(budget())]
+fn budget_deposit((budget, now): (Arc<Budget>, Instant)) {
+    for now in instants(now) {
+        budget.deposit(black_box(now));
+        budget.first_succeeded();
+    }
+}
+
+#[library_benchmark]
+#[bench::refused(budget())]
+fn budget_withdraw((budget, now): (Arc<Budget>, Instant)) {
+    for now in instants(now) {
+        let _ = black_box(budget.withdraw(black_box(now)).map(drop));
+    }
+}
+
+fn gate(in_flight: u32) -> (Gate, Instant) {
+    let now = Instant::now();
+    let mut gate = Gate::new(&concurrency::Settings::default());
+    for _ in 0..in_flight {
+        assert_eq!(gate.enter(now, now + LEASE, true, None), Entry::Slot);
+    }
+    (gate, now)
+}
+
+#[library_benchmark]
+#[bench::free(gate(0))]
+fn gate_enter_and_leave((mut gate, now): (Gate, Instant)) {
+    for now in instants(now) {
+        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        black_box(entry == Entry::Slot);
+        let _ = black_box(gate.leave(now, None));
+    }
+}
+
+// Somebody comes, and a slot comes back.
+#[library_benchmark]
+#[bench::full(gate(1000))]
+fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
+    for now in instants(now) {
+        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        black_box(entry == Entry::Slot);
+        let _ = black_box(gate.leave(now, None));
+    }
+}
+
+fn latency() -> (Latency, Instant) {
+    let now = Instant::now();
+    (Latency::new(now), now)
+}
+
+#[library_benchmark]
+#[bench::any(latency())]
+fn latency_record((latency, now): (Latency, Instant)) {
+    for (n, now) in (0..).zip(instants(now)) {
+        latency.record(black_box(now), Duration::from_micros(n * 37));
+    }
+}
+
+#[library_benchmark]
+#[bench::any(latency())]
+fn latency_p50((latency, now): (Latency, Instant)) {
+    for now in instants(now) {
+        black_box(latency.p50(black_box(now)));
+    }
+}
+
+#[library_benchmark]
+fn feasibility() {
+    let now = Instant::now();
+    let feasibility = Feasibility::new(now);
+    for now in instants(now) {
+        black_box(feasibility.check(black_box(now), LEASE, Some(Duration::from_millis(5))));
+    }
+}
+
+const FAILED: Failed = Failed {
+    cause: Cause::Status(503),
+    unprocessed: false,
+    method_ok: true,
+    replayable: Ok(()),
+    attempt: 1,
+    caller_attempt: 0,
+    retry_after: None,
+    pushback_never: false,
+    left: LEASE,
+    other_endpoint: true,
+    endpoints: 2,
+    all_unprocessed: false,
+    free_used: false,
+};
+
+#[library_benchmark]
+fn retry_decide() {
+    let settings = retry::Settings::default();
+    let rules = Rules::new(&settings);
+    for _ in 0..TIMES {
+        black_box(retry::decide(black_box(&rules), black_box(&FAILED)));
+    }
+}
+
+#[library_benchmark]
+fn backoff_wait() {
+    let settings = retry::Settings::default().backoff;
+    for n in 0..TIMES {
+        black_box(backoff::wait(black_box(&settings), n % 4, Duration::ZERO, 0.5));
+    }
+}
+
+#[library_benchmark]
+fn classify() {
+    let classifier = Classifier::new(&failure::Settings::default());
+    for n in 0..TIMES {
+        black_box(classifier.status(black_box(200 + (n % 400) as u16)));
+    }
+}
+
+#[library_benchmark]
+fn mode_of_a_request() {
+    for n in 0..TIMES {
+        black_box(black_box(Mode::Enforce).of(black_box(Ratio::ONE), u64::from(n) << 50));
+    }
+}
+
+#[library_benchmark]
+fn grpc_timeout_in_and_out() {
+    let mut out = Vec::with_capacity(16);
+    for _ in 0..TIMES {
+        let left = deadline::parse_grpc_timeout(black_box(b"2500m")).expect("it is well formed");
+        out.clear();
+        deadline::write_grpc_timeout(left, &mut out);
+        black_box(&out);
+    }
+}
+
+library_benchmark_group!(
+    name = policies,
+    benchmarks = [
+        breaker_admit,
+        breaker_admit_and_record,
+        budget_deposit,
+        budget_withdraw,
+        gate_enter_and_leave,
+        gate_queue_and_leave,
+        latency_record,
+        latency_p50,
+        feasibility,
+        retry_decide,
+        backoff_wait,
+        classify,
+        mode_of_a_request,
+        grpc_timeout_in_and_out,
+    ]
+);
+
+main!(library_benchmark_groups = policies);
