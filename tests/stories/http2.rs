@@ -591,3 +591,36 @@ async fn a_client_that_does_not_read_is_cut() {
         assert!(read(response).await.is_err(), "{why}: it never ends clean");
     }
 }
+
+#[tokio::test]
+async fn a_stream_that_is_cancelled_in_the_queue_gives_its_place_back() {
+    let app = Upstream::that().never_answers().start().await;
+    let proxy = Config::over([&app])
+        .upstream("concurrency = { limit = { kind = \"fixed\", max = 1 }, queue = { timeout = \"10s\" } }")
+        .start()
+        .await;
+    let mut client = RawHttp2::connect(proxy.listener()).await;
+    client.headers(1, &GET, true).await;
+    app.has_seen(1).await;
+    client.headers(3, &GET, true).await;
+    proxy.metric_becomes("outrigger_queue_depth{upstream=app}", 1.0).await;
+    client.cancel(3).await;
+    proxy.metric_becomes("outrigger_queue_depth{upstream=app}", 0.0).await;
+    assert_eq!(proxy.metric("outrigger_concurrency_in_flight{upstream=app}").await, 1.0);
+    client.cancel(1).await;
+    proxy.rests().await;
+    assert_eq!(app.seen(), 1);
+}
+
+#[tokio::test]
+async fn an_event_stream_may_be_quiet() {
+    let app = Upstream::that()
+        .answers_raw("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        .and_after(Duration::from_millis(600), "data: 2\n\n")
+        .then_closes()
+        .start()
+        .await;
+    let proxy = Config::over([&app]).upstream("timeout.idle = \"100ms\"").start().await;
+    let response = Http2::connect(proxy.listener()).await.get("/").await;
+    assert_eq!(&response.body[..], b"data: 1\n\ndata: 2\n\n");
+}
