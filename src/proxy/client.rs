@@ -7,7 +7,6 @@ use std::task::{Context, Poll};
 
 use crate::http1::connection::Connection;
 use crate::http1::encode;
-use crate::http1::field::Name;
 use crate::http1::head::ResponseHead;
 
 /// Bytes that a client may send ahead of the request that is being served.
@@ -52,14 +51,8 @@ impl Client {
         let mut connection = self.connection.borrow_mut();
         let out = connection.output();
         encode::status_line(out, head.status, head.reason_phrase());
-        for field in head.fields.iter() {
-            let ends_here = matches!(field.known, Name::ContentLength)
-                || field.known.is_hop_by_hop()
-                || head.is_connection_option(field.name);
-            if !ends_here {
-                encode::field(out, field.name, field.value);
-            }
-        }
+        head.fields
+            .write(out, |field| !field.known.is_hop_by_hop() && !head.is_connection_option(field.name));
         encode::end(out);
     }
 

@@ -204,7 +204,7 @@ impl One<'_> {
             .await
         };
         match response {
-            Some(response) => self.answer(request, response, limits.half_close).await,
+            Some(response) => self.answer(&mut request, response, limits.half_close).await,
             None => (Then::Close, arrived),
         }
     }
@@ -221,11 +221,11 @@ impl One<'_> {
         let record = Record::begin(self.worker, Rc::clone(self.snapshot), index, arrived);
         let mut request = Request::new(self.worker, head, Body::none(), context, record);
         let answer = refuse(&mut request, &error);
-        self.answer(request, Response::Own(answer), false).await
+        self.answer(&mut request, Response::Own(answer), false).await
     }
 
     /// Writes the answer.
-    async fn answer(&self, mut request: Request, response: Response, half_close: bool) -> (Then, Instant) {
+    async fn answer(&self, request: &mut Request, response: Response, half_close: bool) -> (Then, Instant) {
         if request.record.reason == Some(Reason::ClientDisconnected) {
             return (Then::Close, Instant::now());
         }
@@ -244,7 +244,7 @@ impl One<'_> {
         let written = match response {
             Response::Own(answer) => {
                 request.record.head_out(answer.status, now);
-                queue_answer(&mut self.client.connection.borrow_mut(), &request, &answer, then);
+                queue_answer(&mut self.client.connection.borrow_mut(), request, &answer, then);
                 if request.head.method != Method::Head {
                     request.record.bytes_out = answer.body.len() as u64;
                 }
@@ -253,8 +253,8 @@ impl One<'_> {
             Response::Upstream(answer) => {
                 request.record.head_out(answer.head.status, now);
                 let framing =
-                    queue_head(&mut self.client.connection.borrow_mut(), &request, &answer, &mut then);
-                self.relay(&mut request, answer, framing, half_close).await
+                    queue_head(&mut self.client.connection.borrow_mut(), request, &answer, &mut then);
+                self.relay(request, answer, framing, half_close).await
             }
         };
         match written {
@@ -423,12 +423,7 @@ fn queue_head(
         (framing, _) => framing,
     };
     encode::status_line(out, head.status, head.reason_phrase());
-    for field in head.fields.iter() {
-        let ends_here = field.known.is_hop_by_hop() || head.is_connection_option(field.name);
-        if !ends_here {
-            encode::field(out, field.name, field.value);
-        }
-    }
+    head.fields.write(out, |field| !field.known.is_hop_by_hop() && !head.is_connection_option(field.name));
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::UntilClose => *then = Then::Close,

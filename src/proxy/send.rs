@@ -109,7 +109,7 @@ pub fn queue_head(
     let forwarded = routed.listener().forwarded;
     let mut envoy_deadline = false;
     let mut grpc_deadline = false;
-    for field in head.fields.iter() {
+    head.fields.write(out, |field| {
         let goes_up = match field.known {
             Name::Other => true,
             known if known.is_hop_by_hop() => {
@@ -132,10 +132,8 @@ pub fn queue_head(
             Name::Expect => !up.told_to_continue && !context.http2,
             _ => true,
         };
-        if goes_up && !head.is_connection_option(field.name) {
-            encode::field(out, field.name, field.value);
-        }
-    }
+        goes_up && !head.is_connection_option(field.name)
+    });
     if head.fields.has(Name::Te)
         && head.fields.get(Name::Te).is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
     {
