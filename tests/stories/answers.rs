@@ -458,3 +458,29 @@ async fn an_own_answer_comes_while_the_body_is_still_being_sent() {
         .await
         .expect_err("the other one waits on");
 }
+
+#[tokio::test]
+async fn what_never_became_a_request_is_logged_and_counted_too() {
+    let app = Upstream::that().answers(200).start().await;
+    let limits = "limits = { header_timeout = \"200ms\", max_header_size = \"1KiB\" }";
+    let proxy = Config::over([&app]).listener(limits).start().await;
+    let cases = [
+        ("bad_request", 400, "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        ("header_too_large", 431, format!("GET /{} HTTP/1.1\r\n", "x".repeat(2000))),
+        ("header_timeout", 408, "GET /".to_owned()),
+    ];
+    for (reason, status, bytes) in cases {
+        let mut client = proxy.connect().await;
+        client.try_send(bytes).await;
+        client.response().await.must_be(status, reason);
+        let line = proxy.access_log(&format!("\"reason\":\"{reason}\"")).await;
+        assert_eq!((&line["status"], &line["listener"]), (&status.into(), &"main".into()), "{line}");
+        proxy
+            .metric_becomes(
+                &format!("outrigger_rejected_total{{upstream=,reason={reason},mode=enforce}}"),
+                1.0,
+            )
+            .await;
+        proxy.metric_becomes(&format!("outrigger_requests_total{{upstream=,code={status}}}"), 1.0).await;
+    }
+}

@@ -242,7 +242,7 @@ async fn slots_come_back_however_an_attempt_ends() {
     for (why, script) in cases {
         let app = script.start().await;
         let proxy = narrow(&app, 0, "1s")
-            .upstream("timeout.attempt = \"50ms\"")
+            .upstream("timeout.attempt = \"500ms\"")
             .upstream("breaker.mode = \"off\"")
             .start()
             .await;

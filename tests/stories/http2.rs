@@ -476,3 +476,151 @@ async fn an_upload_to_an_upstream_that_resets_is_retried_whole() {
     assert_eq!(client.exchange(request, body.clone()).await.head.status, 200);
     assert!(app.request(1).body == body);
 }
+
+#[tokio::test]
+async fn answers_of_http_1_become_good_ones_of_http_2() {
+    let head = "HTTP/1.1 200 OK\r\nConnection: X-Hop, keep-alive\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\n\
+                Proxy-Connection: close\r\nUpgrade: h2c\r\nX-UPPER: a\r\nX!y: b\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n";
+    let trailers = "0\r\nConnection: X-Hop\r\nKeep-Alive: 1\r\nX-Sum: 1\r\n\r\n";
+    let app = Upstream::that()
+        .answers_raw(format!(
+            "{head}Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n{trailers}"
+        ))
+        .answers_raw("HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n")
+        .answers_raw("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .answers_raw("HTTP/1.1 200 OK\r\n\r\nok")
+        .then_closes()
+        .start()
+        .await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+
+    let response = client.get("/").await;
+    assert_eq!(&response.body[..], b"ok");
+    for field in ["connection", "x-hop", "keep-alive", "proxy-connection", "upgrade", "transfer-encoding"] {
+        assert_eq!(response.field(field), None, "{field} ends here");
+    }
+    assert_eq!((response.field("x-upper"), response.field("x!y")), (Some("a"), Some("b")));
+    assert_eq!(response.head.headers.get_all("set-cookie").iter().count(), 2);
+    let trailers = response.trailers.expect("trailers");
+    assert_eq!(trailers["x-sum"], "1");
+    for field in ["connection", "keep-alive"] {
+        assert!(!trailers.contains_key(field), "{field} is no trailer of HTTP/2");
+    }
+    let not_modified = client.get("/").await;
+    assert_eq!((not_modified.head.status.as_u16(), not_modified.body.len()), (304, 0));
+    for _ in 0..2 {
+        let response = client.get("/").await;
+        assert_eq!((response.head.status.as_u16(), &response.body[..]), (200, &b"ok"[..]));
+    }
+}
+
+#[tokio::test]
+async fn a_host_field_stands_for_the_authority() {
+    let app = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = RawHttp2::connect(proxy.listener()).await;
+
+    // RFC 9113 §8.3.1: as a proxy does that turns HTTP/1 into HTTP/2.
+    let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), ("host", "named.test")];
+    client.headers(1, &fields, true).await;
+
+    assert_eq!(client.outcome(1).await, Came::Head);
+    assert_eq!(app.request(0).field("host"), Some("named.test"));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels_all_its_streams() {
+    let app = Upstream::that().never_answers().start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = RawHttp2::connect(proxy.listener()).await;
+    for number in 0..10 {
+        client.headers(2 * number + 1, &GET, true).await;
+    }
+    app.has_seen(10).await;
+    drop(client);
+
+    app.has_open(0).await;
+    proxy.rests().await;
+    proxy.metric_becomes("outrigger_requests_total{outcome=cancelled}", 10.0).await;
+    assert_eq!(proxy.metric("outrigger_breaker_state{upstream=app}").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_slows_the_writer() {
+    // The window is the reader's: what it does not ask for must not pile up here.
+    let app = Upstream::that().answers(200).with_body(vec![b'x'; 128 << 20]).start().await;
+    let proxy = Config::over([&app]).start().await;
+    let before = proxy.metric("process_resident_memory_bytes").await;
+    let mut client = Http2::connect(proxy.listener()).await;
+    let request = client.request("GET", "/").body(RequestBody::Left("".into())).expect("a request");
+    let response = client.send(request).await.expect("a response");
+
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let grown = proxy.metric("process_resident_memory_bytes").await - before;
+    assert!(grown < f64::from(32 << 20), "{grown} bytes more");
+    drop(response);
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut() {
+    // Without a length nothing but a reset tells it that this was not all.
+    let body = "x".repeat(16 << 20);
+    let answers = [
+        ("of known length", format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())),
+        (
+            "in chunks",
+            format!(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+                body.len()
+            ),
+        ),
+    ];
+    for (why, answer) in answers {
+        let app = Upstream::that().answers_raw(answer).start().await;
+        let proxy = Config::over([&app]).upstream("timeout.idle = \"300ms\"").start().await;
+        let mut client = Http2::connect(proxy.listener()).await;
+        let request = client.request("GET", "/").header("x-request-id", "it-does-not-read");
+        let request = request.body(RequestBody::Left("".into())).expect("a request");
+        let response = client.send(request).await.expect("a response");
+
+        assert_eq!(proxy.access_log("it-does-not-read").await["reason"], "client_stalled", "{why}");
+        app.has_open(0).await;
+        proxy.rests().await;
+        assert!(read(response).await.is_err(), "{why}: it never ends clean");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cancelled_in_the_queue_gives_its_place_back() {
+    let app = Upstream::that().never_answers().start().await;
+    let proxy = Config::over([&app])
+        .upstream("concurrency = { limit = { kind = \"fixed\", max = 1 }, queue = { timeout = \"10s\" } }")
+        .start()
+        .await;
+    let mut client = RawHttp2::connect(proxy.listener()).await;
+    client.headers(1, &GET, true).await;
+    app.has_seen(1).await;
+    client.headers(3, &GET, true).await;
+    proxy.metric_becomes("outrigger_queue_depth{upstream=app}", 1.0).await;
+    client.cancel(3).await;
+    proxy.metric_becomes("outrigger_queue_depth{upstream=app}", 0.0).await;
+    assert_eq!(proxy.metric("outrigger_concurrency_in_flight{upstream=app}").await, 1.0);
+    client.cancel(1).await;
+    proxy.rests().await;
+    assert_eq!(app.seen(), 1);
+}
+
+#[tokio::test]
+async fn an_event_stream_may_be_quiet() {
+    let app = Upstream::that()
+        .answers_raw("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+        .and_after(Duration::from_millis(600), "data: 2\n\n")
+        .then_closes()
+        .start()
+        .await;
+    let proxy = Config::over([&app]).upstream("timeout.idle = \"100ms\"").start().await;
+    let response = Http2::connect(proxy.listener()).await.get("/").await;
+    assert_eq!(&response.body[..], b"data: 1\n\ndata: 2\n\n");
+}

@@ -788,3 +788,122 @@ async fn http_2_cannot_smuggle() {
     assert_eq!(client.outcome(1).await, http2::Came::Head);
     assert_eq!(app.request(before).body, b"body");
 }
+
+/// A request with a few bytes changed, left out, put in or said twice; the same for the same seed.
+fn mutated(seed: u64) -> Vec<u8> {
+    let mut dice = fastrand::Rng::with_seed(seed);
+    let seeds = [
+        "POST /a?b HTTP/1.1\r\nHost: app.test\r\nContent-Length: 5\r\nX: y\r\n\r\nhello",
+        "POST / HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n5;x\r\nhello\r\n0\r\nX: y\r\n\r\n",
+        "GET http://app.test/ HTTP/1.1\r\nHost: app.test\r\nConnection: keep-alive, X\r\nX: y\r\n\r\n",
+        "PUT / HTTP/1.0\r\nHost: app.test\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+    ];
+    let mut bytes = seeds[dice.usize(..seeds.len())].as_bytes().to_vec();
+    let odd = b"\0\t\n\r \"#%,-/0159:;=?@ACTX[]_achklnt{}\x7f\x80\xff";
+    let words: [&[u8]; 12] = [
+        b"\r\n",
+        b"\r\n\r\n",
+        b" chunked",
+        b"Content-Length: 5\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Host: a\r\n",
+        b"\r\n ",
+        b" : ",
+        b"0\r\n\r\n",
+        b"HTTP/1.1",
+        b"GET /in HTTP/1.1\r\n",
+        b"Connection: close\r\n",
+    ];
+    for _ in 0..dice.usize(1..4) {
+        let at = dice.usize(..bytes.len());
+        match dice.u8(..5) {
+            0 => bytes[at] = odd[dice.usize(..odd.len())],
+            1 => drop(bytes.remove(at)),
+            2 => bytes.insert(at, odd[dice.usize(..odd.len())]),
+            3 => drop(bytes.splice(at..at, words[dice.usize(..words.len())].iter().copied())),
+            _ => {
+                let end = dice.usize(at..bytes.len().min(at + 30));
+                let again = bytes[at..end].to_vec();
+                bytes.splice(at..at, again);
+            }
+        }
+    }
+    bytes
+}
+
+/// What is wrong with the form of a request that went up.
+fn fault(head: &str) -> Option<&'static str> {
+    let (line, lines) = head.split_once("\r\n").unwrap_or((head, ""));
+    let token = |text: &str| {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && no_token().all(|no| no != b))
+    };
+    let words: Vec<_> = line.split(' ').collect();
+    let &[method, target, "HTTP/1.1"] = words.as_slice() else { return Some("its request line") };
+    if !token(method) || target.is_empty() || target.bytes().any(|b| b <= 32 || b == 127) {
+        return Some("its method or target");
+    }
+    let names: Vec<_> = lines.split("\r\n").map(|line| line.split_once(':')).collect();
+    if names.iter().any(Option::is_none) {
+        return Some("a line without a colon");
+    }
+    let fields: Vec<_> =
+        names.into_iter().flatten().map(|(name, value)| (name.to_ascii_lowercase(), value.trim())).collect();
+    if !fields.iter().all(|(name, value)| {
+        token(name) && value.bytes().all(|b| no_value().all(|no| no != b) && b != b'\n' && b != b'\r')
+    }) {
+        return Some("a name or a value");
+    }
+    let count = |wanted: &str| fields.iter().filter(|(name, _)| name == wanted).count();
+    let lengths: Vec<_> =
+        fields.iter().filter(|(name, _)| name == "content-length").map(|(_, value)| *value).collect();
+    match (count("host"), lengths.as_slice(), count("transfer-encoding")) {
+        (1, [], 0 | 1) => None,
+        (1, [length], 0) => (!length.bytes().all(|b| b.is_ascii_digit())).then_some("its length"),
+        _ => Some("its framing or its Host"),
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_sent_what_goes_up_is_well_formed_and_answered() {
+    let app = Upstream::that().answers(200).with_body("ok").start().await;
+    let proxy = Config::over([&app])
+        .plain()
+        .listener("limits = { header_timeout = \"100ms\", idle_timeout = \"100ms\" }")
+        .upstream("timeout.idle = \"100ms\"")
+        .start()
+        .await;
+    let address = proxy.listener();
+    let mut answered = 0;
+    for batch in 0..40 {
+        let clients: Vec<_> = (0..50)
+            .map(|number| {
+                tokio::spawn(async move {
+                    let mut client = Client::connect(address).await;
+                    client
+                        .try_send([mutated(50 * batch + number).as_slice(), BEHIND.as_bytes()].concat())
+                        .await;
+                    let mut answers = Vec::new();
+                    while let Some(response) = client.response_or_end("GET").await {
+                        answers.push(response.status);
+                    }
+                    answers
+                })
+            })
+            .collect();
+        for client in clients {
+            let answers = client.await.expect("no panic");
+            answered += answers.iter().filter(|status| **status == 200).count();
+            // A refusal of the form is the last word on its connection.
+            let last = answers.iter().position(|status| *status == 400);
+            assert!(last.is_none_or(|last| last + 1 == answers.len()), "{answers:?}");
+        }
+    }
+    let requests = app.requests();
+    let faults: Vec<_> =
+        requests.iter().filter_map(|seen| fault(&seen.head).map(|fault| (fault, &seen.head))).collect();
+    assert!(faults.is_empty(), "{faults:#?}");
+    let whole = requests.iter().filter(|seen| seen.whole).count();
+    assert!(whole > 500, "many were good after all: {whole}");
+    assert_eq!(answered, whole, "each request that went up whole was answered to its client, and no other");
+    proxy.rests().await;
+}

@@ -365,3 +365,21 @@ async fn interim_answers_do_not_stop_the_clock() {
     };
     last.must_be(504, "attempt_timeout");
 }
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_is_not_cut() {
+    let size = 32 << 20;
+    let app = Upstream::that().answers(200).with_body(vec![b'x'; size]).start().await;
+    let proxy = Config::over([&app]).upstream("timeout.idle = \"500ms\"").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send(get("/")).await;
+    client.head().await.expect("a head");
+    let start = Instant::now();
+    for _ in 0..32 {
+        client.bytes(1 << 20).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(start.elapsed() > Duration::from_secs(1), "longer than idle");
+    proxy.rests().await;
+}

@@ -17,6 +17,20 @@ pub fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: app.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
+/// The error tokens of RFC 9209 §2.3.
+#[rustfmt::skip]
+const TOKENS: [&str; 32] = [
+    "dns_timeout", "dns_error", "destination_not_found", "destination_unavailable", "destination_ip_prohibited",
+    "destination_ip_unroutable", "connection_refused", "connection_terminated", "connection_timeout",
+    "connection_read_timeout", "connection_write_timeout", "connection_limit_reached", "tls_protocol_error",
+    "tls_certificate_error", "tls_alert_received", "http_request_error", "http_request_denied",
+    "http_response_incomplete", "http_response_header_section_size", "http_response_header_size",
+    "http_response_body_size", "http_response_trailer_section_size", "http_response_trailer_size",
+    "http_response_transfer_coding", "http_response_content_coding", "http_response_timeout",
+    "http_upgrade_failed", "http_protocol_error", "proxy_internal_response", "proxy_internal_error",
+    "proxy_configuration_error", "proxy_loop_detected",
+];
+
 /// One connection.
 pub struct Client {
     stream: TcpStream,
@@ -238,8 +252,10 @@ impl Response {
         }
         let proxy_status = self.field("proxy-status").unwrap_or_default();
         let details = format!("details=\"{reason}\"");
-        let formed = proxy_status.starts_with("outrigger; error=") && proxy_status.ends_with(&details);
-        assert!(formed, "{why}: Proxy-Status: {proxy_status:?}");
+        let token =
+            proxy_status.strip_prefix("outrigger; error=").and_then(|rest| rest.strip_suffix(&details));
+        let token = token.and_then(|token| token.strip_suffix("; "));
+        assert!(token.is_some_and(|token| TOKENS.contains(&token)), "{why}: Proxy-Status: {proxy_status:?}");
         assert!(self.field("retry-after") != Some("0"), "{why}: Retry-After is never 0");
         assert!(self.whole, "{why}: broke off: {self:?}");
     }
