@@ -295,7 +295,8 @@ async fn only_failures_are_logged_by_default() {
             .exchange(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n"))
             .await;
     }
-    assert_eq!(proxy.access_log("failed").await["status"], 500);
+    assert_eq!(proxy.access_log("\"failed\"").await["status"], 501);
+    assert_eq!(proxy.access_log("\"retried\"").await["attempts"], 2);
     assert!(!proxy.lines().iter().any(|line| line.contains("\"well\"")), "{:#?}", proxy.lines());
 }
 
