@@ -87,6 +87,7 @@ fn an_interrupt_ends_it_with_the_table_so_far() {
     rustix::process::kill_process(process, rustix::process::Signal::INT).expect("it runs");
     let (text, is_well) = demo.rest();
     assert!(is_well, "{text}");
+    assert!(text.contains("\nInterrupted after 1."), "{text}");
     assert!(text.contains("\nall is well ") && text.contains("\noverall "), "{text}");
 }
 

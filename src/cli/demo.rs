@@ -140,15 +140,18 @@ async fn demo(args: &Args) -> Result<(), String> {
     load.spawn_local(with.load(Client::new(&[sidecar.listener], PATIENCE), start, &timeline));
 
     let ended = async { while load.join_next().await.is_some() {} };
-    tokio::select! {
-        () = ended => {}
-        () = interrupted.next() => {}
+    let is_interrupted = tokio::select! {
+        () = ended => false,
+        () = interrupted.next() => true,
         never = tell_story(&timeline, start, &without, &with) => match never {},
-        () = watch(terminal.as_ref(), &sidecar, &timeline, start, &without, &with) => {}
-    }
+        () = watch(terminal.as_ref(), &sidecar, &timeline, start, &without, &with) => false,
+    };
     drop(load);
     drop(terminal);
 
+    if is_interrupted {
+        print(&format!("\nInterrupted after {:.1} s.\n", start.elapsed().as_secs_f64()));
+    }
     print(&format!("\n{}", summary(&sidecar, &timeline, &without, &with)));
     sidecar.stop().await;
     Ok(())

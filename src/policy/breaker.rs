@@ -31,10 +31,11 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::window::{Counts, Entry, Tally};
+pub use self::window::Window;
+use self::window::{Counts, Entry, Outcomes, Tally, Thresholds};
 use super::failure::Verdict;
 use super::mode::Mode;
-use crate::units::{Ratio, Span, span_within, within};
+use crate::units::{Ratio, Span, within};
 
 /// `[upstream.NAME.breaker]`: when to stop sending to an upstream that keeps failing.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -80,25 +81,6 @@ pub enum Kind {
     Graded,
 }
 
-/// `window`: which outcomes count.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Window {
-    /// Those of the last `size`, in ten buckets.
-    Time {
-        /// How far back. From 1 s to 10 m.
-        #[serde(deserialize_with = "span_within::<_, 1000, 600_000>")]
-        size: Span,
-    },
-    /// The last `size` of them.
-    Count {
-        /// How many. From 1 to 10,000.
-        #[serde(deserialize_with = "within::<_, 1, 10_000>")]
-        #[schemars(range(min = 1, max = 10_000))]
-        size: u32,
-    },
-}
-
 /// `open_for`: how long the breaker stays open.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -126,15 +108,24 @@ impl Default for Settings {
     }
 }
 
-impl Default for Window {
-    fn default() -> Self {
-        Window::Time { size: Span::from_secs(10) }
-    }
-}
-
 impl Default for OpenFor {
     fn default() -> Self {
         Self { base: Span::from_secs(1), max: Span::from_secs(30) }
+    }
+}
+
+impl Settings {
+    fn thresholds(&self) -> Thresholds {
+        Thresholds { failures: self.failure_ratio, slow: self.slow_ratio }
+    }
+
+    /// What counts of an outcome; `None`: nothing.
+    fn entry(&self, outcome: &Outcome) -> Option<Entry> {
+        let failed = outcome.connect_timeout || outcome.verdict == Verdict::Failure;
+        let succeeded = outcome.verdict == Verdict::Success && !failed;
+        let slow = succeeded && self.slow_request.is_some_and(|limit| outcome.latency > *limit);
+        let connect_timeout = outcome.connect_timeout;
+        (failed || succeeded).then_some(Entry { failed, slow, connect_timeout, rejected: false })
     }
 }
 
@@ -382,7 +373,7 @@ struct Machine {
     /// Rises with each transition.
     epoch: u64,
     /// Outcomes while closed.
-    window: window::Window,
+    window: Outcomes,
     /// Open times since it was last closed for `open_for.max`.
     trips: u32,
     /// Usable endpoints, when last heard of.
@@ -437,7 +428,7 @@ struct Probes {
 impl Machine {
     fn new(settings: &Settings, now: Instant) -> Self {
         Self {
-            window: window::Window::new(settings.window, now),
+            window: Outcomes::new(settings.window, now),
             settings: settings.clone(),
             state: State::Closed,
             epoch: 0,
@@ -451,7 +442,7 @@ impl Machine {
         let other_kind = settings.kind != self.settings.kind;
         self.settings = settings.clone();
         if settings.window != self.window.extent() {
-            self.window = window::Window::new(settings.window, now);
+            self.window = Outcomes::new(settings.window, now);
         }
         if let State::Open { until, .. } = &mut self.state {
             *until = (*until).min(now + settings.open_for.max.mul_f64(1.0 + JITTER));
@@ -543,7 +534,7 @@ impl Machine {
             return None;
         }
         self.endpoints = outcome.endpoints;
-        let entry = Entry::of(outcome, &self.settings);
+        let entry = self.settings.entry(outcome);
         if !binary {
             self.window.add(now, entry?, outcome.endpoint);
             return self.grade(now);
@@ -553,7 +544,7 @@ impl Machine {
         }
         let least = self.window.least(self.settings.min_requests);
         let tally = self.window.add(now, entry?, outcome.endpoint);
-        if tally.counts.total < least || !tally.is_bad(&self.settings, outcome.endpoints) {
+        if tally.counts.total < least || !tally.is_bad(self.settings.thresholds(), outcome.endpoints) {
             return None;
         }
         let counts = tally.counts;
@@ -569,7 +560,7 @@ impl Machine {
         outcome: &Outcome,
         draw: f64,
     ) -> Option<Transition> {
-        let entry = Entry::of(outcome, &self.settings);
+        let entry = self.settings.entry(outcome);
         match &mut self.state {
             State::HalfOpen { outage, probes, tally } => {
                 probes.take_back(pass.lease?);
@@ -598,7 +589,7 @@ impl Machine {
         let good = counts.total - counts.failures;
         let failed = counts.failures > 0
             && (self.endpoints <= 1 || counts.failures >= wanted || tally.failures_are_spread());
-        let slow = good >= wanted && tally.is_slow(&self.settings);
+        let slow = good >= wanted && tally.is_slow(self.settings.thresholds());
         if failed || slow {
             return Some(self.open(now, draw, Some(outage), counts));
         }
@@ -632,7 +623,7 @@ impl Machine {
         let State::Ramping { outage, step, since, tally } = &mut self.state else { return None };
         let (outage, counts) = (*outage, tally.counts);
         let judged = counts.total >= STEP_LEAST.min(self.window.least(self.settings.min_requests));
-        if judged && tally.is_bad(&self.settings, self.endpoints) {
+        if judged && tally.is_bad(self.settings.thresholds(), self.endpoints) {
             return Some(self.open(now, draw, Some(outage), counts));
         }
         if judged {

@@ -27,6 +27,4 @@ fn start() -> std::time::Instant {
 }
 
 #[cfg(test)]
-mod metastability;
-#[cfg(test)]
 mod tests;

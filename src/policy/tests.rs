@@ -1,5 +1,7 @@
 //! What holds for the settings of every policy: they come back as they were written, and what cannot be in force
-//! cannot be parsed.
+//! cannot be parsed. Below: what they do together.
+
+mod metastability;
 
 use std::fmt::Debug;
 

@@ -27,11 +27,15 @@ use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
 use crate::policy::timeout;
 use crate::reason::{Error, Reason};
-use crate::telemetry::metrics::{AttemptOutcome, ConnectResult, Limit};
+use crate::telemetry::metrics::{AttemptOutcome, ConnectResult, Effect, Limit};
 use crate::timer::Timer;
 use crate::upstream::balance;
 use crate::upstream::endpoint::InFlight;
 use crate::upstream::pool::{ConnectError, ToEndpoint};
+
+/// How long a probe of the breaker may take until its request has gone up. Far beyond any queue, connect or upload
+/// that is still alive; one that is not comes back when its permit is dropped.
+const LEASE: Duration = Duration::from_secs(3600);
 
 /// Which attempt it is, and what its predecessors left.
 pub struct Turn<'a> {
@@ -83,17 +87,20 @@ pub async fn admit(
     let settings = &chain.upstream.settings;
     let shard = chain.upstream.metrics.shard(worker.index);
     let now = turn.now; // one reading for all admissions
+    let is_retry = turn.number > 1;
 
     let mode = settings.breaker.mode.of(settings.breaker.rollout, request.context.hash);
     let permit = match mode {
         Mode::Off => None,
         mode => {
-            let lease = turn.clock.attempt.unwrap_or(*settings.timeout.request);
+            // It runs anew from when the request has gone up; before, anything may hold it up.
+            let lease = LEASE;
             let admitted = chain.breaker.admit(now, worker.draw(), lease);
             carry_out(
                 admitted
                     .map_err(|rejection| Error::from(Reason::BreakerOpen).retry_after(rejection.retry_after)),
                 mode,
+                is_retry,
                 shard,
             )?
         }
@@ -105,7 +112,7 @@ pub async fn admit(
         (_, Some(kept)) => Some(kept),
         (mode, None) => {
             let p50 = chain.latency.p50(now);
-            let entered = if turn.number == 1 && mode == Mode::Enforce {
+            let entered = if !is_retry && mode == Mode::Enforce {
                 let deadline = turn.clock.end().unwrap_or(now + *settings.concurrency.queue.timeout);
                 let queue = &mut request.record.queue;
                 chain
@@ -118,7 +125,7 @@ pub async fn admit(
             } else {
                 chain.gate.try_enter(now, p50)
             };
-            carry_out(entered, mode, shard)?
+            carry_out(entered, mode, is_retry, shard)?
         }
     };
 
@@ -128,8 +135,10 @@ pub async fn admit(
             Some((name, why)) => Error::new(Reason::DnsError, format!("{name} does not resolve: {why}")),
             None => Reason::NoHealthyEndpoint.into(),
         };
-        return carry_out(Err(refusal), Mode::Enforce, shard)
-            .map(|none: Option<Admitted>| none.expect("a refusal that is enforced is an error"));
+        if !is_retry {
+            shard.rejected(refusal.reason, Effect::Enforced).inc();
+        }
+        return Err(refusal);
     };
     Ok(Admitted {
         permit,
@@ -169,7 +178,8 @@ impl Admitted {
         let result = self.exchange(worker, routed, request, (timer, client), started).await;
 
         let now = Instant::now();
-        let latency = now - started;
+        // What its client took to send it is not the upstream's latency.
+        let latency = now - self.clock.sent.unwrap_or(started);
         chain.upstream.metrics.shard(worker.index).attempt_duration.observe(latency);
         request.record.answered = Some(now);
         match result {
@@ -254,7 +264,8 @@ impl Admitted {
             );
             let mut head = worker.response_head();
             let mut progress = Progress::new(&request.body);
-            let sending = Sending { worker, timer, client, routed, mode: clock_mode(routed, request) };
+            let mode = clock_mode(routed, request);
+            let sending = Sending { worker, timer, client, routed, mode, permit: self.permit.as_ref() };
             let sent = sending
                 .send(&mut connection.wire, request, &mut progress, &mut self.clock, (&mut head, now))
                 .await;

@@ -144,26 +144,26 @@ impl Chain {
 }
 
 /// Carries out what a policy has decided, as its mode for this request says: enforced, a refusal is the
-/// answer; in shadow it is counted and the request passes without.
+/// answer; in shadow the request passes without. It is counted if the request is refused by it: a retry that is
+/// refused is only one that is not made.
 ///
 /// # Errors
 /// The refusal, if it is enforced.
 pub fn carry_out<T>(
     decided: Result<T, Error>,
     mode: Mode,
+    is_retry: bool,
     metrics: &UpstreamShard,
 ) -> Result<Option<T>, Error> {
-    match decided {
-        Ok(granted) => Ok(Some(granted)),
-        Err(refusal) if mode == Mode::Enforce => {
-            metrics.rejected(refusal.reason, Effect::Enforced).inc();
-            Err(refusal)
-        }
-        Err(refusal) => {
-            metrics.rejected(refusal.reason, Effect::Shadowed).inc();
-            Ok(None)
-        }
+    let refusal = match decided {
+        Ok(granted) => return Ok(Some(granted)),
+        Err(refusal) => refusal,
+    };
+    let effect = if mode == Mode::Enforce { Effect::Enforced } else { Effect::Shadowed };
+    if !is_retry {
+        metrics.rejected(refusal.reason, effect).inc();
     }
+    if mode == Mode::Enforce { Err(refusal) } else { Ok(None) }
 }
 
 const fn word(mode: Mode) -> &'static str {

@@ -177,6 +177,7 @@ impl<'a> Retries<'a> {
             request: self.end,
             caller: request.context.deadline,
             idle: enabled.then_some(*timeout.idle),
+            sent: None,
         };
         if let Some(end) = clock.end() {
             let left = end.saturating_duration_since(now);
@@ -185,8 +186,9 @@ impl<'a> Retries<'a> {
                     Some(deadline) if deadline <= end => Reason::DeadlineExceeded,
                     _ => Reason::RequestTimeout,
                 };
-                let shard = target.chain.upstream.metrics.shard(worker.index);
-                shard.rejected(reason, Effect::Enforced).inc();
+                if self.made == 0 {
+                    self.shard(worker).rejected(reason, Effect::Enforced).inc();
+                }
                 return Err(Error::new(reason, "too little time is left for an attempt"));
             }
         }
@@ -265,7 +267,8 @@ impl<'a> Retries<'a> {
         let wait = if at_once {
             Duration::ZERO
         } else {
-            backoff::wait(settings, number, self.waited, worker.draw()).max(retry_after.unwrap_or_default())
+            // Added, or everybody would be back in the instant that the upstream named.
+            backoff::wait(settings, number, self.waited, worker.draw()) + retry_after.unwrap_or_default()
         };
         if wait >= failed.left {
             return self.skip(worker, Some(Skip::Deadline));
@@ -322,9 +325,6 @@ impl<'a> Retries<'a> {
         request: &Request,
         refused: (Skip, Error),
     ) -> Result<Box<FromUpstream>, Error> {
-        if let Some(paid) = self.paid.take() {
-            paid.unsent();
-        }
         match last {
             None => Err(refused.1),
             Some(last) => {
@@ -341,6 +341,15 @@ impl<'a> Retries<'a> {
 
     fn shard(&self, worker: &Worker) -> &'a crate::telemetry::metrics::UpstreamShard {
         self.routed.target().chain.upstream.metrics.shard(worker.index)
+    }
+}
+
+impl Drop for Retries<'_> {
+    /// A retry that was paid for and never sent, for want of a slot or of its client, takes nothing.
+    fn drop(&mut self) {
+        if let Some(paid) = self.paid.take().filter(|_| self.cause.is_some()) {
+            paid.unsent();
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
@@ -23,9 +24,11 @@ use super::body::Body;
 use super::context::{Context, Peer, Routed};
 use super::exchange::exchange;
 use super::life::Stage;
+use super::panics::survive;
 use super::record::Record;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
+use super::shared::Shared;
 use super::snapshot::Held;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
@@ -67,7 +70,7 @@ pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
         })
     };
     let max_header_size = limits.max_header_size.bytes() as u32;
-    let mut server = hyper::server::conn::http2::Builder::new(Local);
+    let mut server = hyper::server::conn::http2::Builder::new(Local(Arc::clone(&worker.shared)));
     server
         .auto_date_header(false)
         .max_concurrent_streams(limits.max_streams)
@@ -414,13 +417,12 @@ impl std::error::Error for Broken {}
 
 /// Starts hyper's tasks on this worker.
 #[derive(Clone)]
-struct Local;
+struct Local(Arc<Shared>);
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        let shared = Arc::clone(&self.0);
+        tokio::task::spawn_local(async move { survive(future, shared.metrics.panics()).await });
     }
 }
 

@@ -18,6 +18,7 @@ use crate::http1::connection::{Connection, ReadError};
 use crate::http1::encode;
 use crate::http1::field::Name;
 use crate::http1::head::{Framing, Limits, Method, ResponseHead, Version};
+use crate::policy::breaker::Permit;
 use crate::policy::deadline;
 use crate::policy::mode::Mode;
 use crate::reason::{Error, Reason};
@@ -42,6 +43,8 @@ pub struct Clock {
     pub caller: Option<Instant>,
     /// How long a body may stand still.
     pub idle: Option<Duration>,
+    /// When the request had gone up, once it has.
+    pub sent: Option<Instant>,
 }
 
 impl Clock {
@@ -255,6 +258,8 @@ pub struct Sending<'a> {
     pub routed: &'a Routed,
     /// Whether timeouts cut.
     pub mode: Mode,
+    /// The breaker's permit, whose lease runs from when the request has gone up.
+    pub permit: Option<&'a Permit>,
 }
 
 impl Sending<'_> {
@@ -290,7 +295,11 @@ impl Sending<'_> {
                                 now = Instant::now();
                                 clock.request = clock.request.map(|request| request + (now - started));
                             }
+                            clock.sent = Some(now);
                             clock.arm(self.timer, now);
+                            if let (Some(permit), Some(attempt)) = (self.permit, clock.attempt) {
+                                permit.renew(now, attempt);
+                            }
                         }
                         Poll::Pending => {
                             let mark = progress.taken() as usize ^ wire.unwritten() << 32;
@@ -344,7 +353,7 @@ impl Sending<'_> {
                 // A shadow timeout counts what it would have cut, once, and lets go.
                 let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
                 shard.rejected(error.reason, Effect::Shadowed).inc();
-                *clock = Clock { caller: clock.caller, ..Clock::default() };
+                *clock = Clock { caller: clock.caller, sent: clock.sent, ..Clock::default() };
                 clock.arm(self.timer, started);
             }
         })

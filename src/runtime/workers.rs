@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 
 use super::accept::{Gate, accept};
-use super::panics::survive;
+use crate::proxy::panics::survive;
 use super::sockets::{BindError, Open, SocketId};
 use crate::proxy::connection;
 use crate::proxy::shared::Shared;

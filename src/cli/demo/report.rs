@@ -26,7 +26,7 @@ pub(super) fn closing(closing: &Closing<'_>) -> String {
     if all_without.requests() + all_with.requests() == 0 {
         return "It ended before the first answer.\n".to_owned();
     }
-    let _ = writeln!(out, "{:30}{:27}{}", "", "without Outrigger", "with Outrigger");
+    let _ = writeln!(out, "{:30}{:27}with Outrigger", "", "without Outrigger");
     let heads = format!("{:>6}{:>7}{:>7}{:>7}", "ok %", "p50", "p99", "worst");
     let _ = writeln!(out, "{:19}{:>6}{heads}{heads}", "phase", "sent");
     for (index, phase) in timeline.phases().iter().enumerate() {
@@ -95,7 +95,7 @@ fn sentences(closing: &Closing<'_>, without: &Tally, with: &Tally) -> Vec<String
     if *unfinished != [0, 0] {
         let [without, with] = unfinished;
         said.push(format!(
-            "Still under way at the end, and not counted: {without} requests without it, {with} with it."
+            "Still under way when it was interrupted, and not counted: {without} requests without it, {with} with it."
         ));
     }
     said
@@ -124,10 +124,10 @@ fn hardest(closing: &Closing<'_>) -> Option<String> {
     let (index, with, success) = tallies
         .filter_map(|(index, tally)| Some((index, tally, tally.success()?)))
         .min_by(|one, other| one.2.total_cmp(&other.2))?;
-    if success >= 0.9 {
+    let without = &closing.without.phases[index];
+    if success >= 0.9 || without.success().is_none() {
         return None;
     }
-    let without = &closing.without.phases[index];
     let mut sentence = format!(
         "It could not hide \"{}\": {} succeeded with it, {} without",
         closing.timeline.phases()[index].name,

@@ -1,13 +1,14 @@
 //! The demo's Outrigger: the real one, on real sockets, from a configuration that everybody can read.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use super::policies::Policies;
 use crate::{config, runtime};
 
-/// Where it listens if nobody else does; else the system finds a port.
-const LISTENER_PORT: u16 = 8080;
-const ADMIN_PORT: u16 = 9900;
+/// Ports of listener and admin API, where nobody else has them.
+const USUAL_PORTS: (u16, u16) = (8080, 9900);
+/// The system finds some.
+const ANY_PORTS: (u16, u16) = (0, 0);
 
 /// A running Outrigger in front of the replicas.
 pub(super) struct Sidecar {
@@ -22,20 +23,27 @@ pub(super) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts it; it serves when this returns.
+    /// Starts it; it serves when this returns. On the usual ports, or on any if one of them is taken.
     pub(super) async fn start(replicas: Vec<SocketAddr>) -> Result<Sidecar, String> {
-        let config = configuration(&replicas, free_or_any(LISTENER_PORT), free_or_any(ADMIN_PORT));
+        match Self::start_on(USUAL_PORTS, &replicas).await {
+            Ok(sidecar) => Ok(sidecar),
+            Err(_) => Self::start_on(ANY_PORTS, &replicas).await,
+        }
+    }
+
+    async fn start_on(ports: (u16, u16), replicas: &[SocketAddr]) -> Result<Sidecar, String> {
+        let config = configuration(replicas, ports);
         let loaded =
             config::parse(&config, "demo.toml", &|_| None).map_err(|problems| problems.one_line())?;
-        let start = || runtime::start(loaded, None);
-        let running = tokio::task::spawn_blocking(start)
+        // It waits while it starts, so it gets a thread of its own.
+        let running = tokio::task::spawn_blocking(|| runtime::start(loaded, None))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
         let listener = running.listeners().first().map(|(_, address)| *address);
         let listener = listener.expect("the configuration has one");
         let admin = running.admin();
-        Ok(Sidecar { listener, admin, config, replicas, running })
+        Ok(Sidecar { listener, admin, config, replicas: replicas.to_vec(), running })
     }
 
     /// What its policies have done so far.
@@ -50,13 +58,8 @@ impl Sidecar {
     }
 }
 
-/// The port if it is free, else 0: any.
-fn free_or_any(port: u16) -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_or(0, |_| port)
-}
-
 /// Times that fit a service that answers in 40 ms and a story that is told in half a minute.
-fn configuration(replicas: &[SocketAddr], listener: u16, admin: u16) -> String {
+fn configuration(replicas: &[SocketAddr], (listener, admin): (u16, u16)) -> String {
     let endpoints: Vec<_> = replicas.iter().map(|address| format!("\"{address}\"")).collect();
     let endpoints = endpoints.join(", ");
     format!(
@@ -67,8 +70,9 @@ upstream = "payments"
 [upstream.payments]
 endpoints = [{endpoints}]
 timeout = {{ connect = "200ms", attempt = "400ms", request = "900ms" }}
-concurrency = {{ limit = {{ kind = "fixed", max = 24 }} }} # the replicas work on 18 at once
-breaker = {{ window = {{ kind = "time", size = "1s" }}, open_for = {{ base = "500ms", max = "500ms" }} }}
+concurrency.limit = {{ kind = "fixed", max = 24 }} # they work on 18 at once
+breaker.window = {{ kind = "time", size = "1s" }}
+breaker.open_for = {{ base = "500ms", max = "500ms" }}
 
 [server]
 workers = 1
@@ -88,7 +92,7 @@ mod tests {
     #[test]
     fn the_configuration_is_valid_and_gives_no_warning() {
         let replicas = [9101, 9102, 9103].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let loaded = config::parse(&configuration(&replicas, 0, 0), "demo.toml", &|_| None);
+        let loaded = config::parse(&configuration(&replicas, ANY_PORTS), "demo.toml", &|_| None);
         let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}"));
         assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     }

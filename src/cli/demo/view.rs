@@ -70,6 +70,11 @@ pub(super) struct Frame<'a> {
 /// The column in which curves begin.
 const INDENT: usize = 11;
 
+/// The configuration is shown only where at least so many lines of it fit: those of the upstream.
+const CONFIG_LINES: usize = 10;
+/// The column in which the counts of the policies begin.
+const NAMES: usize = 20;
+
 /// The screen, `height` lines of at most `width` columns.
 pub(super) fn screen(frame: &Frame<'_>, width: usize, height: usize) -> Vec<Line> {
     let curve = width.saturating_sub(INDENT + 1).clamp(10, POINTS);
@@ -98,13 +103,15 @@ pub(super) fn screen(frame: &Frame<'_>, width: usize, height: usize) -> Vec<Line
     lines.extend(side(" with Outrigger", &frame.with, frame, curve));
     lines.push(ruler(frame, curve));
     lines.push(Line::default());
-    lines.extend(policies(frame.policies));
-    lines.extend(failures(frame));
+    lines.extend(policies(frame.policies, width));
+    lines.extend(failures(frame, width));
     let config: Vec<_> = frame.config.trim().lines().collect();
-    if lines.len() + config.len() + 2 < height {
+    let room = height.saturating_sub(lines.len() + 2);
+    if room >= config.len().min(CONFIG_LINES) {
         lines.push(Line::default());
         lines.push(Line::default().with(Style::Bold, " ITS CONFIGURATION"));
-        lines.extend(config.iter().map(|line| Line::default().with(Style::Dim, format!("   {line}"))));
+        let shown = config.iter().take(room);
+        lines.extend(shown.map(|line| Line::default().with(Style::Dim, format!("   {line}"))));
     }
     lines.truncate(height);
     lines.into_iter().map(|line| line.cut(width)).collect()
@@ -188,8 +195,8 @@ fn side(name: &str, side: &Side<'_>, frame: &Frame<'_>, curve: usize) -> [Line; 
         }),
         spark("p99", points, curve, |tally| {
             let p99 = tally.latency.quantile(0.99)?;
-            // From 20 ms at the bottom to 2 s at the top, in doublings.
-            let height = (p99.as_secs_f64() / 0.02).log2() / 100f64.log2();
+            // From 20 ms at the bottom to 1.28 s at the top, in doublings.
+            let height = (p99.as_secs_f64() / 0.02).log2() / 6.0;
             Some((height, latency_style(Some(p99))))
         }),
     ]
@@ -229,22 +236,23 @@ fn ruler(frame: &Frame<'_>, curve: usize) -> Line {
             false => INDENT + curve,
         };
         let room = end.saturating_sub(text.chars().count());
-        match phase.mark.is_empty() || phase.mark.len() > room {
+        match phase.mark.is_empty() {
             true => text.push_str(&" ".repeat(room)),
-            false => text.push_str(&format!("{:─<room$}", phase.mark)),
+            false => text.push_str(&format!("{:─<room$}", &phase.mark[..phase.mark.len().min(room)])),
         }
     }
     Line::default().with(Style::Dim, text)
 }
 
 /// What the policies did since the start.
-fn policies(policies: &Policies) -> Vec<Line> {
+fn policies(policies: &Policies, width: usize) -> Vec<Line> {
+    let listed = |counts| shortened(counts, width.saturating_sub(NAMES));
     let breaker = match policies.breaker {
         Breaker::Closed => Style::Good,
         Breaker::Probing => Style::Fair,
         Breaker::Open => Style::Bad,
     };
-    let row = |name: &str| Line::default().with(Style::Dim, format!("   {name:17}"));
+    let row = |name: &str| Line::default().with(Style::Dim, format!("   {name:0$}", NAMES - 3));
     let attempts = REPLICAS.iter().zip(policies.attempts).map(|(name, (all, failed))| match failed {
         0 => format!("{name} {all}"),
         _ => format!("{name} {all}, {failed} failed"),
@@ -268,10 +276,10 @@ fn policies(policies: &Policies) -> Vec<Line> {
 }
 
 /// Why requests failed, on both sides.
-fn failures(frame: &Frame<'_>) -> [Line; 2] {
+fn failures(frame: &Frame<'_>, width: usize) -> [Line; 2] {
     [(" FAILED without it", &frame.without), (" FAILED with it", &frame.with)].map(|(name, side)| {
-        let counts = listed(&failure_counts(side.score));
-        Line::default().with(Style::Bold, format!("{name:20}")).with(Style::Plain, counts)
+        let counts = shortened(&failure_counts(side.score), width.saturating_sub(NAMES));
+        Line::default().with(Style::Bold, format!("{name:NAMES$}")).with(Style::Plain, counts)
     })
 }
 
@@ -292,6 +300,19 @@ pub(super) fn listed(counts: &Counts) -> String {
     match each.is_empty() {
         true => "0".to_owned(),
         false => format!("{}: {}", sum(counts), each.join(", ")),
+    }
+}
+
+/// The same in at most `room` columns: the rarest are left out where it would be longer.
+fn shortened(counts: &Counts, room: usize) -> String {
+    let text = listed(counts);
+    if text.chars().count() <= room {
+        return text;
+    }
+    let cut: String = text.chars().take(room.saturating_sub(3)).collect();
+    match cut.rsplit_once(", ") {
+        Some((whole, _)) => format!("{whole}, …"),
+        None => format!("{}: …", sum(counts)),
     }
 }
 
@@ -446,7 +467,7 @@ pub(super) mod tests {
  with Outrigger       100 %    40 ms    40 ms        50         9     3   2   4
    success ██████████████████████████████
    p99     ▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂
-               slow──          stall─          reset  all slow     crawl
+               slow──   5xx──  stall─   gone─  reset  all slow     crawl
 
  WHAT OUTRIGGER DOES   since the start, from its /metrics
    breaker          closed   opened once
@@ -475,7 +496,7 @@ pub(super) mod tests {
  with Outrigger       100 %    40 ms    40 ms        50         9     3   2   4
    success ███████████████████████████████████████████████
    p99     ▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂▂
-                 slow──────     errors──    stall───     refuse──    reset───   all slow────        crawl────
+                 slow──────     5xx─────    stall───     gone────    reset───   all slow────        crawl────
 
  WHAT OUTRIGGER DOES   since the start, from its /metrics
    breaker          closed   opened once
@@ -502,6 +523,19 @@ pub(super) mod tests {
 ";
         let text = format!("{TICKER_HEAD}\n{}\n", shown(ticker));
         assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn a_long_list_ends_at_a_whole_word() {
+        let counts = vec![("connect_error".into(), 316), ("attempt_timeout".into(), 80), ("500".into(), 7)];
+        for (room, text) in [
+            (60, "403: connect_error 316, attempt_timeout 80, 500 7"),
+            (48, "403: connect_error 316, attempt_timeout 80, …"),
+            (40, "403: connect_error 316, …"),
+            (9, "403: …"),
+        ] {
+            assert_eq!(shortened(&counts, room), text, "{room}");
+        }
     }
 
     #[test]

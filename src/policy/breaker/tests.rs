@@ -727,7 +727,7 @@ proptest! {
         outcomes in prop::collection::vec((0u64..1500, any::<bool>(), 0u32..3), 1..120),
     ) {
         let extent = count.map_or(Window::default(), |size| Window::Count { size });
-        let (mut now, mut window, mut list) = (start(), window::Window::new(extent, start()), Vec::new());
+        let (mut now, mut window, mut list) = (start(), Outcomes::new(extent, start()), Vec::new());
         for (gap, failed, endpoint) in outcomes {
             now += ms(gap);
             list.push((now, failed, endpoint));

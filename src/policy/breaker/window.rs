@@ -3,9 +3,35 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Outcome, Settings, Window as Extent};
-use crate::policy::failure::Verdict;
-use crate::units::Ratio;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Ratio, Span, span_within, within};
+
+/// `window`: which outcomes count.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Window {
+    /// Those of the last `size`, in ten buckets.
+    Time {
+        /// How far back. From 1 s to 10 m.
+        #[serde(deserialize_with = "span_within::<_, 1000, 600_000>")]
+        size: Span,
+    },
+    /// The last `size` of them.
+    Count {
+        /// How many. From 1 to 10,000.
+        #[serde(deserialize_with = "within::<_, 1, 10_000>")]
+        #[schemars(range(min = 1, max = 10_000))]
+        size: u32,
+    },
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Window::Time { size: Span::from_secs(10) }
+    }
+}
 
 /// The buckets of a window of time.
 const BUCKETS: usize = 10;
@@ -18,21 +44,6 @@ pub(super) struct Entry {
     pub(super) connect_timeout: bool,
     /// Not an outcome: a request that was rejected.
     pub(super) rejected: bool,
-}
-
-impl Entry {
-    /// What counts of an outcome; `None`: nothing.
-    pub(super) fn of(outcome: &Outcome, settings: &Settings) -> Option<Entry> {
-        let failed = outcome.connect_timeout || outcome.verdict == Verdict::Failure;
-        let succeeded = outcome.verdict == Verdict::Success && !failed;
-        let slow = succeeded && settings.slow_request.is_some_and(|limit| outcome.latency > *limit);
-        (failed || succeeded).then_some(Entry {
-            failed,
-            slow,
-            connect_timeout: outcome.connect_timeout,
-            rejected: false,
-        })
-    }
 }
 
 /// Outcomes, counted.
@@ -62,6 +73,13 @@ impl Counts {
         self.connect_timeouts -= other.connect_timeouts;
         self.rejected -= other.rejected;
     }
+}
+
+/// The ratios at which outcomes are bad.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Thresholds {
+    pub(super) failures: Ratio,
+    pub(super) slow: Ratio,
 }
 
 /// Counts, and whether the bad ones all came from one endpoint.
@@ -104,15 +122,15 @@ impl Tally {
 
     /// Whether so many outcomes are bad that the breaker should open. `endpoints`: how many are usable; of several,
     /// at least two must be bad, since a single one is ejected instead.
-    pub(super) fn is_bad(&self, settings: &Settings, endpoints: u32) -> bool {
+    pub(super) fn is_bad(&self, thresholds: Thresholds, endpoints: u32) -> bool {
         let Counts { total, failures, slow, .. } = self.counts;
-        (reached(failures, settings.failure_ratio, total) && (endpoints <= 1 || self.failures_are_spread()))
-            || (self.is_slow(settings) && (endpoints <= 1 || self.slow.length < slow))
+        (reached(failures, thresholds.failures, total) && (endpoints <= 1 || self.failures_are_spread()))
+            || (self.is_slow(thresholds) && (endpoints <= 1 || self.slow.length < slow))
     }
 
     /// Whether the ratio of slow outcomes is reached.
-    pub(super) fn is_slow(&self, settings: &Settings) -> bool {
-        reached(self.counts.slow, settings.slow_ratio, self.counts.total)
+    pub(super) fn is_slow(&self, thresholds: Thresholds) -> bool {
+        reached(self.counts.slow, thresholds.slow, self.counts.total)
     }
 
     /// Whether at least two endpoints hold failures.
@@ -129,8 +147,8 @@ fn reached(bad: u32, ratio: Ratio, total: u32) -> bool {
 
 /// The outcomes that count.
 #[derive(Debug)]
-pub(super) struct Window {
-    extent: Extent,
+pub(super) struct Outcomes {
+    extent: Window,
     tally: Tally,
     ring: Ring,
 }
@@ -152,27 +170,27 @@ enum Ring {
     },
 }
 
-impl Window {
-    pub(super) fn new(extent: Extent, now: Instant) -> Self {
+impl Outcomes {
+    pub(super) fn new(extent: Window, now: Instant) -> Self {
         let ring = match extent {
-            Extent::Time { size } => {
+            Window::Time { size } => {
                 let length = *size / BUCKETS as u32;
                 Ring::Time { buckets: [Counts::default(); BUCKETS], current: 0, length, next: now + length }
             }
-            Extent::Count { size } => {
+            Window::Count { size } => {
                 Ring::Count { entries: Vec::with_capacity(size as usize), next: 0, size: size as usize }
             }
         };
         Self { extent, tally: Tally::default(), ring }
     }
 
-    pub(super) fn extent(&self) -> Extent {
+    pub(super) fn extent(&self) -> Window {
         self.extent
     }
 
     /// Forgets all.
     pub(super) fn clear(&mut self, now: Instant) {
-        *self = Window::new(self.extent, now);
+        *self = Outcomes::new(self.extent, now);
     }
 
     /// What counts at `now`.

@@ -10,15 +10,15 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::breaker::{self, Breaker, Outcome, Permit};
-use super::budget::{Budget, Paid};
-use super::concurrency::{self, Entry, Gate, Leave, Limit};
-use super::deadline::Feasibility;
-use super::failure::{self, Classifier, Verdict};
-use super::latency::Latency;
-use super::queue::Ticket;
-use super::retry::{self, Cause, Decision, Failed, Rules};
-use super::{backoff, start, timeout};
+use crate::policy::breaker::{self, Breaker, Outcome, Permit};
+use crate::policy::budget::{Budget, Paid};
+use crate::policy::concurrency::{self, Entry, Gate, Leave, Limit};
+use crate::policy::deadline::Feasibility;
+use crate::policy::failure::{self, Classifier, Verdict};
+use crate::policy::latency::Latency;
+use crate::policy::queue::Ticket;
+use crate::policy::retry::{self, Cause, Decision, Failed, Rules};
+use crate::policy::{backoff, start, timeout};
 use crate::reason::Reason;
 
 const WORKERS: usize = 20;
