@@ -20,9 +20,9 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 
 use super::accept::{Gate, accept};
-use crate::proxy::panics::survive;
 use super::sockets::{BindError, Open, SocketId};
 use crate::proxy::connection;
+use crate::proxy::panics::survive;
 use crate::proxy::shared::Shared;
 use crate::proxy::worker::Worker;
 

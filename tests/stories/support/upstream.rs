@@ -134,7 +134,7 @@ impl Upstream {
             let _ = client.connect(&address.into());
             kept.push(client);
         }
-        Self { address, shared: Shared::with(Script::default()), accepting: None, kept: kept }
+        Self { address, shared: Shared::with(Script::default()), accepting: None, kept }
     }
 
     /// A blackhole takes connections from now on, and does what this script says.
