@@ -284,18 +284,18 @@ async fn the_access_log_tells_what_happened() {
 
 #[tokio::test]
 async fn only_failures_are_logged_by_default() {
-    let app = Upstream::that().answers(200).answers(404).answers(500).start().await;
+    let app = Upstream::that().answers(200).answers(404).answers(503).answers(200).answers(501).start().await;
     let proxy =
-        Proxy::start(&Config::over([&app]).plain().text().replace("only = \"all\"", "only = \"failures\""))
-            .await;
-    for id in ["well", "not-found", "failed"] {
+        Proxy::start(&Config::over([&app]).text().replace("only = \"all\"", "only = \"failures\"")).await;
+    for id in ["well", "not-found", "retried", "failed"] {
         proxy
             .connect()
             .await
             .exchange(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: {id}\r\n\r\n"))
             .await;
     }
-    assert_eq!(proxy.access_log("failed").await["status"], 500);
+    assert_eq!(proxy.access_log("\"failed\"").await["status"], 501);
+    assert_eq!(proxy.access_log("\"retried\"").await["attempts"], 2);
     assert!(!proxy.lines().iter().any(|line| line.contains("\"well\"")), "{:#?}", proxy.lines());
 }
 

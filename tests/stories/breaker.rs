@@ -261,6 +261,18 @@ async fn connects_that_time_out_open_it() {
 }
 
 #[tokio::test]
+async fn a_connect_that_succeeds_ends_the_wait_after_connect_timeouts() {
+    let mut app = Upstream::blackhole();
+    let proxy = opening_for("30s", [&app]).upstream("timeout.connect = \"100ms\"").start().await;
+    until_open(&proxy).await;
+
+    app.wakes_up(Upstream::that().answers(200));
+
+    // Far sooner than 30 s: bare connects look for it meanwhile.
+    until_asked(&proxy, 200).await;
+}
+
+#[tokio::test]
 async fn one_rotten_endpoint_of_two_does_not_open_it() {
     let rotten = Upstream::that().answers(500).start().await;
     let good = Upstream::that().answers(200).start().await;

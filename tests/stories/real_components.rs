@@ -36,6 +36,14 @@ async fn must(command: Command) -> String {
     text
 }
 
+/// A port that is free now: neither server can say which one it got, had it the choice. It lies below those that
+/// the kernel gives to whoever asks for any, so that no other story gets it meanwhile.
+fn free_port() -> u16 {
+    let ports = std::iter::repeat_with(|| fastrand::u16(10_000..30_000));
+    let mut free = ports.filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().expect("some port is free")
+}
+
 /// A server of Debian's, ended with the story.
 struct Server {
     child: Child,
@@ -52,8 +60,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts `command` with the configuration that `text` makes of its port and folder. The port is asked for by
-    /// binding it first: neither server can say which one it got.
+    /// Starts `command` with the configuration that `text` makes of its port and folder.
     async fn start(
         name: &str,
         text: impl Fn(u16, &str) -> String,
@@ -65,10 +72,7 @@ impl Server {
             let directory =
                 std::env::temp_dir().join(format!("outrigger-{name}-{}-{number}", std::process::id()));
             std::fs::create_dir_all(&directory).expect("a directory");
-            let port = std::net::TcpListener::bind("127.0.0.1:0")
-                .and_then(|port| port.local_addr())
-                .expect("a port")
-                .port();
+            let port = free_port();
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             let folder = directory.display().to_string();
             std::fs::write(directory.join("conf"), text(port, &folder))

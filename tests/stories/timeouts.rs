@@ -383,3 +383,24 @@ async fn a_client_that_reads_slowly_is_not_cut() {
     assert!(start.elapsed() > Duration::from_secs(1), "longer than idle");
     proxy.rests().await;
 }
+
+#[tokio::test]
+async fn a_grpc_stream_that_its_client_has_not_ended_is_not_bounded() {
+    let app = Upstream::that()
+        .answers(200)
+        .with_field("Content-Type", "application/grpc")
+        .with_field("grpc-status", "0")
+        .holds()
+        .start()
+        .await;
+    let proxy = Config::over([&app]).plain().within("200ms").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send("POST /pkg.Service/Talk HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\n").await;
+    client.send("Transfer-Encoding: chunked\r\n\r\n5\r\n\0\0\0\0\0\r\n").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client.send("0\r\n\r\n").await;
+    app.release(1);
+
+    assert_eq!(client.response().await.field("grpc-status"), Some("0"));
+}

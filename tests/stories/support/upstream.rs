@@ -17,7 +17,7 @@ pub struct Upstream {
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
     // Keeps a port that refuses, or a full backlog, as it is.
-    _kept: Vec<socket2::Socket>,
+    kept: Vec<socket2::Socket>,
 }
 
 /// A request as it came.
@@ -116,7 +116,7 @@ impl Upstream {
     pub fn refusing() -> Self {
         let socket = loopback_socket();
         let address = socket.local_addr().expect("bound").as_socket().expect("an IP address");
-        Self { address, shared: Shared::with(Script::default()), accepting: None, _kept: vec![socket] }
+        Self { address, shared: Shared::with(Script::default()), accepting: None, kept: vec![socket] }
     }
 
     /// A port whose connections are never completed: its backlog is full.
@@ -134,7 +134,15 @@ impl Upstream {
             let _ = client.connect(&address.into());
             kept.push(client);
         }
-        Self { address, shared: Shared::with(Script::default()), accepting: None, _kept: kept }
+        Self { address, shared: Shared::with(Script::default()), accepting: None, kept }
+    }
+
+    /// A blackhole takes connections from now on, and does what this script says.
+    pub fn wakes_up(&mut self, script: Script) {
+        let listener: std::net::TcpListener = self.kept.remove(0).into();
+        listener.set_nonblocking(true).expect("an option of every socket");
+        self.shared = Shared::with(script);
+        self.accepting = Some(accept(TcpListener::from_std(listener).expect("it listens"), &self.shared));
     }
 
     /// Where it listens.
@@ -358,19 +366,8 @@ impl Script {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let shared = Shared::with(self);
-        let connections = Arc::clone(&shared);
-        let accepting = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let connection = connections.accepted();
-                let shared = Arc::clone(&connections);
-                tokio::spawn(async move {
-                    stream.set_nodelay(true).expect("an option of every socket");
-                    let mut wire = Wire { stream, input: Vec::new(), shared, connection, deaf: false };
-                    wire.serve().await;
-                });
-            }
-        });
-        Upstream { address, shared, accepting: Some(accepting), _kept: Vec::new() }
+        let accepting = accept(listener, &shared);
+        Upstream { address, shared, accepting: Some(accepting), kept: Vec::new() }
     }
 
     fn last(&mut self) -> &mut Reply {
@@ -417,6 +414,22 @@ impl Shared {
         log.open += 1;
         log.connections - 1
     }
+}
+
+/// Serves what connects to `listener`.
+fn accept(listener: TcpListener, shared: &Arc<Shared>) -> JoinHandle<()> {
+    let connections = Arc::clone(shared);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let connection = connections.accepted();
+            let shared = Arc::clone(&connections);
+            tokio::spawn(async move {
+                stream.set_nodelay(true).expect("an option of every socket");
+                let mut wire = Wire { stream, input: Vec::new(), shared, connection, deaf: false };
+                wire.serve().await;
+            });
+        }
+    })
 }
 
 /// One connection of an upstream.
