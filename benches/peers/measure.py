@@ -156,7 +156,8 @@ def resident_kib(root):
     total = 0
     for pid in family(root):
         with open(f"/proc/{pid}/status") as status:
-            total += int(re.search(r"VmRSS:\s+(\d+)", status.read())[1])
+            found = re.search(r"VmRSS:\s+(\d+)", status.read())
+            total += int(found[1]) if found else 0  # a child that has just ended has none
     return total
 
 
