@@ -95,6 +95,22 @@ async fn an_upload_stops_the_clock() {
 }
 
 #[tokio::test]
+async fn an_upload_stops_the_clock_for_its_retry_too() {
+    let app = Upstream::that().answers(503).answers(200).start().await;
+    let proxy = Config::over([&app]).within("400ms").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n").await;
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        client.send("x").await;
+    }
+
+    assert_eq!(client.response().await.status, 200, "its 400 ms began when the body had come");
+    assert_eq!(app.seen(), 2);
+}
+
+#[tokio::test]
 async fn an_upload_that_stalls_is_ended() {
     let app = Upstream::that().answers(200).start().await;
     let proxy = Config::over([&app]).upstream("timeout.idle = \"200ms\"").start().await;
