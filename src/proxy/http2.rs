@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -39,6 +39,8 @@ use crate::telemetry::metrics::Limit;
 
 /// Room that hyper is given above our own bound on heads, which answers with a reason where hyper's would not.
 const HEADER_ROOM: u32 = 64 << 10;
+/// How often a connection with open streams looks after them at least.
+const LOOK: Duration = Duration::from_secs(1);
 /// The largest piece of a body that becomes a frame's data.
 const PIECE: usize = 64 << 10;
 
@@ -99,8 +101,9 @@ pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
                 return Poll::Ready(());
             }
             timer.arm(until);
-        } else if let Some(next) = streams.end_stalled(now) {
-            timer.arm(next);
+        } else {
+            // A body may fill the client's window without this task being woken: so look again in any case.
+            timer.arm(streams.end_stalled(now).unwrap_or(now + LOOK));
         }
         // Armed for what is looked at above: look again.
         if timer.poll(cx).is_ready() {
@@ -313,6 +316,8 @@ struct Relay {
 enum Source {
     Own(Bytes),
     Upstream(Box<FromUpstream>),
+    /// It was cut while the client took nothing, which is told as soon as it does.
+    Cut(Reason),
 }
 
 impl Relay {
@@ -320,6 +325,11 @@ impl Relay {
         self.handed = None;
         match &mut self.answer {
             None => Poll::Ready(None),
+            Some(Source::Cut(reason)) => {
+                let reason = *reason;
+                self.answer = None;
+                Poll::Ready(Some(Err(Broken(reason))))
+            }
             Some(Source::Own(body)) => {
                 let body = std::mem::take(body);
                 self.end(None);
@@ -367,12 +377,13 @@ impl Relay {
     /// When the client will have taken nothing for too long.
     fn stalls_at(&self) -> Option<Instant> {
         let routed = self.request.record.routed.as_ref()?;
-        self.answer.as_ref()?;
+        let Some(Source::Own(_) | Source::Upstream(_)) = &self.answer else { return None };
         Some(self.handed? + *routed.target().timeout.idle)
     }
 
     fn end_stalled(&mut self) {
         self.end(Some(Reason::ClientStalled));
+        self.answer = Some(Source::Cut(Reason::ClientStalled));
     }
 }
 
@@ -392,6 +403,7 @@ impl http_body::Body for Outgoing {
             None => true,
             Some(Source::Own(body)) => body.is_empty(),
             Some(Source::Upstream(answer)) => answer.head.framing == Framing::None,
+            Some(Source::Cut(_)) => false,
         }
     }
 

@@ -89,11 +89,14 @@ impl admin::Control for Control {
     }
 
     fn drain(&self) {
+        // At once: whoever asks next, behind this answer, finds it draining.
+        self.process.shared.life.drain();
         // It errs only when the process has ended already.
         let _ = self.drains.send(drain::Order::Drain);
     }
 
     fn quit(&self) {
+        self.process.shared.life.drain();
         let _ = self.drains.send(drain::Order::Leave);
     }
 }
