@@ -420,3 +420,45 @@ async fn a_grpc_stream_that_its_client_has_not_ended_is_not_bounded() {
 
     assert_eq!(client.response().await.field("grpc-status"), Some("0"));
 }
+
+/// An answer whose head comes at once and whose body comes behind a body of 12 bytes.
+fn duplex() -> upstream::Script {
+    Upstream::that()
+        .answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .answers_before_reading_the_body()
+        .and_behind(12, "2\r\nok\r\n0\r\n\r\n")
+}
+
+#[tokio::test]
+async fn an_upload_behind_the_head_is_progress_too() {
+    let app = duplex().start().await;
+    let proxy = Config::over([&app]).upstream("timeout.idle = \"250ms\"").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n").await;
+    assert_eq!(client.head().await.expect("a head").status, 200);
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        client.try_send("x").await;
+    }
+
+    let rest = client.bytes("2\r\nok\r\n0\r\n\r\n".len()).await;
+    assert_eq!(String::from_utf8_lossy(&rest), "2\r\nok\r\n0\r\n\r\n");
+}
+
+#[tokio::test]
+async fn an_upload_that_stalls_behind_the_head_is_cut() {
+    let app = duplex().start().await;
+    let proxy = Config::over([&app]).upstream("timeout.idle = \"250ms\"").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nX-Request-Id: stalls\r\nContent-Length: 12\r\n\r\nx").await;
+    assert_eq!(client.head().await.expect("a head").status, 200);
+    let rest = client.until_end().await;
+
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "never a clean end: {rest:?}");
+    let reason = proxy.access_log("\"stalls\"").await["reason"].clone();
+    assert_eq!(reason, "client_stalled", "it was the client that stood still");
+    app.has_open(0).await;
+    proxy.rests().await;
+}
