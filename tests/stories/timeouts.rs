@@ -462,3 +462,31 @@ async fn an_upload_that_stalls_behind_the_head_is_cut() {
     app.has_open(0).await;
     proxy.rests().await;
 }
+
+#[tokio::test]
+async fn lengths_of_time_beyond_all_clocks_do_no_harm() {
+    let app = Upstream::that().answers(200).with_field("grpc-status", "0").start().await;
+    let proxy = Config::over([&app]).start().await;
+    let huge = ["9999999999", "999999999999999", "9223372036854775807", "18446744073709551615"];
+    for value in huge {
+        for name in ["X-Request-Timeout-Ms", "X-Envoy-Expected-Rq-Timeout-Ms"] {
+            let response =
+                proxy.connect().await.exchange(&with_fields(&format!("{name}: {value}\r\n"))).await;
+            assert_eq!(response.status, 200, "{name}: {value}");
+        }
+    }
+    let call = "POST /a/b HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\ngrpc-timeout: 99999999H\r\n\
+                Content-Length: 0\r\n\r\n";
+    assert_eq!(proxy.connect().await.exchange(call).await.field("grpc-status"), Some("0"));
+
+    for value in huge.iter().chain(&["-1", "soon", ""]) {
+        let app = Upstream::that().answers(503).with_field("Retry-After", value).answers(200).start().await;
+        let proxy = Config::over([&app]).start().await;
+        let response = proxy.get("/").await;
+        // What cannot be read is as if it were not there.
+        let expected = if value.len() >= 10 { 503 } else { 200 };
+        assert_eq!(response.status, expected, "Retry-After: {value:?}");
+    }
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Retry-Attempt: 99999999999999999999\r\n\r\n";
+    assert_eq!(proxy.connect().await.exchange(request).await.status, 200);
+}
