@@ -97,6 +97,8 @@ async fn while_it_waits_for_the_head() {
             "{exit:?}"
         );
         assert_eq!(app.seen(), 1, "no retry for nobody");
+        let attempts = "outrigger_attempts_total{upstream=app,outcome=client_disconnected}";
+        assert_eq!(proxy.metric(attempts).await, 1.0, "{exit:?}: an attempt was made and has an outcome");
     }
 }
 

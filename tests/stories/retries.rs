@@ -560,3 +560,21 @@ async fn a_large_body_that_was_begun_is_not_sent_again() {
     assert_eq!(skipped(&proxy, "body_too_large").await, 1.0);
     proxy.rests().await;
 }
+
+#[tokio::test]
+async fn a_retry_that_helps_gives_its_token_back() {
+    // The yield gate holds 50 failed retries; these all succeed, so that far more of them are let through.
+    let script = (0..80).fold(Upstream::that(), |script, _| script.answers(503).answers(200));
+    let app = script.start().await;
+    let proxy = Config::over([&app])
+        .upstream("breaker.mode = \"off\"")
+        .upstream("retry.backoff = { base = \"1ms\", max = \"1ms\" }")
+        .upstream("retry.budget = { ratio = 1.0, min_per_second = 100 }")
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    for number in 0..80 {
+        assert_eq!(client.exchange(&get("/")).await.status, 200, "request {number}");
+    }
+    assert_eq!(retries(&proxy, "503").await, 80.0);
+}
