@@ -399,3 +399,23 @@ async fn broken_answers_are_counted_by_their_reason() {
         );
     }
 }
+
+#[tokio::test]
+async fn interim_answers_do_not_pile_up_for_a_client_that_does_not_read() {
+    let flood = "HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n".repeat(2_000_000);
+    let app = Upstream::that().answers_raw(flood).then_hangs().start().await;
+    let proxy = Config::over([&app]).plain().upstream("timeout.attempt = \"2s\"").start().await;
+    let before = proxy.metric("process_resident_memory_bytes").await;
+
+    let mut client = proxy.connect().await;
+    client.send(get("/")).await;
+    let mut most: f64 = 0.0;
+    eventually("the attempt has ended", async || {
+        let metrics = proxy.metrics().await;
+        most = most.max(metrics.sum("process_resident_memory_bytes") - before);
+        metrics.sum("outrigger_attempts_total{upstream=app}") >= 1.0
+    })
+    .await;
+
+    assert!(most < f64::from(32 << 20), "{most} bytes more for one request");
+}

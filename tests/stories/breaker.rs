@@ -246,6 +246,42 @@ async fn clients_that_leave_early_do_not_open_it() {
     assert_eq!(proxy.metric(STATE).await, 0.0);
 }
 
+/// An upstream that has answered 20 times at once, and hangs from then on; its breaker looks at the last ten.
+async fn grown_slow() -> (Upstream, Proxy) {
+    let app = (0..20).fold(Upstream::that(), |app, _| app.answers(200)).never_answers().start().await;
+    let window = "breaker.window = { kind = \"count\", size = 10 }";
+    let proxy = opening_for("30s", [&app]).upstream(window).start().await;
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/").await.status, 200);
+    }
+    (app, proxy)
+}
+
+#[tokio::test]
+async fn clients_that_gave_up_late_open_it() {
+    let (app, proxy) = grown_slow().await;
+    // Later than 100 ms and three times the usual slowest: they left because of the upstream.
+    for number in 0..5 {
+        let mut client = proxy.connect().await;
+        client.send(get("/")).await;
+        app.has_seen(21 + number).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        drop(client);
+        proxy.rests().await;
+    }
+    assert_eq!(proxy.metric(STATE).await, 2.0);
+}
+
+#[tokio::test]
+async fn deadlines_that_would_have_been_long_enough_open_it() {
+    let (_app, proxy) = grown_slow().await;
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Request-Timeout-Ms: 400\r\n\r\n";
+    for _ in 0..5 {
+        proxy.connect().await.exchange(request).await.must_be(504, "deadline_exceeded");
+    }
+    proxy.metric_becomes(STATE, 2.0).await;
+}
+
 #[tokio::test]
 async fn refused_connects_are_the_endpoints_affair() {
     let app = Upstream::refusing();

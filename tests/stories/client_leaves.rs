@@ -97,6 +97,8 @@ async fn while_it_waits_for_the_head() {
             "{exit:?}"
         );
         assert_eq!(app.seen(), 1, "no retry for nobody");
+        let attempts = "outrigger_attempts_total{upstream=app,outcome=client_disconnected}";
+        assert_eq!(proxy.metric(attempts).await, 1.0, "{exit:?}: an attempt was made and has an outcome");
     }
 }
 
@@ -223,4 +225,44 @@ async fn with_more_requests_in_its_pipeline() {
     drop(client);
     nothing_is_left(&proxy, &app).await;
     assert_eq!(app.seen(), 1, "what was not begun is not begun for nobody");
+}
+
+#[tokio::test]
+async fn behind_more_requests_than_anybody_reads_ahead() {
+    for exit in EXITS {
+        let app = Upstream::that().never_answers().start().await;
+        let proxy = Config::over([&app]).start().await;
+        let mut client = proxy.connect().await;
+        client.send(get("/").repeat(5000)).await;
+        app.has_seen(1).await;
+        leave(client, exit);
+        app.has_open(0).await;
+        proxy.rests().await;
+        assert!(app.seen() < 100, "{exit:?}: {} requests for nobody", app.seen());
+    }
+}
+
+#[tokio::test]
+async fn with_a_reset_while_nobody_reads_its_upload() {
+    // More than all buffers hold; only a reset overtakes it.
+    in_an_upload_that_nobody_reads(64 << 20, Exit::Resets).await;
+}
+
+#[tokio::test]
+async fn with_a_close_while_nobody_reads_its_upload() {
+    in_an_upload_that_nobody_reads(100 << 10, Exit::Closes).await;
+}
+
+/// Sends so much of a body that is larger, and leaves. The upstream does not see its connection end, since it does
+/// not read: the proxy tells.
+async fn in_an_upload_that_nobody_reads(sent: usize, exit: Exit) {
+    let app = Upstream::that().answers(200).holds().never_reads_the_body().start().await;
+    let proxy = Config::over([&app]).start().await;
+    let mut client = proxy.connect().await;
+    client.send(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 64 << 20)).await;
+    client.send_until_stuck(&vec![b'x'; sent]).await;
+    app.has_seen(1).await;
+    leave(client, exit);
+    proxy.rests().await;
+    proxy.metric_becomes("outrigger_upstream_connections{upstream=app,state=active}", 0.0).await;
 }

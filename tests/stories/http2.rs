@@ -269,6 +269,15 @@ async fn heads_and_bodies_that_are_too_large_are_refused_with_their_reason() {
         (431, Some("header_too_large"))
     );
 
+    let request = client.request("GET", &format!("/{}", "a".repeat(5000)));
+    let response = client.exchange(request, "").await;
+    let (status, reason) = (response.head.status.as_u16(), response.reason());
+    assert_eq!(
+        (status, reason.as_deref()),
+        (431, Some("header_too_large")),
+        "the path is a part of the head"
+    );
+
     let request = client.request("PUT", "/");
     let response = client.exchange(request, vec![b'x'; 1025]).await;
     assert_eq!((response.head.status.as_u16(), response.reason().as_deref()), (413, Some("body_too_large")));

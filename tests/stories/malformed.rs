@@ -780,6 +780,19 @@ async fn http_2_cannot_smuggle() {
             }
         }
     }
+    // A length, and the end of the stream with the head.
+    for length in ["5", "4, 4", "-1"] {
+        let mut client = RawHttp2::connect(proxy.listener()).await;
+        client.headers(1, &with(&[("content-length", length)]), true).await;
+        client.outcome(1).await;
+        assert!(!app.requests().iter().any(|seen| seen.field("content-length") == Some("5")), "{length}");
+    }
+    // CONNECT has no path, and no way through.
+    let mut client = RawHttp2::connect(proxy.listener()).await;
+    client.headers(1, &[(":method", "CONNECT"), (":authority", "app.test:80")], true).await;
+    client.outcome(1).await;
+    assert!(!app.requests().iter().any(|seen| seen.method == "CONNECT"));
+
     // It lives, and good ones go on.
     let mut client = RawHttp2::connect(proxy.listener()).await;
     let before = app.seen();

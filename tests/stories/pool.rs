@@ -122,6 +122,28 @@ async fn a_post_that_meets_the_close_is_never_sent_twice() {
 }
 
 #[tokio::test]
+async fn a_method_that_may_not_be_sent_twice_is_not() {
+    // Whoever takes PUT out of `methods` knows why.
+    for line in ["retry.methods = [\"GET\"]", "retry.methods = []"] {
+        let app = Upstream::that()
+            .answers(200)
+            .with_body("hello")
+            .closes_at_the_second_request_on_a_connection()
+            .start()
+            .await;
+        let proxy = Config::over([&app]).upstream(line).start().await;
+        let mut client = proxy.connect().await;
+        assert_eq!(client.exchange(&get("/")).await.text(), "hello");
+
+        let put = "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody";
+        client.exchange(put).await.must_be_because(502, "upstream_reset", line);
+
+        let puts = app.requests().into_iter().filter(|request| request.method == "PUT").count();
+        assert_eq!(puts, 1, "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_with_half_a_request_on_it_is_not_used_again() {
     let app = Upstream::that()
         .answers(403)

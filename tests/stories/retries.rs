@@ -516,3 +516,65 @@ async fn an_attempt_that_is_given_up_leaves_nothing_behind() {
     assert_eq!(client.exchange(&get("/2")).await.text(), "third");
     proxy.rests().await;
 }
+
+#[tokio::test]
+async fn an_early_failure_is_retried_with_the_body_that_still_comes() {
+    let app = Upstream::that().answers(503).answers_before_reading_the_body().answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+    app.has_seen(2).await;
+    client.send("5\r\nagain\r\n0\r\nX-Sum: 1\r\n\r\n").await;
+
+    assert_eq!(client.response().await.status, 200);
+    assert_eq!(app.request(1).body, b"firstagain");
+    assert_eq!(value(&app.request(1).trailers, "x-sum"), Some("1"));
+    assert_eq!(client.exchange(&get("/")).await.status, 200, "the client's connection is in order");
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_large_body_that_nobody_took_goes_to_the_other_endpoint() {
+    let dead = Upstream::refusing();
+    let steady = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&dead, &steady]).start().await;
+    let body = "x".repeat(1 << 20);
+    for number in 0..8 {
+        assert_eq!(proxy.connect().await.exchange(&post("/", &body)).await.status, 200);
+        assert_eq!(steady.request(number).body.len(), 1 << 20);
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_that_was_begun_is_not_sent_again() {
+    let app = Upstream::that().resets_after_reading(100_000).answers(200).start().await;
+    let proxy = Config::over([&app]).start().await;
+
+    let mut client = proxy.connect().await;
+    client.send(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 1 << 20)).await;
+    client.try_send(vec![b'x'; 1 << 20]).await;
+    client.response().await.must_be(502, "upstream_reset");
+
+    assert_eq!(app.seen(), 1);
+    assert_eq!(skipped(&proxy, "body_too_large").await, 1.0);
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_retry_that_helps_gives_its_token_back() {
+    // The yield gate holds 50 failed retries; these all succeed, so that far more of them are let through.
+    let script = (0..80).fold(Upstream::that(), |script, _| script.answers(503).answers(200));
+    let app = script.start().await;
+    let proxy = Config::over([&app])
+        .upstream("breaker.mode = \"off\"")
+        .upstream("retry.backoff = { base = \"1ms\", max = \"1ms\" }")
+        .upstream("retry.budget = { ratio = 1.0, min_per_second = 100 }")
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    for number in 0..80 {
+        assert_eq!(client.exchange(&get("/")).await.status, 200, "request {number}");
+    }
+    assert_eq!(retries(&proxy, "503").await, 80.0);
+}

@@ -95,6 +95,22 @@ async fn an_upload_stops_the_clock() {
 }
 
 #[tokio::test]
+async fn an_upload_stops_the_clock_for_its_retry_too() {
+    let app = Upstream::that().answers(503).answers(200).start().await;
+    let proxy = Config::over([&app]).within("400ms").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n").await;
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        client.send("x").await;
+    }
+
+    assert_eq!(client.response().await.status, 200, "its 400 ms began when the body had come");
+    assert_eq!(app.seen(), 2);
+}
+
+#[tokio::test]
 async fn an_upload_that_stalls_is_ended() {
     let app = Upstream::that().answers(200).start().await;
     let proxy = Config::over([&app]).upstream("timeout.idle = \"200ms\"").start().await;
@@ -403,4 +419,74 @@ async fn a_grpc_stream_that_its_client_has_not_ended_is_not_bounded() {
     app.release(1);
 
     assert_eq!(client.response().await.field("grpc-status"), Some("0"));
+}
+
+/// An answer whose head comes at once and whose body comes behind a body of 12 bytes.
+fn duplex() -> upstream::Script {
+    Upstream::that()
+        .answers_raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .answers_before_reading_the_body()
+        .and_behind(12, "2\r\nok\r\n0\r\n\r\n")
+}
+
+#[tokio::test]
+async fn an_upload_behind_the_head_is_progress_too() {
+    let app = duplex().start().await;
+    let proxy = Config::over([&app]).upstream("timeout.idle = \"250ms\"").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n").await;
+    assert_eq!(client.head().await.expect("a head").status, 200);
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        client.try_send("x").await;
+    }
+
+    let rest = client.bytes("2\r\nok\r\n0\r\n\r\n".len()).await;
+    assert_eq!(String::from_utf8_lossy(&rest), "2\r\nok\r\n0\r\n\r\n");
+}
+
+#[tokio::test]
+async fn an_upload_that_stalls_behind_the_head_is_cut() {
+    let app = duplex().start().await;
+    let proxy = Config::over([&app]).upstream("timeout.idle = \"250ms\"").start().await;
+
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nX-Request-Id: stalls\r\nContent-Length: 12\r\n\r\nx").await;
+    assert_eq!(client.head().await.expect("a head").status, 200);
+    let rest = client.until_end().await;
+
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "never a clean end: {rest:?}");
+    let reason = proxy.access_log("\"stalls\"").await["reason"].clone();
+    assert_eq!(reason, "client_stalled", "it was the client that stood still");
+    app.has_open(0).await;
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn lengths_of_time_beyond_all_clocks_do_no_harm() {
+    let app = Upstream::that().answers(200).with_field("grpc-status", "0").start().await;
+    let proxy = Config::over([&app]).start().await;
+    let huge = ["9999999999", "999999999999999", "9223372036854775807", "18446744073709551615"];
+    for value in huge {
+        for name in ["X-Request-Timeout-Ms", "X-Envoy-Expected-Rq-Timeout-Ms"] {
+            let response =
+                proxy.connect().await.exchange(&with_fields(&format!("{name}: {value}\r\n"))).await;
+            assert_eq!(response.status, 200, "{name}: {value}");
+        }
+    }
+    let call = "POST /a/b HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\ngrpc-timeout: 99999999H\r\n\
+                Content-Length: 0\r\n\r\n";
+    assert_eq!(proxy.connect().await.exchange(call).await.field("grpc-status"), Some("0"));
+
+    for value in huge.iter().chain(&["-1", "soon", ""]) {
+        let app = Upstream::that().answers(503).with_field("Retry-After", value).answers(200).start().await;
+        let proxy = Config::over([&app]).start().await;
+        let response = proxy.get("/").await;
+        // What cannot be read is as if it were not there.
+        let expected = if value.len() >= 10 { 503 } else { 200 };
+        assert_eq!(response.status, expected, "Retry-After: {value:?}");
+    }
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Retry-Attempt: 99999999999999999999\r\n\r\n";
+    assert_eq!(proxy.connect().await.exchange(request).await.status, 200);
 }

@@ -250,6 +250,12 @@ impl Script {
         self
     }
 
+    /// The last answer, an early one, goes on with these bytes when so many of the body have come.
+    pub fn and_behind(mut self, count: usize, bytes: impl AsRef<[u8]>) -> Self {
+        self.last().after.extend([Step::Read(count), Step::Send(bytes.as_ref().to_vec())]);
+        self
+    }
+
     /// The last answer goes on with these bytes after a pause.
     pub fn and_after(mut self, pause: Duration, bytes: impl AsRef<[u8]>) -> Self {
         self.last().after.extend([Step::Wait(pause), Step::Send(bytes.as_ref().to_vec())]);
