@@ -120,6 +120,9 @@ def stop(process, patience=3):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
+    begin = time.perf_counter()
+    while any(os.path.exists(f"/proc/{pid}") for pid in started) and time.perf_counter() - begin < 3:
+        time.sleep(0.001)
 
 
 def answers(proxy, process, directory):
