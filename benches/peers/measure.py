@@ -25,6 +25,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -47,6 +48,9 @@ class Proxy:
 
     def start(self, directory, workers, cpu=0):
         """Starts it; the file of its output is named after it."""
+        with contextlib.suppress(OSError):  # some would share a port with another run, and both would be wrong
+            socket.create_connection(("127.0.0.1", self.http1), 1).close()
+            sys.exit(f"something else listens on 127.0.0.1:{self.http1} already; is another measurement running?")
         config = os.path.join(directory, self.config)
         with open(os.path.join(HERE, self.config)) as template, open(config, "w") as out:
             out.write(template.read().replace("@DIR@", directory).replace("@WORKERS@", str(workers)))
@@ -62,7 +66,7 @@ def proxies(names, outrigger, envoy):
         Proxy("haproxy", "haproxy.cfg", 18001, 18002, [program("haproxy"), "-db", "-f", "@CONFIG@"]),
         Proxy("nginx", "nginx.conf", 18011, 18012, [program("nginx"), "-c", "@CONFIG@"]),
         Proxy("envoy", "envoy.yaml", 18021, 18021,
-              [envoy, "-c", "@CONFIG@", "--concurrency", "@WORKERS@", "--log-level", "error"]),
+              [envoy, "-c", "@CONFIG@", "--concurrency", "@WORKERS@", "--log-level", "error", "--disable-hot-restart"]),
         Proxy("outrigger", "outrigger.toml", 18031, 18031, [outrigger, "run", "-c", "@CONFIG@"]),
     ]
     cure = {
@@ -105,13 +109,20 @@ def running(proxy, directory, workers):
         stop(process)
 
 
-def stop(process):
+def stop(process, patience=3):
+    """Ends it and all that it started: nginx's workers outlive a master that is killed."""
+    started = family(process.pid)
     process.terminate()
     try:
-        process.wait(timeout=3)
+        process.wait(timeout=patience)
     except subprocess.TimeoutExpired:  # one that drains
-        process.kill()
+        for pid in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
+    begin = time.perf_counter()
+    while any(os.path.exists(f"/proc/{pid}") for pid in started) and time.perf_counter() - begin < 3:
+        time.sleep(0.001)
 
 
 def answers(proxy, process, directory):
@@ -136,9 +147,10 @@ def family(root):
     while todo:
         pid = todo.pop()
         found.append(pid)
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children") as children:
-                todo += map(int, children.read().split())
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as children:
+                    todo += map(int, children.read().split())
     return found
 
 
@@ -171,7 +183,10 @@ def load(command, process):
     """Runs a load generator on CPU 1; what it printed, and the proxy's CPU seconds meanwhile."""
     before = cpu_seconds(process.pid)
     with on_cpu(1):
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        state = "runs" if process.poll() is None else f"ended with {process.returncode}"
+        sys.exit(f"{' '.join(command)}: {done.stdout}{done.stderr}; the proxy {state}")
     return done.stdout, cpu_seconds(process.pid) - before
 
 
@@ -260,8 +275,7 @@ def measure(arguments, directory):
                         answers(proxy, process, directory)
                     note("start", proxy, {"ms": (time.perf_counter() - begin) * 1e3})
                 finally:
-                    process.kill()
-                    process.wait()
+                    stop(process, patience=0)
     return figures, [proxy.name for proxy in chosen]
 
 

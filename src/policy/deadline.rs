@@ -199,8 +199,8 @@ mod tests {
     }
 
     proptest! {
-        /// What goes out is never more than what is left, loses less than a millionth and a nanosecond, and is
-        /// read back as it was written.
+        /// What goes out is never more than what is left, loses at most what follows the fifth digit (100.000999 s
+        /// has nine digits of microseconds, one too many, and goes as 100000 ms), and is read back as written.
         #[test]
         fn a_written_timeout_is_what_is_left_rounded_down(seconds in 0u64..400_000_000, nanos in 0u32..1_000_000_000, shift in 0u32..30) {
             let left = Duration::new(seconds >> shift, nanos >> shift);
@@ -211,7 +211,7 @@ mod tests {
             prop_assert!(read <= left.min(*Span::MAX));
             prop_assert_eq!(read.is_zero(), left.is_zero());
             let lost = left.min(*Span::MAX) - read;
-            prop_assert!(lost <= left.div_f64(1_000_000.0) + Duration::from_nanos(1), "{left:?} as {read:?}");
+            prop_assert!(lost <= left.div_f64(100_000.0) + Duration::from_nanos(1), "{left:?} as {read:?}");
         }
 
         #[test]
