@@ -183,6 +183,11 @@ impl Timer {
         self.entry.due.set(NEVER);
     }
 
+    /// Whether it is armed, or has ended and was not armed again.
+    pub fn is_armed(&self) -> bool {
+        self.entry.due.get() != NEVER
+    }
+
     /// Ready once the armed instant has passed.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let due = self.entry.due.get();

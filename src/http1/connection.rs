@@ -297,6 +297,11 @@ impl Connection {
         let _ = socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
     }
 
+    /// Whether the peer has broken the connection off, whatever it has sent before.
+    pub fn is_broken(&self) -> bool {
+        !matches!(self.stream.take_error(), Ok(None))
+    }
+
     /// Whether the peer is still there and has sent nothing unasked, as far as the runtime has heard; with
     /// `ask`, as the kernel knows it (one system call).
     pub fn is_reusable(&mut self, ask: bool) -> bool {

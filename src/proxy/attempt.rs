@@ -21,7 +21,6 @@ use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
 use super::send::{self, Clock, Sending, Unanswered};
 use super::worker::Worker;
 use crate::http1::field::Name;
-use crate::http1::head::Method;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
@@ -59,6 +58,27 @@ pub struct Admitted {
     usable: u32,
     clock: Clock,
     number: u32,
+}
+
+/// An attempt that is sent and has no outcome. Dropped without, its client has left: that is counted, and where it
+/// left later than answers take it is the upstream's failure.
+struct Pending<'a> {
+    worker: &'a Worker,
+    routed: &'a Routed,
+    started: Instant,
+    /// None once there is an outcome.
+    admitted: Option<Admitted>,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if let Some(admitted) = self.admitted.take() {
+            let now = Instant::now();
+            let latency = now - admitted.clock.sent.unwrap_or(self.started);
+            let left = Unanswered::of(Reason::ClientDisconnected.into(), false);
+            admitted.fail(self.worker, self.routed, left, (latency, now));
+        }
+    }
 }
 
 /// An attempt without an answer.
@@ -162,7 +182,7 @@ impl Admitted {
     /// # Errors
     /// [`Failed`].
     pub async fn send(
-        mut self,
+        self,
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
@@ -175,11 +195,16 @@ impl Admitted {
         request.record.endpoint = Some(Arc::clone(self.in_flight.endpoint()));
         request.record.sent.get_or_insert(started);
 
-        let result = self.exchange(worker, routed, request, (timer, client), started).await;
+        let mut pending = Pending { worker, routed, started, admitted: Some(self) };
+        let result = match &mut pending.admitted {
+            Some(admitted) => admitted.exchange(worker, routed, request, (timer, client), started).await,
+            None => unreachable!("it has just been put there"),
+        };
+        let Some(admitted) = pending.admitted.take() else { unreachable!("it is taken here alone") };
 
         let now = Instant::now();
         // What its client took to send it is not the upstream's latency.
-        let latency = now - self.clock.sent.unwrap_or(started);
+        let latency = now - admitted.clock.sent.unwrap_or(started);
         chain.upstream.metrics.shard(worker.index).attempt_duration.observe(latency);
         request.record.answered = Some(now);
         match result {
@@ -192,9 +217,9 @@ impl Admitted {
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
                 }
-                let outcome = self.outcome(verdict, latency);
+                let outcome = admitted.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
-                let Self { permit, slot, in_flight, .. } = self;
+                let Self { permit, slot, in_flight, .. } = admitted;
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
@@ -207,28 +232,36 @@ impl Admitted {
                     Err(error) => Err((Failed { error, unprocessed: false, slot: None }, now)),
                 }
             }
-            Err(Unanswered { error, unprocessed, .. }) => {
-                let is_connect = matches!(error.reason, Reason::ConnectError);
-                let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
-                let ran = self.clock.attempt.unwrap_or(Duration::MAX);
-                let evidence = timeout::is_evidence(latency, ran, chain.latency.usual_p99(now));
-                let verdict = chain.classifier.reason(error.reason, evidence);
-                let mut outcome = self.outcome(verdict, latency);
-                outcome.connect_timeout = connect_timeout;
-                if verdict != Verdict::Ignored || is_connect {
-                    self.in_flight.endpoint().failed(now);
-                }
-                if let Some(permit) =
-                    self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout)
-                {
-                    permit.record(now, outcome);
-                }
-                let counted_as = AttemptOutcome::Reason(error.reason);
-                chain.upstream.metrics.shard(worker.index).attempts(counted_as).inc();
-                self.in_flight.endpoint().metrics.shard(worker.index).attempts(counted_as).inc();
-                Err((Failed { error, unprocessed, slot: self.slot.take() }, now))
-            }
+            Err(unanswered) => Err((admitted.fail(worker, routed, unanswered, (latency, now)), now)),
         }
+    }
+
+    /// Tells policies and metrics of an attempt without an answer, which took `latency` and ended at `now`.
+    fn fail(
+        mut self,
+        worker: &Worker,
+        routed: &Routed,
+        unanswered: Unanswered,
+        (latency, now): (Duration, Instant),
+    ) -> Failed {
+        let chain = &*routed.target().chain;
+        let Unanswered { error, unprocessed, .. } = unanswered;
+        let is_connect = error.reason == Reason::ConnectError;
+        let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
+        let allowed = self.clock.attempt.unwrap_or(Duration::MAX);
+        let evidence = timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
+        let verdict = chain.classifier.reason(error.reason, evidence);
+        let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
+        if verdict != Verdict::Ignored || is_connect {
+            self.in_flight.endpoint().failed(now);
+        }
+        if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
+            permit.record(now, outcome);
+        }
+        let counted_as = AttemptOutcome::Reason(error.reason);
+        chain.upstream.metrics.shard(worker.index).attempts(counted_as).inc();
+        self.in_flight.endpoint().metrics.shard(worker.index).attempts(counted_as).inc();
+        Failed { error, unprocessed, slot: self.slot.take() }
     }
 
     /// On a pooled connection or a new one. A pooled one that the endpoint closed in that very moment is replaced
@@ -242,10 +275,10 @@ impl Admitted {
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let endpoint = Arc::clone(self.in_flight.endpoint());
-        let may_resend = matches!(
-            request.head.method,
-            Method::Get | Method::Head | Method::Options | Method::Put | Method::Delete
-        );
+        let head = &request.head;
+        let grpc_path = request.context.grpc.then(|| head.path_and_query());
+        let has_key = head.fields.has(Name::IdempotencyKey);
+        let may_resend = routed.target().rules.method_allows(head.method_text(), has_key, grpc_path);
         let mut pooled = worker.pool.take(&endpoint, started, !may_resend);
         loop {
             let (mut connection, now) = match pooled.take() {

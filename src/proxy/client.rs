@@ -56,6 +56,17 @@ impl Client {
         encode::end(out);
     }
 
+    /// Ready while there is room for more to be queued.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut connection = self.connection.borrow_mut();
+        // A client that has left is noticed where it is watched.
+        if connection.unwritten() < AHEAD || connection.poll_flush(cx).is_ready() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
     /// Whether the client has been told to go on with its body.
     pub fn was_told_to_continue(&self) -> bool {
         self.told_to_continue.get()
@@ -69,14 +80,24 @@ impl Client {
         self.connection.borrow_mut().poll_flush(cx)
     }
 
+    /// Whether an end of the client would not show by itself: nothing is read from it, since nobody takes its body
+    /// on, or since enough is read ahead. Then it has to be looked at from time to time.
+    pub fn needs_looking_at(&self) -> bool {
+        self.is_blind(&self.connection.borrow())
+    }
+
+    fn is_blind(&self, connection: &Connection) -> bool {
+        self.body_open.get() || connection.input().len() >= AHEAD
+    }
+
     /// Ready once the client has left: it closed or broke off, with no body of its request left to come. A
     /// client that closed only its sending side is still there if `half_close`.
     pub fn poll_left(&self, cx: &mut Context<'_>, half_close: bool) -> Poll<()> {
-        if self.body_open.get() {
-            return Poll::Pending;
-        }
         let mut connection = self.connection.borrow_mut();
         if half_close && connection.has_ended() {
+            return Poll::Pending;
+        }
+        if self.is_blind(&connection) {
             return Poll::Pending;
         }
         loop {

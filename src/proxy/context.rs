@@ -38,6 +38,8 @@ pub struct Context {
     pub deadline: Option<Instant>,
     /// How often the caller has sent it before.
     pub caller_attempt: u32,
+    /// How long its clock stood still because its body was still flowing.
+    pub stood_still: Duration,
     /// A hash of its id: decides what `rollout` does with it, in all attempts alike.
     pub hash: u64,
     id: Id,
@@ -96,8 +98,19 @@ impl Context {
             }
         };
         let grpc = fields.get(Name::ContentType).is_some_and(is_grpc);
-        let mut context =
-            Self { arrived, peer, local, trusted, grpc, http2, deadline: None, caller_attempt: 0, hash, id };
+        let mut context = Self {
+            arrived,
+            peer,
+            local,
+            trusted,
+            grpc,
+            http2,
+            deadline: None,
+            caller_attempt: 0,
+            stood_still: Duration::ZERO,
+            hash,
+            id,
+        };
         let checked = context.read_control(worker, head);
         (context, checked)
     }

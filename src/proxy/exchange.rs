@@ -174,7 +174,7 @@ impl<'a> Retries<'a> {
         let mut clock = Clock {
             connect: enabled.then_some(*timeout.connect),
             attempt: None,
-            request: self.end,
+            request: self.end.map(|end| end + request.context.stood_still),
             caller: request.context.deadline,
             idle: enabled.then_some(*timeout.idle),
             sent: None,
@@ -193,7 +193,7 @@ impl<'a> Retries<'a> {
             }
         }
         if enabled && (!request.context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
-            let left = self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
+            let left = clock.request.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
             let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
             clock.attempt = Some(timeout.attempt_timeout(left, may_follow));
         }
@@ -335,7 +335,8 @@ impl<'a> Retries<'a> {
     }
 
     fn left(&self, request: &Request, now: Instant) -> Duration {
-        let end = self.end.into_iter().chain(request.context.deadline).min();
+        let end = self.end.map(|end| end + request.context.stood_still);
+        let end = end.into_iter().chain(request.context.deadline).min();
         end.map_or(Duration::MAX, |end| end.saturating_duration_since(now))
     }
 

@@ -32,6 +32,8 @@ const TOGETHER: usize = 16 << 10;
 /// How long a connection that is closed with unread bytes is still read, so that its client sees the answer and
 /// not a reset.
 const LINGER: Duration = Duration::from_secs(1);
+/// How often a client that nothing is read from is looked at.
+const LOOK: Duration = Duration::from_millis(200);
 /// The most bytes that are read then.
 const LINGER_BYTES: usize = 1 << 20;
 
@@ -197,9 +199,10 @@ impl One<'_> {
 
         let response = {
             let mut exchange = pin!(exchange(worker, &mut request, routed, Some(self.client)));
+            let look = worker.timer();
             poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
-                Poll::Pending => self.client.poll_left(cx, limits.half_close).map(|()| None),
+                Poll::Pending => self.poll_left(cx, &look, limits.half_close).map(|()| None),
             })
             .await
         };
@@ -222,6 +225,27 @@ impl One<'_> {
         let mut request = Request::new(self.worker, head, Body::none(), context, record);
         let answer = refuse(&mut request, &error);
         self.answer(&mut request, Response::Own(answer), false).await
+    }
+
+    /// Ready once the client has left, as [`Client::poll_left`]; where that does not show by itself it is looked at
+    /// every now and then.
+    fn poll_left(&self, cx: &mut TaskContext<'_>, look: &Timer, half_close: bool) -> Poll<()> {
+        if self.client.poll_left(cx, half_close).is_ready() {
+            return Poll::Ready(());
+        }
+        if !self.client.needs_looking_at() {
+            return Poll::Pending;
+        }
+        if look.is_armed() {
+            if look.poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if self.client.connection.borrow().is_broken() {
+                return Poll::Ready(());
+            }
+        }
+        look.arm(Instant::now() + LOOK);
+        look.poll(cx)
     }
 
     /// Writes the answer.
@@ -294,11 +318,12 @@ impl One<'_> {
         half_close: bool,
     ) -> Result<Option<Instant>, Cut> {
         let mut relay = Relay { announced: 0, ended: false, waited: false };
+        let look = self.worker.timer();
         let relayed = poll_fn(|cx| {
             let relayed = relay.poll(cx, self.client, request, &mut answer, framing);
             if relayed.is_pending() {
                 relay.waited = true;
-                if !relay.ended && self.client.poll_left(cx, half_close).is_ready() {
+                if !relay.ended && self.poll_left(cx, &look, half_close).is_ready() {
                     return Poll::Ready(Err(Reason::ClientDisconnected));
                 }
             }

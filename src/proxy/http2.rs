@@ -175,7 +175,7 @@ async fn one(
     let (parts, incoming) = incoming.into_parts();
     let mut head = worker.request_head();
     let translated = translate(&mut head, &parts, &incoming);
-    let bounded = translated.and_then(|()| bound(&worker, limits, &parts.headers));
+    let bounded = translated.and_then(|()| bound(&worker, limits, &parts));
     if bounded.is_err() {
         head.clear();
     }
@@ -196,10 +196,17 @@ async fn one(
 }
 
 /// The bounds on a head, which hyper would answer without a reason.
-fn bound(worker: &Worker, limits: &super::listener::Limits, headers: &http::HeaderMap) -> Result<(), Error> {
-    // As HTTP/2 counts a list of fields (RFC 9113 §6.5.2).
-    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-    let (limit, detail) = if headers.len() > limits.max_headers as usize {
+fn bound(
+    worker: &Worker,
+    limits: &super::listener::Limits,
+    parts: &http::request::Parts,
+) -> Result<(), Error> {
+    // As HTTP/2 counts a list of fields (RFC 9113 §6.5.2); method and scheme are short.
+    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    let path = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let authority = parts.uri.authority().map_or(0, |authority| authority.as_str().len());
+    let size = fields.sum::<usize>() + path + authority;
+    let (limit, detail) = if parts.headers.len() > limits.max_headers as usize {
         (Limit::MaxHeaders, "more fields than limits.max_headers")
     } else if size as u64 > limits.max_header_size.bytes() {
         (Limit::MaxHeaderSize, "larger than limits.max_header_size")

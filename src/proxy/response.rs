@@ -203,10 +203,17 @@ impl FromUpstream {
     /// Why the answer will not be complete.
     pub fn poll_data(&mut self, cx: &mut Context<'_>, body: &mut Body) -> Poll<Result<usize, Error>> {
         let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(0)) };
+        let mut still = Reason::UpstreamStalled;
         if let Some(progress) = &mut self.upload {
+            let before = (progress.taken(), connection.wire.unwritten());
             match body.poll_send(cx, &self.worker.shared, progress, &mut connection.wire) {
                 Poll::Ready(Ok(())) => self.upload = None,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
+                Poll::Pending if before != (progress.taken(), connection.wire.unwritten()) => {
+                    self.waiting = false;
+                }
+                // Who does not read, or does not send, holds the exchange up.
+                Poll::Pending if connection.wire.unwritten() == 0 => still = Reason::ClientStalled,
                 Poll::Pending => {}
             }
         }
@@ -224,7 +231,7 @@ impl FromUpstream {
                 let error = Error::new(Reason::ProtocolError, refusal.detail);
                 Poll::Ready(Err(self.broken(error)))
             }
-            Poll::Pending => match self.poll_patience(cx, Reason::UpstreamStalled) {
+            Poll::Pending => match self.poll_patience(cx, still) {
                 Poll::Ready(error) => Poll::Ready(Err(self.broken(error))),
                 Poll::Pending => Poll::Pending,
             },

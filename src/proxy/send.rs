@@ -294,6 +294,7 @@ impl Sending<'_> {
                             if moved.0 != usize::MAX {
                                 now = Instant::now();
                                 clock.request = clock.request.map(|request| request + (now - started));
+                                request.context.stood_still += now - started;
                             }
                             clock.sent = Some(now);
                             clock.arm(self.timer, now);
@@ -309,6 +310,13 @@ impl Sending<'_> {
                             }
                         }
                     }
+                }
+                // Interim answers wait here for a client that does not read them.
+                if self.client.is_some_and(|client| client.poll_room(cx).is_pending()) {
+                    if self.timer.poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    return Poll::Ready(Err(Unanswered::of(Reason::ClientStalled.into(), true)));
                 }
                 match wire.poll_response_head(cx, answer, &mut scanned, is_head, &RESPONSE_LIMITS) {
                     Poll::Ready(Ok(())) if answer.status == 101 => {
@@ -362,7 +370,8 @@ impl Sending<'_> {
 }
 
 impl Unanswered {
-    fn of(error: Error, begun: bool) -> Self {
+    /// No answer, because of `error`.
+    pub fn of(error: Error, begun: bool) -> Self {
         Self { error, unprocessed: false, begun }
     }
 }
