@@ -219,13 +219,13 @@ impl Admitted {
                 }
                 let outcome = admitted.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
-                let Self { permit, slot, in_flight, .. } = admitted;
+                let Self { permit, slot, in_flight, clock, .. } = admitted;
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
                 let hold = Hold { permit, slot, in_flight, outcome, counted_as };
-                let mode = clock_mode(routed, request);
+                let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 match whole(&mut answer, request, routed, timer).await {
                     Ok(()) => Ok((answer, now)),
@@ -297,8 +297,7 @@ impl Admitted {
             );
             let mut head = worker.response_head();
             let mut progress = Progress::new(&request.body);
-            let mode = clock_mode(routed, request);
-            let sending = Sending { worker, timer, client, routed, mode, permit: self.permit.as_ref() };
+            let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref() };
             let sent = sending
                 .send(&mut connection.wire, request, &mut progress, &mut self.clock, (&mut head, now))
                 .await;
@@ -333,15 +332,18 @@ impl Admitted {
         let connects = chain.upstream.metrics.shard(worker.index);
         let max = chain.upstream.settings.connections.max;
         let connecting = worker.pool.connect(&chain.upstream.counts, max, endpoint);
-        let until = self.clock.connect.map(|connect| now + connect);
-        let until =
-            until.into_iter().chain(self.clock.end()).chain(self.clock.attempt.map(|a| now + a)).min();
+        let connect = self.clock.connect.into_iter().chain(self.clock.attempt).min();
+        let until = self.clock.cuts(connect.map(|connect| now + connect));
+        let until = until.into_iter().chain(self.clock.end()).min();
         let connected = match until {
             Some(until) => timer.within(until, connecting).await,
             None => Ok(connecting.await),
         };
         let (result, error) = match connected {
             Ok(Ok(connection)) => {
+                if self.clock.mode == Mode::Shadow && connect.is_some_and(|connect| now.elapsed() > connect) {
+                    connects.rejected(Reason::ConnectError, Effect::Shadowed).inc();
+                }
                 connects.connects(ConnectResult::Ok).inc();
                 return Ok(connection);
             }
@@ -384,11 +386,6 @@ impl Admitted {
 /// The detail of a connect that ran into its timeout.
 const CONNECT_TIMEOUT: &str = "timeout.connect passed";
 
-fn clock_mode(routed: &Routed, request: &Request) -> Mode {
-    let timeout = &routed.target().timeout;
-    timeout.mode.of(timeout.rollout, request.context.hash)
-}
-
 /// Waits for the whole of a small answer, so that one that breaks off can still be replaced.
 async fn whole(
     answer: &mut FromUpstream,
@@ -405,6 +402,9 @@ async fn whole(
         Poll::Ready(result) => Poll::Ready(result.map(|_| ())),
         Poll::Pending => {
             if !std::mem::replace(&mut waits, true) {
+                if !answer.reserve() {
+                    return Poll::Ready(Ok(()));
+                }
                 timer.arm(Instant::now() + WHOLE_WITHIN);
             }
             timer.poll(cx).map(Ok)

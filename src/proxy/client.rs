@@ -80,18 +80,17 @@ impl Client {
         self.connection.borrow_mut().poll_flush(cx)
     }
 
-    /// Whether an end of the client would not show by itself: nothing is read from it, since nobody takes its body
-    /// on, or since enough is read ahead. Then it has to be looked at from time to time.
+    /// Whether an end of the client would not show by itself, since enough is read ahead. Then it has to be looked
+    /// at from time to time.
     pub fn needs_looking_at(&self) -> bool {
         self.is_blind(&self.connection.borrow())
     }
 
     fn is_blind(&self, connection: &Connection) -> bool {
-        self.body_open.get() || connection.input().len() >= AHEAD
+        connection.input().len() >= AHEAD
     }
 
-    /// Ready once the client has left: it closed or broke off, with no body of its request left to come. A
-    /// client that closed only its sending side is still there if `half_close`.
+    /// Ready once the client has left: it closed or broke off. Reads ahead to see that. A client that closed only its sending side is still there if `half_close`.
     pub fn poll_left(&self, cx: &mut Context<'_>, half_close: bool) -> Poll<()> {
         let mut connection = self.connection.borrow_mut();
         if half_close && connection.has_ended() {
@@ -104,6 +103,8 @@ impl Client {
             match connection.poll_fill(cx, AHEAD) {
                 Poll::Ready(Ok(0)) if half_close => return Poll::Pending,
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                // It may be of the body that somebody waits for.
+                Poll::Ready(Ok(_)) if self.body_open.get() => cx.waker().wake_by_ref(),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => return Poll::Pending,
             }

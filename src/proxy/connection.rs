@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
@@ -15,6 +15,7 @@ use super::worker::Worker;
 use super::{http1, http2};
 use crate::http1::connection::Connection;
 use crate::telemetry::metrics::{Limit, ListenerMetrics};
+use crate::timer::Timer;
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -33,6 +34,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
     let settings = &snapshot.listener_at(index).settings;
     let protocol = settings.protocol;
     let idle_timeout = *settings.limits.idle_timeout;
+    let header_timeout = *settings.limits.header_timeout;
     let metrics = Arc::clone(&snapshot.listener_at(index).metrics);
     drop(snapshot);
     let _counted = Counted::begin(&worker, metrics);
@@ -45,10 +47,11 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
         Protocol::Http2 => true,
         Protocol::Auto => {
             let timer = worker.timer();
-            match timer.within(Instant::now() + idle_timeout, tell(&mut connection)).await {
-                Ok(Some(is_http2)) => is_http2,
-                Ok(None) => return,
-                Err(_) => {
+            timer.arm(Instant::now() + idle_timeout);
+            match tell(&mut connection, &timer, header_timeout).await {
+                Some(is_http2) => is_http2,
+                None if connection.has_ended() => return,
+                None => {
                     worker.shared.metrics.limit_reached(Limit::IdleTimeout).inc();
                     return;
                 }
@@ -62,20 +65,25 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
     }
 }
 
-/// Whether the client speaks HTTP/2; none if it left before that could be told.
-async fn tell(connection: &mut Connection) -> Option<bool> {
+/// Whether the client speaks HTTP/2; none if it left, or `timer` ended, before it said anything.
+async fn tell(connection: &mut Connection, timer: &Timer, header_timeout: Duration) -> Option<bool> {
+    let mut has_begun = false;
     poll_fn(|cx| {
         loop {
             let input = connection.input();
             if input.len() >= PREFACE.len() || !PREFACE.starts_with(input) {
                 return Poll::Ready(Some(input.starts_with(PREFACE)));
             }
+            if !input.is_empty() && !std::mem::replace(&mut has_begun, true) {
+                timer.arm(Instant::now() + header_timeout);
+            }
             match connection.poll_fill(cx, PREFACE.len()) {
                 Poll::Ready(Ok(size)) if size > 0 => {}
                 Poll::Ready(_) if connection.input().is_empty() => return Poll::Ready(None),
                 // Something else that is cut short: HTTP/1 knows what to say to it.
                 Poll::Ready(_) => return Poll::Ready(Some(false)),
-                Poll::Pending => return Poll::Pending,
+                // A beginning that goes no further is HTTP/1's affair too.
+                Poll::Pending => return timer.poll(cx).map(|()| has_begun.then_some(false)),
             }
         }
     })

@@ -119,6 +119,8 @@ fn finish(attempted: Attempted, request: &Request, now: Instant) -> Result<Box<F
 struct Retries<'a> {
     routed: &'a Routed,
     mode: Mode,
+    /// Whether timeouts cut.
+    timeouts: Mode,
     /// Attempts so far.
     made: u32,
     /// Endpoints that have failed this request.
@@ -149,6 +151,7 @@ impl<'a> Retries<'a> {
         Self {
             routed,
             mode: target.retry.mode.of(target.retry.rollout, context.hash),
+            timeouts: target.timeout.mode.of(target.timeout.rollout, context.hash),
             made: 0,
             tried: Vec::new(),
             endpoint: 0,
@@ -172,6 +175,7 @@ impl<'a> Retries<'a> {
         let now = if self.made == 0 { request.context.arrived } else { Instant::now() };
         let enabled = timeout.mode != Mode::Off;
         let mut clock = Clock {
+            mode: self.timeouts,
             connect: enabled.then_some(*timeout.connect),
             attempt: None,
             request: self.end.map(|end| end + request.context.stood_still),
@@ -335,7 +339,8 @@ impl<'a> Retries<'a> {
     }
 
     fn left(&self, request: &Request, now: Instant) -> Duration {
-        let end = self.end.map(|end| end + request.context.stood_still);
+        let end = self.end.filter(|_| self.timeouts == Mode::Enforce);
+        let end = end.map(|end| end + request.context.stood_still);
         let end = end.into_iter().chain(request.context.deadline).min();
         end.map_or(Duration::MAX, |end| end.saturating_duration_since(now))
     }

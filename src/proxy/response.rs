@@ -14,6 +14,7 @@ use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
 use super::queue::Slot;
+use super::shared::Reservation;
 use super::words;
 use super::worker::Worker;
 use crate::http1::connection::{BodyReader, ReadError};
@@ -85,6 +86,8 @@ pub struct FromUpstream {
     /// gRPC and event streams wait `stream_idle` from the start.
     is_quiet: bool,
     is_stream: bool,
+    /// The memory of a small answer that was waited for.
+    buffered: Option<Reservation>,
 }
 
 impl Hold {
@@ -138,6 +141,7 @@ impl FromUpstream {
             is_final: false,
             is_quiet: false,
             is_stream: false,
+            buffered: None,
         }
     }
 
@@ -196,6 +200,12 @@ impl FromUpstream {
         Poll::Ready(Ok(true))
     }
 
+    /// Takes the memory that the whole body will need; false where `server.max_buffer` is reached.
+    pub fn reserve(&mut self) -> bool {
+        self.buffered = self.worker.shared.reserve(self.reader.remaining().unwrap_or_default());
+        self.buffered.is_some()
+    }
+
     /// Ready with the size of [`FromUpstream::data`]; 0: the answer has ended. The rest of the request's `body`
     /// is sent meanwhile.
     ///
@@ -231,7 +241,7 @@ impl FromUpstream {
                 let error = Error::new(Reason::ProtocolError, refusal.detail);
                 Poll::Ready(Err(self.broken(error)))
             }
-            Poll::Pending => match self.poll_patience(cx, still) {
+            Poll::Pending => match self.poll_patience(cx, still, true) {
                 Poll::Ready(error) => Poll::Ready(Err(self.broken(error))),
                 Poll::Pending => Poll::Pending,
             },
@@ -260,15 +270,16 @@ impl FromUpstream {
 
     /// The client takes nothing at the moment. Ready with the error once that lasts too long.
     pub fn poll_client_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let stalled = self.poll_patience(cx, Reason::ClientStalled);
+        let stalled = self.poll_patience(cx, Reason::ClientStalled, false);
         if stalled.is_ready() {
             self.let_go(Verdict::Success, None);
         }
         stalled
     }
 
-    /// Waits with a body that stands still, and sees it become a stream.
-    fn poll_patience(&mut self, cx: &mut Context<'_>, side: Reason) -> Poll<Error> {
+    /// Waits with a body that stands still because of `side`, and sees it become a stream. `may_be_quiet`: streams
+    /// may, but for a client that does not read.
+    fn poll_patience(&mut self, cx: &mut Context<'_>, side: Reason, may_be_quiet: bool) -> Poll<Error> {
         let target = self.routed.target();
         let (idle, stream_idle) = (*target.timeout.idle, *target.timeout.stream_idle);
         let stream_after = *target.chain.upstream.settings.concurrency.stream_after;
@@ -280,10 +291,7 @@ impl FromUpstream {
             let quiet = self.is_quiet
                 || self.is_stream && self.head.framing == Framing::Chunked
                 || self.is_stream && self.head.framing == Framing::UntilClose;
-            let patience = match side {
-                Reason::UpstreamStalled if quiet => stream_idle,
-                _ => idle,
-            };
+            let patience = if quiet && may_be_quiet { stream_idle } else { idle };
             let gives_up = (self.mode != Mode::Off).then(|| self.moved_at + patience);
             let turns = (!self.is_stream).then(|| self.head_at + stream_after);
             match gives_up.into_iter().chain(turns).min() {

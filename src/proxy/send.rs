@@ -33,6 +33,9 @@ const RESPONSE_LIMITS: Limits = Limits { max_size: 256 << 10, max_fields: 256 };
 /// How long an attempt may take.
 #[derive(Clone, Default)]
 pub struct Clock {
+    /// Whether the configured times cut; in shadow what they would have cut is counted. The caller's deadline cuts
+    /// in any case.
+    pub mode: Mode,
     /// Making a connection.
     pub connect: Option<Duration>,
     /// The attempt's timeout, from when its body has gone up.
@@ -50,13 +53,18 @@ pub struct Clock {
 impl Clock {
     /// When the request must have its answer.
     pub fn end(&self) -> Option<Instant> {
-        self.request.into_iter().chain(self.caller).min()
+        self.cuts(self.request).into_iter().chain(self.caller).min()
+    }
+
+    /// A configured time, if it cuts.
+    pub fn cuts<T>(&self, time: Option<T>) -> Option<T> {
+        time.filter(|_| self.mode == Mode::Enforce)
     }
 
     /// What an attempt that begins at `now` may take.
     pub fn left(&self, now: Instant) -> Option<Duration> {
         let end = self.end().map(|end| end.saturating_duration_since(now));
-        self.attempt.into_iter().chain(end).min()
+        self.cuts(self.attempt).into_iter().chain(end).min()
     }
 
     /// Which of the request's own bounds has passed at `now`.
@@ -256,8 +264,6 @@ pub struct Sending<'a> {
     pub client: Option<&'a Client>,
     /// Where it goes.
     pub routed: &'a Routed,
-    /// Whether timeouts cut.
-    pub mode: Mode,
     /// The breaker's permit, whose lease runs from when the request has gone up.
     pub permit: Option<&'a Permit>,
 }
@@ -355,13 +361,14 @@ impl Sending<'_> {
                     return Poll::Pending;
                 }
                 let error = elapsed(clock, sent, wire);
-                if self.mode == Mode::Enforce || error.reason == Reason::DeadlineExceeded {
+                if clock.mode == Mode::Enforce || error.reason == Reason::DeadlineExceeded {
                     return Poll::Ready(Err(Unanswered::of(error, false)));
                 }
                 // A shadow timeout counts what it would have cut, once, and lets go.
                 let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
                 shard.rejected(error.reason, Effect::Shadowed).inc();
-                *clock = Clock { caller: clock.caller, sent: clock.sent, ..Clock::default() };
+                *clock =
+                    Clock { mode: Mode::Off, caller: clock.caller, sent: clock.sent, ..Clock::default() };
                 clock.arm(self.timer, started);
             }
         })
