@@ -57,6 +57,11 @@ pub fn load(path: &FilePath) -> Result<Loaded, Problems> {
     let file = path.display().to_string();
     let unreadable = |message: &str, cure: &str| Problems(vec![Diagnostic::of_file(&file, message, cure)]);
     let mut bytes = Vec::new();
+    // A pipe would keep whoever opens it waiting for its other end.
+    let is_special = std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir());
+    if is_special {
+        return Err(unreadable("is not a regular file", "name a file that holds the configuration"));
+    }
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_FILE_SIZE as u64 + 1).read_to_end(&mut bytes))
         .map_err(|error| {

@@ -98,7 +98,8 @@ const NEW_CHUNK: State = State::Size { size: 0, digits: 0 };
 /// The most digits of a chunk's size, leading zeros included.
 const MAX_SIZE_DIGITS: u8 = 16;
 
-/// The most bytes of chunk extensions in one body. Nobody reads them; enough for some, not for a flood.
+/// The most bytes of chunk extensions in one body, beyond an eighth of its payload. Nobody reads them; enough for
+/// some, not for a flood.
 const MAX_EXTENSIONS: u32 = 8 << 10;
 
 /// The most bytes of trailers in one body.
@@ -173,7 +174,12 @@ impl Decoder {
                     return Err("bare CR");
                 }
                 State::SizeLf { size: 0 } => State::TrailerStart,
-                State::SizeLf { size } => State::Chunk { left: size },
+                State::SizeLf { size } => {
+                    // A chunk pays for extensions by what it carries (signatures come with every chunk).
+                    let paid = u32::try_from(size / 8).unwrap_or(u32::MAX);
+                    self.extensions = self.extensions.saturating_sub(paid);
+                    State::Chunk { left: size }
+                }
                 State::ChunkCr if byte == b'\r' => State::ChunkLf,
                 State::ChunkCr => return Err("a chunk longer than its size"),
                 State::ChunkLf => NEW_CHUNK,

@@ -32,10 +32,6 @@ use crate::upstream::balance;
 use crate::upstream::endpoint::InFlight;
 use crate::upstream::pool::{ConnectError, ToEndpoint};
 
-/// How long a probe of the breaker may take until its request has gone up. Far beyond any queue, connect or upload
-/// that is still alive; one that is not comes back when its permit is dropped.
-const LEASE: Duration = Duration::from_secs(3600);
-
 /// Which attempt it is, and what its predecessors left.
 pub struct Turn<'a> {
     /// Counts from 1.
@@ -113,9 +109,7 @@ pub async fn admit(
     let permit = match mode {
         Mode::Off => None,
         mode => {
-            // It runs anew from when the request has gone up; before, anything may hold it up.
-            let lease = LEASE;
-            let admitted = chain.breaker.admit(now, worker.draw(), lease);
+            let admitted = chain.breaker.admit(now, worker.draw(), send::LEASE);
             carry_out(
                 admitted
                     .map_err(|rejection| Error::from(Reason::BreakerOpen).retry_after(rejection.retry_after)),
@@ -196,11 +190,9 @@ impl Admitted {
         request.record.sent.get_or_insert(started);
 
         let mut pending = Pending { worker, routed, started, admitted: Some(self) };
-        let result = match &mut pending.admitted {
-            Some(admitted) => admitted.exchange(worker, routed, request, (timer, client), started).await,
-            None => unreachable!("it has just been put there"),
-        };
-        let Some(admitted) = pending.admitted.take() else { unreachable!("it is taken here alone") };
+        let admitted = pending.admitted.as_mut().expect("it has just been put there");
+        let result = admitted.exchange(worker, routed, request, (timer, client), started).await;
+        let admitted = pending.admitted.take().expect("it is taken here alone");
 
         let now = Instant::now();
         // What its client took to send it is not the upstream's latency.
@@ -227,8 +219,12 @@ impl Admitted {
                 let hold = Hold { permit, slot, in_flight, outcome, counted_as };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
-                match whole(&mut answer, request, routed, timer).await {
-                    Ok(()) => Ok((answer, now)),
+                let waited = whole(&mut answer, request, routed, timer).await;
+                if matches!(waited, Ok(true)) {
+                    request.record.answered = Some(Instant::now());
+                }
+                match waited {
+                    Ok(_) => Ok((answer, now)),
                     Err(error) => Err((Failed { error, unprocessed: false, slot: None }, now)),
                 }
             }
@@ -248,7 +244,8 @@ impl Admitted {
         let Unanswered { error, unprocessed, .. } = unanswered;
         let is_connect = error.reason == Reason::ConnectError;
         let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
-        let allowed = self.clock.attempt.unwrap_or(Duration::MAX);
+        // What is cut short by the rest of a request's time has not had its whole time.
+        let allowed = self.clock.whole_attempt.unwrap_or(Duration::MAX);
         let evidence = timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
@@ -259,6 +256,9 @@ impl Admitted {
             permit.record(now, outcome);
         }
         let counted_as = AttemptOutcome::Reason(error.reason);
+        if error.reason == Reason::ConcurrencyLimited && self.number == 1 {
+            chain.upstream.metrics.shard(worker.index).rejected(error.reason, Effect::Enforced).inc();
+        }
         chain.upstream.metrics.shard(worker.index).attempts(counted_as).inc();
         self.in_flight.endpoint().metrics.shard(worker.index).attempts(counted_as).inc();
         Failed { error, unprocessed, slot: self.slot.take() }
@@ -303,7 +303,8 @@ impl Admitted {
                 .await;
             match sent {
                 Ok(()) => {
-                    let upload = (!progress.has_ended()).then_some(progress);
+                    let flows = !progress.has_ended() || connection.wire.unwritten() > 0;
+                    let upload = flows.then_some(progress);
                     return Ok(Arrived { connection, head, upload });
                 }
                 Err(unanswered) => {
@@ -363,6 +364,7 @@ impl Admitted {
             Err(_) => {
                 let error = match self.clock.over(Instant::now()) {
                     Some(reason) => reason.into(),
+                    None if self.clock.attempt < self.clock.connect => Reason::AttemptTimeout.into(),
                     None => Error::new(Reason::ConnectError, CONNECT_TIMEOUT),
                 };
                 (ConnectResult::Timeout, error)
@@ -386,28 +388,29 @@ impl Admitted {
 /// The detail of a connect that ran into its timeout.
 const CONNECT_TIMEOUT: &str = "timeout.connect passed";
 
-/// Waits for the whole of a small answer, so that one that breaks off can still be replaced.
+/// Waits for the whole of a small answer, so that one that breaks off can still be replaced. Whether that took
+/// time.
 async fn whole(
     answer: &mut FromUpstream,
     request: &mut Request,
     routed: &Routed,
     timer: &Timer,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let bound = routed.target().retry.response_buffer.bytes();
     if bound == 0 || request.context.grpc {
-        return Ok(());
+        return Ok(false);
     }
     let mut waits = false;
     poll_fn(|cx| match answer.poll_whole(cx, bound) {
-        Poll::Ready(result) => Poll::Ready(result.map(|_| ())),
+        Poll::Ready(result) => Poll::Ready(result.map(|_| waits)),
         Poll::Pending => {
             if !std::mem::replace(&mut waits, true) {
                 if !answer.reserve() {
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(false));
                 }
                 timer.arm(Instant::now() + WHOLE_WITHIN);
             }
-            timer.poll(cx).map(Ok)
+            timer.poll(cx).map(|()| Ok(true))
         }
     })
     .await

@@ -12,7 +12,6 @@ use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
-use crate::policy::retry::Rules;
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::{Settings, Upstream};
@@ -35,8 +34,6 @@ pub struct Chain {
     pub feasibility: Arc<Feasibility>,
     /// What a failure is.
     pub classifier: Classifier,
-    /// What is retried, where the route does not say otherwise.
-    pub rules: Rules,
 }
 
 impl Chain {
@@ -82,7 +79,6 @@ impl Chain {
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
             classifier: Classifier::new(&settings.failure),
-            rules: Rules::new(&settings.retry),
             upstream,
         }
     }

@@ -21,10 +21,7 @@ use crate::timer::Timer;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Counts a connection, until dropped.
-struct Counted {
-    worker: Rc<Worker>,
-    metrics: Arc<ListenerMetrics>,
-}
+struct Counted(Arc<ListenerMetrics>);
 
 /// Serves a client's connection to its end. The listener is looked up by its name for every request, so a reload
 /// counts from the next request on; where it is gone, the connection ends with the request at hand.
@@ -36,8 +33,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
     let idle_timeout = *settings.limits.idle_timeout;
     let header_timeout = *settings.limits.header_timeout;
     let metrics = Arc::clone(&snapshot.listener_at(index).metrics);
-    drop(snapshot);
-    let _counted = Counted::begin(&worker, metrics);
+    let _counted = Counted::begin(metrics);
     // Without its own address the connection is gone already.
     let Ok(local) = stream.local_addr() else { return };
     let peer = Peer { peer, local, listener };
@@ -61,7 +57,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
     if is_http2 {
         Box::pin(http2::serve(worker, connection, peer)).await;
     } else {
-        http1::serve(&worker, connection, &peer).await;
+        http1::serve(&worker, connection, &peer, snapshot).await;
     }
 }
 
@@ -91,16 +87,14 @@ async fn tell(connection: &mut Connection, timer: &Timer, header_timeout: Durati
 }
 
 impl Counted {
-    fn begin(worker: &Rc<Worker>, metrics: Arc<ListenerMetrics>) -> Self {
-        worker.shared.connection_began(worker.index);
+    fn begin(metrics: Arc<ListenerMetrics>) -> Self {
         metrics.connections.inc();
-        Self { worker: Rc::clone(worker), metrics }
+        Self(metrics)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.metrics.connections.dec();
-        self.worker.shared.connection_ended(self.worker.index);
+        self.0.connections.dec();
     }
 }

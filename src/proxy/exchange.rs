@@ -90,7 +90,9 @@ async fn serve(
         };
         match retries.after(worker, request, &mut attempted, now) {
             Some(wait) => {
-                retries.pause(request, wait).await;
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
+                }
                 last = Some(attempted);
             }
             None => return finish(attempted, request, now),
@@ -178,6 +180,7 @@ impl<'a> Retries<'a> {
             mode: self.timeouts,
             connect: enabled.then_some(*timeout.connect),
             attempt: None,
+            whole_attempt: None,
             request: self.end.map(|end| end + request.context.stood_still),
             caller: request.context.deadline,
             idle: enabled.then_some(*timeout.idle),
@@ -200,6 +203,7 @@ impl<'a> Retries<'a> {
             let left = clock.request.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
             let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
             clock.attempt = Some(timeout.attempt_timeout(left, may_follow));
+            clock.whole_attempt = Some(timeout.attempt_timeout(*timeout.request, may_follow));
         }
         Ok(Turn { number: self.made + 1, tried: &self.tried, slot: self.slot.take(), clock, now })
     }
@@ -296,14 +300,6 @@ impl<'a> Retries<'a> {
             self.slot = None;
         }
         Some(wait)
-    }
-
-    /// Waits before the next attempt.
-    async fn pause(&self, request: &mut Request, wait: Duration) {
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-            request.record.backoff += wait;
-        }
     }
 
     /// The attempt at hand was good.

@@ -54,11 +54,10 @@ enum Then {
     Reset,
 }
 
-/// Serves one connection to its end.
-pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer) {
+/// Serves one connection to its end. `snapshot` has its listener.
+pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer, mut snapshot: Held) {
     let client = Rc::new(Client::new(connection));
     let timer = worker.timer();
-    let mut snapshot = worker.snapshot();
     let mut now = Instant::now();
     loop {
         let next = next(worker, &client, &timer, peer, &snapshot, now).await;
@@ -110,7 +109,11 @@ async fn next(
             if !connection.input().is_empty() {
                 let head = head.get_or_insert_with(|| worker.request_head());
                 match head.parse(connection.input(), &mut scanned, &parse_limits) {
-                    Ok(Parsed::Partial) if !has_begun => {
+                    // An empty line behind a request is not yet the beginning of another.
+                    Ok(Parsed::Partial)
+                        if !has_begun
+                            && connection.input().iter().any(|byte| !matches!(byte, b'\r' | b'\n')) =>
+                    {
                         has_begun = true;
                         timer.arm(Instant::now() + *limits.header_timeout);
                     }
@@ -121,10 +124,8 @@ async fn next(
                     }
                     Err(refusal) => {
                         if refusal.reason == Reason::HeaderTooLarge {
-                            let limit = match refusal.detail.contains("fields") {
-                                true => Limit::MaxHeaders,
-                                false => Limit::MaxHeaderSize,
-                            };
+                            let is_large = connection.input().len() >= parse_limits.max_size;
+                            let limit = if is_large { Limit::MaxHeaderSize } else { Limit::MaxHeaders };
                             worker.shared.metrics.limit_reached(limit).inc();
                         }
                         return Poll::Ready(Err(Error::new(refusal.reason, refusal.detail)));
@@ -138,7 +139,7 @@ async fn next(
             }
         }
         if timer.poll(cx).is_ready() {
-            if connection.input().is_empty() {
+            if !has_begun {
                 worker.shared.metrics.limit_reached(Limit::IdleTimeout).inc();
                 return Poll::Ready(Ok(false));
             }

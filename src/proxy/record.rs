@@ -27,8 +27,6 @@ pub struct Record {
     pub attempts: u32,
     /// How long it waited for a slot.
     pub queue: Duration,
-    /// How long it waited before retries.
-    pub backoff: Duration,
     /// Where it was sent last.
     pub endpoint: Option<Arc<Endpoint>>,
     /// When its first byte went up.
@@ -51,7 +49,7 @@ pub struct Record {
 impl Record {
     /// The record of a request that came to this listener just now.
     pub fn begin(worker: &Rc<Worker>, snapshot: Held, listener: usize, now: Instant) -> Self {
-        worker.shared.request_began(worker.index, now);
+        worker.shared.request_began(worker.index);
         snapshot.listener_at(listener).activity.began(worker.index, now);
         Self {
             worker: Rc::clone(worker),
@@ -60,7 +58,6 @@ impl Record {
             routed: None,
             attempts: 0,
             queue: Duration::ZERO,
-            backoff: Duration::ZERO,
             endpoint: None,
             sent: None,
             answered: None,

@@ -154,6 +154,8 @@ impl FromUpstream {
         self.is_quiet = grpc || is_events;
         self.is_final = true;
         if is_events && self.head.framing != Framing::None && !self.become_stream(now) {
+            let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
+            shard.rejected(Reason::ConcurrencyLimited, Effect::Enforced).inc();
             return Err(Error::new(Reason::ConcurrencyLimited, "connections.max_streams is reached"));
         }
         Ok(())

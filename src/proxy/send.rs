@@ -30,6 +30,10 @@ use crate::upstream::endpoint::Endpoint;
 /// Bounds of a response's head. Not configurable: larger ones are no answers of a sane service.
 const RESPONSE_LIMITS: Limits = Limits { max_size: 256 << 10, max_fields: 256 };
 
+/// How long a probe of the breaker may take until it moves on: queue, connect, a piece of its upload. From when it
+/// has gone up it may take what an attempt may.
+pub const LEASE: Duration = Duration::from_secs(60);
+
 /// How long an attempt may take.
 #[derive(Clone, Default)]
 pub struct Clock {
@@ -40,6 +44,8 @@ pub struct Clock {
     pub connect: Option<Duration>,
     /// The attempt's timeout, from when its body has gone up.
     pub attempt: Option<Duration>,
+    /// The same, were it not for the rest of the request's time.
+    pub whole_attempt: Option<Duration>,
     /// When `timeout.request` ends; moves on while a body flows.
     pub request: Option<Instant>,
     /// When the caller's deadline ends.
@@ -143,7 +149,7 @@ pub fn queue_head(
             Name::Expect => !up.told_to_continue && !context.http2,
             _ => true,
         };
-        goes_up && !head.is_connection_option(field.name)
+        goes_up && (field.known == Name::Te || !head.is_connection_option(field.name))
     });
     if head.fields.has(Name::Te)
         && head.fields.get(Name::Te).is_some_and(|te| te.eq_ignore_ascii_case(b"trailers"))
@@ -304,15 +310,23 @@ impl Sending<'_> {
                             }
                             clock.sent = Some(now);
                             clock.arm(self.timer, now);
-                            if let (Some(permit), Some(attempt)) = (self.permit, clock.attempt) {
-                                permit.renew(now, attempt);
+                            if let Some(permit) = self.permit {
+                                let request = *self.routed.target().timeout.request;
+                                permit.renew(now, clock.attempt.unwrap_or(request));
                             }
                         }
                         Poll::Pending => {
                             let mark = progress.taken() as usize ^ wire.unwritten() << 32;
                             if mark != moved.0 {
                                 moved = (mark, Instant::now());
-                                arm(self.timer, [clock.idle.map(|idle| moved.1 + idle), clock.caller]);
+                                if let Some(permit) = self.permit {
+                                    permit.renew(moved.1, LEASE);
+                                }
+                                if self.waits_for_word(request, progress) {
+                                    clock.arm(self.timer, started);
+                                } else {
+                                    arm(self.timer, [clock.idle.map(|idle| moved.1 + idle), clock.caller]);
+                                }
                             }
                         }
                     }
@@ -333,6 +347,8 @@ impl Sending<'_> {
                     Poll::Ready(Ok(())) if answer.status < 200 => {
                         if let Some(client) = self.client {
                             client.inform(answer);
+                            // The client may have been told to go on: then its body is waited for.
+                            moved = (usize::MAX - 1, Instant::now());
                             // What cannot be written yet goes before the final head.
                             let _ = client.poll_flush(cx);
                         }
@@ -360,7 +376,7 @@ impl Sending<'_> {
                 if self.timer.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                let error = elapsed(clock, sent, wire);
+                let error = elapsed(clock, sent || self.waits_for_word(request, progress), wire);
                 if clock.mode == Mode::Enforce || error.reason == Reason::DeadlineExceeded {
                     return Poll::Ready(Err(Unanswered::of(error, false)));
                 }
@@ -373,6 +389,12 @@ impl Sending<'_> {
             }
         })
         .await
+    }
+
+    /// Whether the client waits with its body for the upstream's word: then the upstream's time runs.
+    fn waits_for_word(&self, request: &Request, progress: &Progress) -> bool {
+        let told = self.client.is_none_or(Client::was_told_to_continue);
+        request.head.expect_continue && !told && progress.taken() == 0
     }
 }
 

@@ -34,9 +34,6 @@ pub struct Shared {
 #[repr(align(128))]
 struct Activity {
     requests: AtomicUsize,
-    connections: AtomicUsize,
-    /// Milliseconds from the start to the arrival of its last request.
-    last_request: AtomicU64,
     /// Milliseconds from the start to its last sign of life.
     heartbeat: AtomicU64,
 }
@@ -74,22 +71,6 @@ impl Shared {
         self.workers.iter().map(|worker| worker.requests.load(Relaxed)).sum()
     }
 
-    /// Client connections.
-    pub fn client_connections(&self) -> usize {
-        self.workers.iter().map(|worker| worker.connections.load(Relaxed)).sum()
-    }
-
-    /// Client connections of one worker.
-    pub fn client_connections_of(&self, worker: usize) -> usize {
-        self.workers[worker].connections.load(Relaxed)
-    }
-
-    /// How long ago the last request came, or the process started.
-    pub fn since_last_request(&self, now: Instant) -> Duration {
-        let last = self.workers.iter().map(|worker| worker.last_request.load(Relaxed)).max().unwrap_or(0);
-        now.saturating_duration_since(self.start + Duration::from_millis(last))
-    }
-
     /// The longest that any worker has shown no sign of life.
     pub fn longest_silence(&self, now: Instant) -> Duration {
         let oldest = self.workers.iter().map(|worker| worker.heartbeat.load(Relaxed)).min().unwrap_or(0);
@@ -101,25 +82,14 @@ impl Shared {
         self.workers[worker].heartbeat.store(self.millis(now), Relaxed);
     }
 
-    pub(super) fn request_began(&self, worker: usize, now: Instant) {
+    pub(super) fn request_began(&self, worker: usize) {
         let activity = &self.workers[worker];
         activity.requests.store(activity.requests.load(Relaxed) + 1, Relaxed);
-        activity.last_request.store(self.millis(now), Relaxed);
     }
 
     pub(super) fn request_ended(&self, worker: usize) {
         let activity = &self.workers[worker];
         activity.requests.store(activity.requests.load(Relaxed) - 1, Relaxed);
-    }
-
-    pub(super) fn connection_began(&self, worker: usize) {
-        let activity = &self.workers[worker];
-        activity.connections.store(activity.connections.load(Relaxed) + 1, Relaxed);
-    }
-
-    pub(super) fn connection_ended(&self, worker: usize) {
-        let activity = &self.workers[worker];
-        activity.connections.store(activity.connections.load(Relaxed) - 1, Relaxed);
     }
 
     /// `bytes` of the memory for buffers; none where `max_buffer` is reached, which is counted.

@@ -100,11 +100,6 @@ impl Upstream {
         self.settings.endpoints.iter().any(|entry| entry.address.ip().is_none())
     }
 
-    /// Whether every name has been looked up, successfully or not.
-    pub fn is_looked_up(&self) -> bool {
-        self.endpoints().unresolved.iter().all(|(_, why)| !why.is_empty())
-    }
-
     /// What is known without looking anything up: addresses, and what `known` says of names.
     fn without_lookup(&self, known: &Endpoints) -> Endpoints {
         let mut endpoints = Endpoints::default();
