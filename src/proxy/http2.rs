@@ -50,6 +50,8 @@ struct Streams {
     /// When the last one ended.
     idle_since: Cell<Instant>,
     bodies: RefCell<Vec<std::rc::Weak<RefCell<Relay>>>>,
+    /// When the client's last body was cut because it takes nothing.
+    cut: Cell<Option<Instant>>,
 }
 
 /// Serves one connection to its end.
@@ -61,6 +63,7 @@ pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
         open: Cell::new(0),
         idle_since: Cell::new(Instant::now()),
         bodies: RefCell::default(),
+        cut: Cell::new(None),
     });
     let known = Rc::new(RefCell::new(snapshot));
     let service = {
@@ -101,6 +104,9 @@ pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
                 return Poll::Ready(());
             }
             timer.arm(until);
+        } else if streams.is_dead(now, *limits.idle_timeout) {
+            // It takes nothing, not even the end of what was cut.
+            return Poll::Ready(());
         } else {
             // A body may fill the client's window without this task being woken: so look again in any case.
             timer.arm(streams.end_stalled(now).unwrap_or(now + LOOK));
@@ -125,12 +131,21 @@ impl Streams {
             let Some(until) = body.stalls_at() else { return body.answer.is_some() };
             if until <= now {
                 body.end_stalled();
+                self.cut.set(Some(now));
                 return false;
             }
             next = Some(next.map_or(until, |next: Instant| next.min(until)));
             true
         });
         next
+    }
+}
+
+impl Streams {
+    /// Whether the client has taken nothing since its last body was cut, for the `idle` time of a connection.
+    fn is_dead(&self, now: Instant, idle: Duration) -> bool {
+        self.bodies.borrow().is_empty()
+            && self.cut.get().is_some_and(|cut| now.saturating_duration_since(cut) >= idle)
     }
 }
 
@@ -284,7 +299,7 @@ fn respond(mut request: Request, response: Response, stream: Stream) -> http::Re
     };
     request.record.head_out(status, now);
     let streams = Rc::clone(&stream.streams);
-    let relay = Rc::new(RefCell::new(Relay { request, answer, _stream: stream, handed: None }));
+    let relay = Rc::new(RefCell::new(Relay { request, answer, stream, handed: None }));
     streams.bodies.borrow_mut().push(Rc::downgrade(&relay));
     let mut response = http::Response::new(Outgoing(relay));
     // A status above 599 is no status, but hyper takes all of three digits.
@@ -315,7 +330,7 @@ struct Relay {
     request: Request,
     /// Gone once the answer has ended.
     answer: Option<Source>,
-    _stream: Stream,
+    stream: Stream,
     /// When the client was handed the last piece and has not asked for another.
     handed: Option<Instant>,
 }
@@ -330,6 +345,7 @@ enum Source {
 impl Relay {
     fn poll_frame(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         self.handed = None;
+        self.stream.streams.cut.set(None);
         match &mut self.answer {
             None => Poll::Ready(None),
             Some(Source::Cut(reason)) => {

@@ -3,6 +3,7 @@
 //! How a name becomes addresses is `upstream::resolve`'s affair. Upstreams are looked up side by side: one slow
 //! zone does not hold up the others.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -12,7 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::process::Process;
-use crate::upstream::resolve;
+use crate::config::Config;
+use crate::upstream::endpoint::Address;
+use crate::upstream::resolve::{self, Answer};
 
 /// The longest that readiness waits for the first answers.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,6 +36,38 @@ pub(super) async fn keep_resolved(process: Arc<Process>, now: Arc<Notify>, settl
         let _ = timeout(resolve::INTERVAL, now.notified()).await;
         look_up_all(&process).await;
     }
+}
+
+/// Looks up the names that `config` brings, so that a reload does not send requests to endpoints that are not known
+/// yet. What has no answer in time is looked up again after the reload.
+pub(super) async fn look_up_new(process: &Process, config: &Config) -> Vec<(Address, Answer)> {
+    let snapshot = process.shared.snapshot.load_full();
+    let mut lookups = JoinSet::new();
+    let mut asked = BTreeSet::new();
+    for (name, upstream) in &config.upstream {
+        let known = snapshot.chain(name).map(|chain| Arc::clone(&chain.upstream.endpoints()));
+        for entry in upstream.endpoints.iter().filter(|entry| entry.address.ip().is_none()) {
+            let is_known = known.as_ref().is_some_and(|known| {
+                known.usable.iter().any(|choice| choice.endpoint.address == entry.address)
+            });
+            if !is_known && asked.insert(entry.address.clone()) {
+                let name = entry.address.clone();
+                lookups.spawn(async move {
+                    let answer = resolve::look_up(&name).await;
+                    (name, answer)
+                });
+            }
+        }
+    }
+    let mut answers = Vec::new();
+    // Those that came in time are what there is.
+    let _ = timeout(PATIENCE, async {
+        while let Some(Ok(answer)) = lookups.join_next().await {
+            answers.push(answer);
+        }
+    })
+    .await;
+    answers
 }
 
 async fn look_up_all(process: &Process) {

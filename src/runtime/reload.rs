@@ -14,12 +14,15 @@ use std::time::SystemTime;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::files;
+use super::names;
 use super::process::Process;
 use super::sockets::{self, Open, Source};
 use super::watch::Watch;
 use crate::config::{self, Config, Loaded};
 use crate::proxy::life::Stage;
 use crate::proxy::snapshot::Snapshot;
+use crate::upstream::endpoint::Address;
+use crate::upstream::resolve::{self, Answer};
 
 /// Reloads that wait for their turn; whoever asks for more is told to come back.
 const WAITING: usize = 16;
@@ -131,9 +134,13 @@ async fn reload(process: &Process, why: Why) -> Outcome {
         loaded => loaded,
     };
     let metrics = &process.shared.metrics;
+    let names = match &loaded {
+        Ok(loaded) => names::look_up_new(process, &loaded.config).await,
+        Err(_) => Vec::new(),
+    };
     let outcome = loaded.and_then(|loaded| {
         let digest = loaded.digest.clone();
-        let changes = apply(process, loaded).map_err(|line| Refused { text: line.clone(), line })?;
+        let changes = apply(process, loaded, &names).map_err(|line| Refused { text: line.clone(), line })?;
         Ok((digest, changes))
     });
     metrics.reloaded(outcome.is_ok());
@@ -175,8 +182,8 @@ fn load(file: &Path) -> Result<Loaded, Refused> {
     config::load(file).map_err(|problems| Refused { text: problems.to_string(), line: problems.one_line() })
 }
 
-/// Puts `loaded` in force, or changes nothing. Gives what happened to listeners, as words for a sentence.
-fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
+/// Puts `loaded` in force, with what is known of its `names`, or changes nothing. Gives what happened to listeners, as words for a sentence.
+fn apply(process: &Process, loaded: Loaded, names: &[(Address, Answer)]) -> Result<String, String> {
     if process.shared.life.stage() != Stage::Serving {
         return Err("the sidecar is draining; a new configuration would open again what is ending".to_owned());
     }
@@ -213,6 +220,11 @@ fn apply(process: &Process, loaded: Loaded) -> Result<String, String> {
     let snapshot = process.shared.snapshot.load_full();
     let snapshot =
         Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared.metrics);
+    for (_, chain) in snapshot.chains() {
+        for (name, answer) in names {
+            resolve::take(&chain.upstream, name, answer.clone());
+        }
+    }
     process.shared.snapshot.store(Arc::new(snapshot));
     let changes = changes(&opened, plan.gone.len());
     let mut old: Vec<Option<Open>> = open.drain(..).map(Some).collect();

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 use foldhash::fast::FixedState;
 use notify::{RecursiveMode, Watcher as _};
 
+use crate::config;
+
 /// Two reads this far apart must be equal.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How often the file is read without any event.
@@ -163,7 +165,12 @@ fn watch_directory(file: &Path, wake: mpsc::Sender<Wake>) -> Option<notify::Reco
 
 /// The file's content, as a hash.
 fn read(file: &Path) -> Content {
-    let content = std::fs::read(file).ok()?;
+    // What is no file, or larger than a configuration may be, is not read here either; the reload says so.
+    let about = std::fs::metadata(file).ok()?;
+    let content = match about.is_file() && about.len() <= config::MAX_FILE_SIZE as u64 {
+        true => std::fs::read(file).ok()?,
+        false => about.len().to_le_bytes().to_vec(),
+    };
     let mut hasher = FixedState::default().build_hasher();
     hasher.write(&content);
     Some(hasher.finish())

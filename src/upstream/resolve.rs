@@ -20,47 +20,56 @@ pub const INTERVAL: Duration = Duration::from_secs(30);
 /// The longest that a look-up may take before the last answer is kept.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What a look-up came to: addresses, at least one, or why there are none.
+pub type Answer = Result<Vec<SocketAddr>, String>;
+
 /// Looks up the names among `upstream`'s endpoints and puts the answers in force. Never on a worker.
 pub async fn refresh(upstream: &Upstream) {
     for entry in &upstream.settings.endpoints {
-        let address = &entry.address;
-        if address.ip().is_some() {
-            continue;
+        if entry.address.ip().is_none() {
+            let answer = look_up(&entry.address).await;
+            take(upstream, &entry.address, answer);
         }
-        let lookup = tokio::net::lookup_host((address.host.as_str(), address.port));
-        let answer = match tokio::time::timeout(TIMEOUT, lookup).await {
-            Ok(Ok(sockets)) => Ok(sockets.collect::<Vec<_>>()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
-        };
-        let known = upstream.endpoints.load_full();
-        let was_resolved = known.usable.iter().any(|choice| choice.endpoint.address == *address);
-        match answer {
-            Ok(sockets) if !sockets.is_empty() => {
-                upstream.endpoints.store(Arc::new(with_answer(
-                    upstream,
-                    &known,
-                    address,
-                    entry.weight,
-                    sockets,
-                )));
-            }
-            answer => {
-                let why = answer.err().unwrap_or_else(|| "it has no addresses".to_owned());
-                tracing::warn!(
-                    upstream = &*upstream.name,
-                    name = %address,
-                    reason = "dns_error",
-                    kept_last_answer = was_resolved,
-                    "name does not resolve: {why}"
-                );
-                if !was_resolved {
-                    let mut endpoints =
-                        Endpoints { usable: known.usable.clone(), unresolved: known.unresolved.clone() };
-                    endpoints.unresolved.retain(|(name, _)| name != address);
-                    endpoints.unresolved.push((address.clone(), why));
-                    upstream.endpoints.store(Arc::new(endpoints));
-                }
+    }
+}
+
+/// Asks the system's resolver. Never on a worker.
+pub async fn look_up(name: &Address) -> Answer {
+    let lookup = tokio::net::lookup_host((name.host.as_str(), name.port));
+    match tokio::time::timeout(TIMEOUT, lookup).await {
+        Ok(Ok(sockets)) => Some(sockets.collect::<Vec<_>>())
+            .filter(|sockets| !sockets.is_empty())
+            .ok_or_else(|| "it has no addresses".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
+    }
+}
+
+/// Puts the answer for one of `upstream`'s names in force; without addresses the last answer stays.
+pub fn take(upstream: &Upstream, name: &Address, answer: Answer) {
+    let known = upstream.endpoints.load_full();
+    let was_resolved = known.usable.iter().any(|choice| choice.endpoint.address == *name);
+    let weight =
+        upstream.settings.endpoints.iter().find(|entry| entry.address == *name).map(|entry| entry.weight);
+    match (answer, weight) {
+        (_, None) => {}
+        (Ok(sockets), Some(weight)) => {
+            upstream.endpoints.store(Arc::new(with_answer(upstream, &known, name, weight, sockets)));
+        }
+        (Err(why), Some(_)) => {
+            tracing::warn!(
+                upstream = &*upstream.name,
+                %name,
+                reason = "dns_error",
+                kept_last_answer = was_resolved,
+                "name does not resolve: {why}"
+            );
+            if !was_resolved {
+                let mut endpoints =
+                    Endpoints { usable: known.usable.clone(), unresolved: known.unresolved.clone() };
+                endpoints.unresolved.retain(|(unresolved, _)| unresolved != name);
+                endpoints.unresolved.push((name.clone(), why));
+                upstream.endpoints.store(Arc::new(endpoints));
             }
         }
     }
