@@ -35,8 +35,12 @@ async fn reloads_under_load_lose_no_request_and_no_connection() {
     }
 
     for turn in 1..=20 {
-        let upstream = if turn % 2 == 0 { &blue } else { &green };
-        let config = Config::over([upstream]).and("[server]\nworkers = 2");
+        // The one by its address, the other by a name that is new each time.
+        let endpoint = match turn % 2 {
+            0 => blue.address().to_string(),
+            _ => format!("localhost:{}", green.address().port()),
+        };
+        let config = Config::over_addresses(&[endpoint]).and("[server]\nworkers = 2");
         proxy.rewrite(&config.and(&format!("# {turn}")).text());
         let answer = proxy.admin_post("/reload").await;
         assert_eq!(answer.status, 200, "{}", answer.text());
