@@ -170,7 +170,7 @@ impl Timer {
         let due = self.wheel.floor(at) + 1;
         self.entry.due.set(due);
         if self.entry.queued.get() > due {
-            // In no slot, or in one that comes too late; there it is found not to belong, and dropped.
+            // In no slot, or in one that comes too late.
             if self.entry.queued.get() != NEVER {
                 self.leave_slot();
             }

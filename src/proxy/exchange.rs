@@ -29,8 +29,8 @@ use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Effect;
 use crate::upstream::balance;
 
-/// Serves a request: from an upstream, or by an answer of our own. `checked` is what its head was found to be;
-/// `client` gets interim answers.
+/// Serves a request: from an upstream, or by an answer of our own. `routed`: where it goes, or why nowhere; `client`
+/// gets interim answers.
 pub async fn exchange(
     worker: &Rc<Worker>,
     request: &mut Request,
