@@ -3,12 +3,13 @@
 //! Reads and writes, and nothing else: what the bytes mean is the codec's affair, who waits how long is the
 //! caller's. Buffers come from a list of the worker and go back to it while a connection idles, so an idle
 //! connection costs its socket and little more; they grow for bodies, since fewer system calls cost less (a MiB in
-//! pieces of 8, 64, 128 KiB: 650, 290, 255 us of CPU).
+//! pieces of 8, 64, 128, 256 KiB: 650, 290, 255, 235 us of CPU). The largest are few: a thousand slow clients must
+//! not cost a thousand of them.
 //!
 //! Everything here is a `poll` function: a request reads from one side and writes to the other in one task, and
 //! its client may leave meanwhile.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -23,10 +24,14 @@ use super::head::{Framing, Limits, Parsed, Refusal, ResponseHead};
 /// A buffer for heads and small bodies.
 const SMALL: usize = 8 << 10;
 /// A buffer for bodies that fill a small one.
-const LARGE: usize = 128 << 10;
+const MEDIUM: usize = 64 << 10;
+/// A buffer for bodies that fill a medium one.
+const LARGE: usize = 256 << 10;
+/// Large buffers that a worker has in use; further bodies do with medium ones.
+const LARGE_IN_USE: usize = 32;
 /// Free small buffers that a worker keeps: beyond it they are freed.
 const KEPT: usize = 64;
-/// Free large buffers that it keeps.
+/// Free medium and large buffers that it keeps, of each.
 const KEPT_LARGE: usize = 8;
 /// A piece up to this size is copied behind what is still to be written; a larger one is written from where it
 /// stands (one flat write is cheaper than `writev` for a head and a small body).
@@ -36,6 +41,8 @@ const COPIED: usize = 16 << 10;
 #[derive(Default)]
 pub struct Buffers {
     small: RefCell<Vec<Box<[u8]>>>,
+    medium: RefCell<Vec<Box<[u8]>>>,
+    large_in_use: Cell<usize>,
     large: RefCell<Vec<Box<[u8]>>>,
     output: RefCell<Vec<Vec<u8>>>,
 }
@@ -75,16 +82,33 @@ impl Buffers {
     fn take(&self, size: usize) -> Box<[u8]> {
         let list = match size {
             SMALL => self.small.borrow_mut().pop(),
-            LARGE => self.large.borrow_mut().pop(),
+            MEDIUM => self.medium.borrow_mut().pop(),
+            LARGE => {
+                self.large_in_use.set(self.large_in_use.get() + 1);
+                self.large.borrow_mut().pop()
+            }
             _ => None,
         };
         list.unwrap_or_else(|| vec![0; size].into_boxed_slice())
     }
 
+    /// The size for a body that has filled a buffer of `size`.
+    fn larger(&self, size: usize) -> usize {
+        match size {
+            ..MEDIUM => MEDIUM,
+            MEDIUM if self.large_in_use.get() < LARGE_IN_USE => LARGE,
+            _ => size,
+        }
+    }
+
     fn give_back(&self, buffer: Box<[u8]>) {
         let (list, kept) = match buffer.len() {
             SMALL => (&self.small, KEPT),
-            LARGE => (&self.large, KEPT_LARGE),
+            MEDIUM => (&self.medium, KEPT_LARGE),
+            LARGE => {
+                self.large_in_use.set(self.large_in_use.get() - 1);
+                (&self.large, KEPT_LARGE)
+            }
             _ => return,
         };
         let mut list = list.borrow_mut();
@@ -172,14 +196,14 @@ impl Connection {
         let used = self.end - self.start;
         if self.input.is_empty() {
             self.input = self.buffers.take(SMALL);
-        } else if used == 0 && self.filled && self.input.len() < LARGE {
-            let larger = self.buffers.take(LARGE);
+        } else if used == 0 && self.filled && self.buffers.larger(self.input.len()) > self.input.len() {
+            let larger = self.buffers.take(self.buffers.larger(self.input.len()));
             self.buffers.give_back(std::mem::replace(&mut self.input, larger));
         } else if self.end == self.input.len() {
-            if used < self.input.len() / 2 && self.input.len() >= LARGE {
+            if used < self.input.len() / 2 && self.input.len() >= MEDIUM {
                 self.input.copy_within(self.start..self.end, 0);
             } else {
-                let size = if self.input.len() < LARGE { LARGE } else { self.input.len() * 2 };
+                let size = if self.input.len() < MEDIUM { MEDIUM } else { self.input.len() * 2 };
                 let mut larger = self.buffers.take(size);
                 larger[..used].copy_from_slice(&self.input[self.start..self.end]);
                 self.buffers.give_back(std::mem::replace(&mut self.input, larger));
@@ -202,7 +226,7 @@ impl Connection {
             let mut output = std::mem::take(&mut self.output);
             self.written = 0;
             let mut list = self.buffers.output.borrow_mut();
-            if list.len() < KEPT && output.capacity() <= LARGE {
+            if list.len() < KEPT && output.capacity() <= MEDIUM {
                 output.clear();
                 list.push(output);
             }
