@@ -1,8 +1,10 @@
 //! Connections to an admin address, each bounded in size and time.
 //!
 //! However slow or silent a client is, it holds one of 64 places for five minutes at most, and for half a minute
-//! without progress: the probes of an orchestrator always find a place soon.
+//! without progress; where all are taken the oldest makes room, so that the probes of an orchestrator always find a
+//! place at once.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -20,14 +22,14 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::control::Control;
 use super::endpoints::{Site, broken_body};
 use super::guard::{Guard, Scope};
 
-/// How many connections an address has at once; more wait in the socket's backlog.
+/// How many connections an address has at once; one more, and the oldest ends.
 const MAX_CONNECTIONS: usize = 64;
 
 /// How large a request's head may be.
@@ -75,15 +77,17 @@ pub async fn serve(listener: TcpListener, scope: Scope, token: Option<Arc<str>>,
 /// Serves `site` until dropped.
 pub(super) async fn serve_site(listener: TcpListener, site: Arc<Site>, patience: Patience) {
     let mut connections = JoinSet::new();
+    let mut by_age = VecDeque::new();
     loop {
         tokio::select! {
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+            Some(_) = connections.join_next() => by_age.retain(|place: &AbortHandle| !place.is_finished()),
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, site.clone(), patience));
-                    if connections.len() == MAX_CONNECTIONS {
+                    if by_age.len() == MAX_CONNECTIONS && let Some(oldest) = by_age.pop_front() {
                         site.control.crowded();
+                        oldest.abort();
                     }
+                    by_age.push_back(connections.spawn(connection(stream, site.clone(), patience)));
                 }
                 // The client left before it was accepted, or there is no descriptor: the next may fare better.
                 Err(_) => sleep(ACCEPT_PAUSE).await,
