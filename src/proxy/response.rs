@@ -174,6 +174,7 @@ impl FromUpstream {
     /// Gives slot and permit back before the body has ended, and keeps the answer: another attempt may follow.
     pub fn put_aside(&mut self, now: Instant) -> Option<Slot> {
         let slot = self.hold.slot.take();
+        self.hold.in_flight.release();
         let verdict = self.hold.outcome.verdict;
         self.hold.settle(&self.worker, &self.routed, now, verdict);
         slot

@@ -57,8 +57,11 @@ pub struct Endpoint {
 /// What the instants of failures are counted from.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// An attempt in flight at an endpoint, until dropped.
-pub struct InFlight(Arc<Endpoint>);
+/// An attempt in flight at an endpoint, until released or dropped.
+pub struct InFlight {
+    endpoint: Arc<Endpoint>,
+    is_counted: bool,
+}
 
 impl Endpoint {
     /// The endpoint at `socket`, for which the configuration says `address`.
@@ -79,7 +82,7 @@ impl Endpoint {
     /// Counts an attempt in flight.
     pub fn enter(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Relaxed);
-        InFlight(Arc::clone(self))
+        InFlight { endpoint: Arc::clone(self), is_counted: true }
     }
 
     /// Attempts in flight.
@@ -102,13 +105,20 @@ impl Endpoint {
 impl InFlight {
     /// The endpoint.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
+        &self.endpoint
+    }
+
+    /// The attempt is over, though its answer is kept.
+    pub fn release(&mut self) {
+        if std::mem::take(&mut self.is_counted) {
+            self.endpoint.in_flight.fetch_sub(1, Relaxed);
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.release();
     }
 }
 
