@@ -13,6 +13,7 @@
 //! - [`http1`]: HTTP/1.1 on the wire, both roles: bytes in, messages out; knows no policy and no route.
 //! - [`policy`]: the state machines: pure, synchronous; time and randomness are parameters.
 //! - [`telemetry`]: metrics, access log, the log of events.
+//! - [`transport`]: the stream of bytes below a protocol: TCP or a Unix socket.
 //! - [`timer`]: the coarse timer wheel of a worker.
 //! - [`reason`]: why Outrigger answered itself.
 //! - [`units`]: durations, sizes and ratios as the configuration writes them.
@@ -27,5 +28,6 @@ pub mod reason;
 pub mod runtime;
 pub mod telemetry;
 pub mod timer;
+pub mod transport;
 pub mod units;
 pub mod upstream;

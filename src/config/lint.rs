@@ -15,7 +15,7 @@ use crate::policy::{breaker, retry, timeout};
 use crate::proxy::listener::{self, Direction, Trust};
 use crate::proxy::route::Route;
 use crate::units::Span;
-use crate::upstream;
+use crate::upstream::{self, endpoint::Socket};
 
 /// Checks `config`, which was read from `root`. Unless the file is `whole`, what seems to be missing may only be
 /// unreadable, and is no problem.
@@ -339,10 +339,9 @@ impl<'a> Lint<'a> {
                 );
                 self.report.add(problem.at(&path, node).with(first, "the first").warning());
             }
-            let own = config.listener.iter().find(|listener| {
-                let address =
-                    endpoint.address.host.parse().map(|ip| SocketAddr::new(ip, endpoint.address.port));
-                address.is_ok_and(|address| overlap(address, listener.address))
+            let own = config.listener.iter().find(|listener| match endpoint.address.socket() {
+                Some(Socket::Tcp(address)) => overlap(address, listener.address),
+                _ => false,
             });
             if let Some(listener) = own {
                 let problem = Problem::new(

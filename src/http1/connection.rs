@@ -1,4 +1,4 @@
-//! The thin shell around the codec: one TCP connection with its buffers, for both roles.
+//! The thin shell around the codec: one connection with its buffers, for both roles.
 //!
 //! Reads and writes, and nothing else: what the bytes mean is the codec's affair, who waits how long is the
 //! caller's. Buffers come from a list of the worker and go back to it while a connection idles, so an idle
@@ -6,7 +6,9 @@
 //! pieces of 8, 64, 128, 256 KiB: 650, 290, 255, 235 us of CPU). The largest are few: a thousand slow clients must
 //! not cost a thousand of them.
 //!
-//! Everything here is a `poll` function: a request reads from one side and writes to the other in one task, and
+//! Protocols of a library (HTTP/2) use it as tokio's reader and writer, what has been read before included.
+//!
+//! Everything else here is a `poll` function: a request reads from one side and writes to the other in one task, and
 //! its client may leave meanwhile.
 
 use std::cell::{Cell, RefCell};
@@ -16,10 +18,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::body::{Broken, Decoder, Piece};
 use super::head::{Framing, Limits, Parsed, Refusal, ResponseHead};
+use crate::transport::Transport;
 
 /// A buffer for heads and small bodies.
 const SMALL: usize = 8 << 10;
@@ -47,9 +49,9 @@ pub struct Buffers {
     output: RefCell<Vec<Vec<u8>>>,
 }
 
-/// A TCP connection and what is read but not used, and queued but not written.
+/// A connection and what is read but not used, and queued but not written.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Transport,
     buffers: Rc<Buffers>,
     /// Empty while nothing is read.
     input: Box<[u8]>,
@@ -120,9 +122,9 @@ impl Buffers {
 
 impl Connection {
     /// A connection over `stream`, with buffers of `buffers`.
-    pub fn new(stream: TcpStream, buffers: Rc<Buffers>) -> Self {
+    pub fn new(stream: impl Into<Transport>, buffers: Rc<Buffers>) -> Self {
         Self {
-            stream,
+            stream: stream.into(),
             buffers,
             input: Box::default(),
             start: 0,
@@ -134,8 +136,8 @@ impl Connection {
         }
     }
 
-    /// The socket.
-    pub fn stream(&self) -> &TcpStream {
+    /// What carries it.
+    pub fn stream(&self) -> &Transport {
         &self.stream
     }
 
@@ -326,12 +328,12 @@ impl Connection {
     /// Makes the end of this connection a reset: the peer must not take it for a clean end.
     pub fn reset_when_dropped(&self) {
         // An error leaves an ordinary end: nothing better can be had.
-        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
+        let _ = self.stream.socket().set_linger(Some(std::time::Duration::ZERO));
     }
 
     /// Whether the peer has broken the connection off, whatever it has sent before.
     pub fn is_broken(&self) -> bool {
-        !matches!(self.stream.take_error(), Ok(None))
+        !matches!(self.stream.socket().take_error(), Ok(None))
     }
 
     /// Whether the peer is still there and has sent nothing unasked, as far as the runtime has heard; with
@@ -341,7 +343,7 @@ impl Connection {
             return false;
         }
         if ask {
-            let socket = socket2::SockRef::from(&self.stream);
+            let socket = self.stream.socket();
             let mut byte = [std::mem::MaybeUninit::uninit()];
             return matches!(socket.peek(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         }
@@ -377,6 +379,48 @@ impl Connection {
                 _ => return Poll::Ready(Err(ReadError::Closed)),
             }
         }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.input().is_empty() {
+            ready!(self.poll_fill(cx, usize::MAX))?;
+        }
+        let size = self.input().len().min(out.remaining());
+        out.put_slice(&self.input()[..size]);
+        self.consume(size);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Connection::poll_write(&mut self, cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Connection::poll_write_vectored(&mut self, cx, pieces)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Connection::poll_flush(&mut self, cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Connection::poll_shutdown(&mut self, cx)
     }
 }
 
@@ -464,7 +508,7 @@ fn refused(Broken(detail): Broken) -> ReadError {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -513,7 +557,8 @@ mod tests {
         assert_eq!((near.input.len(), near.output.capacity()), (0, 0));
         assert!(near.is_reusable(false) && near.is_reusable(true));
         drop(far);
-        std::future::poll_fn(|cx| near.stream.poll_read_ready(cx)).await.expect("the end comes");
+        let Transport::Tcp(stream) = &near.stream else { unreachable!("it is TCP") };
+        std::future::poll_fn(|cx| stream.poll_read_ready(cx)).await.expect("the end comes");
         assert!(!near.is_reusable(true), "the kernel knows it is closed");
     }
 }

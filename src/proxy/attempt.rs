@@ -28,9 +28,9 @@ use crate::policy::timeout;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, ConnectResult, Effect, Limit};
 use crate::timer::Timer;
-use crate::upstream::balance;
 use crate::upstream::endpoint::InFlight;
 use crate::upstream::pool::{ConnectError, ToEndpoint};
+use crate::upstream::{Ask, Observed};
 
 /// Which attempt it is, and what its predecessors left.
 pub struct Turn<'a> {
@@ -143,8 +143,9 @@ pub async fn admit(
         }
     };
 
+    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), now };
     let endpoints = chain.upstream.endpoints();
-    let Some(endpoint) = balance::pick(&endpoints.usable, turn.tried, worker.draw_bits()) else {
+    let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {
             Some((name, why)) => Error::new(Reason::DnsError, format!("{name} does not resolve: {why}")),
             None => Reason::NoHealthyEndpoint.into(),
@@ -209,6 +210,8 @@ impl Admitted {
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
                 }
+                let endpoint = admitted.in_flight.endpoint();
+                chain.upstream.observe(endpoint, now, Observed::Head { verdict, latency });
                 let outcome = admitted.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
                 let Self { permit, slot, in_flight, clock, .. } = admitted;
@@ -216,7 +219,7 @@ impl Admitted {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let hold = Hold { permit, slot, in_flight, outcome, counted_as };
+                let hold = Hold { permit, slot, in_flight, outcome, counted_as, is_observed: false };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
@@ -249,9 +252,8 @@ impl Admitted {
         let evidence = timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
-        if verdict != Verdict::Ignored || is_connect {
-            self.in_flight.endpoint().failed(now);
-        }
+        let observed = Observed::End { verdict, latency, connect: is_connect };
+        chain.upstream.observe(self.in_flight.endpoint(), now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
         }

@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,8 +15,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::rt::ReadBufCursor;
 use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 
 use super::answer::Answer;
 use super::body::Body;
@@ -80,7 +79,7 @@ pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
         .auto_date_header(false)
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(max_header_size.saturating_mul(2).saturating_add(HEADER_ROOM));
-    let mut connection = pin!(server.serve_connection(Io(connection), service));
+    let mut connection = pin!(server.serve_connection(TokioIo::new(connection), service));
     let timer = worker.timer();
     let mut leaving = false;
     poll_fn(|cx| {
@@ -458,59 +457,6 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
     fn execute(&self, future: F) {
         let shared = Arc::clone(&self.0);
         tokio::task::spawn_local(async move { survive(future, shared.metrics.panics()).await });
-    }
-}
-
-/// A connection as hyper reads and writes it, what has been read before included.
-struct Io(Connection);
-
-impl hyper::rt::Read for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-        mut out: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.0.input().is_empty() {
-            match self.0.poll_fill(cx, usize::MAX) {
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        let size = self.0.input().len().min(out.remaining());
-        out.put_slice(&self.0.input()[..size]);
-        self.0.consume(size);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl hyper::rt::Write for Io {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.0.poll_write_vectored(cx, pieces)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_shutdown(cx)
     }
 }
 

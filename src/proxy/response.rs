@@ -27,6 +27,7 @@ use crate::policy::retry::{Cause, Skip};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
 use crate::timer::Timer;
+use crate::upstream::Observed;
 use crate::upstream::endpoint::InFlight;
 use crate::upstream::pool::ToEndpoint;
 
@@ -50,6 +51,8 @@ pub struct Hold {
     pub outcome: Outcome,
     /// What the metrics will be told; none: they have been.
     pub counted_as: Option<AttemptOutcome>,
+    /// Whether the upstream has been told how the attempt ended.
+    pub is_observed: bool,
 }
 
 /// An answer's head, and what it came over.
@@ -96,8 +99,9 @@ impl Hold {
         if let Some(permit) = self.permit.take() {
             permit.record(now, Outcome { verdict, ..self.outcome });
         }
-        if verdict == Verdict::Failure {
-            self.in_flight.endpoint().failed(now);
+        if !std::mem::replace(&mut self.is_observed, true) {
+            let observed = Observed::End { verdict, latency: self.outcome.latency, connect: false };
+            routed.target().chain.upstream.observe(self.in_flight.endpoint(), now, observed);
         }
         if let Some(outcome) = self.counted_as.take() {
             let shard = routed.target().chain.upstream.metrics.shard(worker.index);

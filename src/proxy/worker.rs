@@ -16,7 +16,7 @@ use crate::http1::head::{RequestHead, ResponseHead};
 use crate::policy::breaker::ConnectProbe;
 use crate::telemetry::access_log::WorkerLog;
 use crate::timer::{Timer, Wheel};
-use crate::upstream::balance;
+use crate::upstream::Ask;
 use crate::upstream::pool::Pool;
 
 /// How often a worker looks after its affairs besides requests.
@@ -100,11 +100,8 @@ impl Worker {
 
     /// Tries a bare connect to an upstream whose breaker is open because connects ran into their timeout.
     async fn probe(self: Rc<Self>, chain: Arc<Chain>, probe: ConnectProbe) {
-        let endpoint = {
-            let endpoints = chain.upstream.endpoints();
-            balance::pick(&endpoints.usable, &[], self.draw_bits()).map(Arc::clone)
-        };
-        let Some(endpoint) = endpoint else { return };
+        let ask = Ask { tried: &[], draw: self.draw_bits(), now: Instant::now() };
+        let Some(endpoint) = chain.upstream.choose(&ask) else { return };
         let settings = &chain.upstream.settings;
         let connecting = self.pool.connect(&chain.upstream.counts, settings.connections.max, &endpoint);
         let until = Instant::now() + *settings.timeout.connect;

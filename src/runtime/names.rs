@@ -46,7 +46,7 @@ pub(super) async fn look_up_new(process: &Process, config: &Config) -> Vec<(Addr
     let mut asked = BTreeSet::new();
     for (name, upstream) in &config.upstream {
         let known = snapshot.chain(name).map(|chain| Arc::clone(&chain.upstream.endpoints()));
-        for entry in upstream.endpoints.iter().filter(|entry| entry.address.ip().is_none()) {
+        for entry in upstream.endpoints.iter().filter(|entry| entry.address.name().is_some()) {
             let is_known = known.as_ref().is_some_and(|known| {
                 known.usable.iter().any(|choice| choice.endpoint.address == entry.address)
             });

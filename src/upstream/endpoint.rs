@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -22,16 +23,32 @@ pub struct Settings {
     pub address: Address,
     /// Its share of the requests, against its peers'; from 1 to 1000. Default 1.
     pub weight: u32,
+    /// Those with the lowest take the requests while enough of them are healthy. From 0 to 9. Default 0.
+    pub priority: u8,
 }
 
-/// `host:port`, as the configuration writes it; an IPv6 address stands in brackets.
+/// Where an endpoint is, as the configuration or discovery writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(into = "String")]
-pub struct Address {
-    /// A name or an IP address, without brackets.
-    pub host: String,
-    /// From 1 to 65535.
-    pub port: u16,
+pub enum Address {
+    /// `host:port`; an IPv6 address stands in brackets.
+    Tcp {
+        /// A name or an IP address, without brackets.
+        host: String,
+        /// From 1 to 65535.
+        port: u16,
+    },
+    /// `unix:/path`: a Unix socket.
+    Unix(PathBuf),
+}
+
+/// What is connected to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Socket {
+    /// An address of TCP.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
 }
 
 /// One address of an upstream.
@@ -41,10 +58,10 @@ pub struct Endpoint {
     /// As the configuration writes it.
     pub address: Address,
     /// Where it is.
-    pub socket: SocketAddr,
+    pub socket: Socket,
     /// The address as `Host` has it.
     pub host: Box<str>,
-    /// Its name in metrics and log: the socket address.
+    /// Its name in metrics and log: the socket.
     pub label: Arc<str>,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
@@ -53,6 +70,9 @@ pub struct Endpoint {
     /// Nanoseconds from [`START`] to its last failure; 0: none.
     failed_at: AtomicU64,
 }
+
+/// The longest path that a Unix socket may have (`sun_path`, without its end).
+const MAX_UNIX_PATH: usize = 107;
 
 /// What the instants of failures are counted from.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -65,14 +85,14 @@ pub struct InFlight {
 
 impl Endpoint {
     /// The endpoint at `socket`, for which the configuration says `address`.
-    pub fn new(address: Address, socket: SocketAddr, metrics: Arc<EndpointMetrics>) -> Self {
+    pub fn new(address: Address, socket: Socket, metrics: Arc<EndpointMetrics>) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(0);
         Self {
             id: IDS.fetch_add(1, Relaxed),
-            host: address.to_string().into(),
+            host: address.authority().into(),
             address,
-            socket,
             label: socket.to_string().into(),
+            socket,
             metrics,
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
@@ -123,18 +143,48 @@ impl Drop for InFlight {
 }
 
 impl Address {
-    /// The IP address, where it is one and no name.
-    pub fn ip(&self) -> Option<IpAddr> {
-        self.host.parse().ok()
+    /// What is connected to, where that needs no look-up.
+    pub fn socket(&self) -> Option<Socket> {
+        match self {
+            Address::Tcp { host, port } => {
+                host.parse::<IpAddr>().ok().map(|ip| Socket::Tcp(SocketAddr::new(ip, *port)))
+            }
+            Address::Unix(path) => Some(Socket::Unix(path.clone())),
+        }
+    }
+
+    /// The name and port to look up, where it has a name.
+    pub fn name(&self) -> Option<(&str, u16)> {
+        match self {
+            Address::Tcp { host, port } if host.parse::<IpAddr>().is_err() => Some((host, *port)),
+            _ => None,
+        }
+    }
+
+    /// The address as `Host` has it; a Unix socket is on this host.
+    pub fn authority(&self) -> String {
+        match self {
+            Address::Tcp { .. } => self.to_string(),
+            Address::Unix(_) => "localhost".to_owned(),
+        }
     }
 }
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
+        match self {
+            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl std::fmt::Display for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Socket::Tcp(address) => address.fmt(f),
+            Socket::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -148,6 +198,12 @@ impl From<Address> for String {
 impl std::str::FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let is_absolute = path.starts_with('/') && path.len() <= MAX_UNIX_PATH;
+            return is_absolute.then(|| Address::Unix(path.into())).ok_or_else(|| {
+                format!("{text:?} is not a socket; write \"unix:/path\", with at most {MAX_UNIX_PATH} bytes")
+            });
+        }
         let wrong =
             |why: &str| format!("{text:?} is not an address: {why}; write \"host:port\" or \"[ipv6]:port\"");
         let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
@@ -165,7 +221,7 @@ impl std::str::FromStr for Address {
         if !host.contains(':') && !host.bytes().all(name) {
             return Err(wrong("the host has a character that no name has"));
         }
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Address::Tcp { host: host.to_owned(), port })
     }
 }
 
@@ -177,6 +233,8 @@ impl<'de> Deserialize<'de> for Settings {
             address: String,
             #[serde(default = "one", deserialize_with = "within::<_, 1, 1000>")]
             weight: u32,
+            #[serde(default, deserialize_with = "within::<_, 0, 9>")]
+            priority: u32,
         }
         const fn one() -> u32 {
             1
@@ -185,10 +243,10 @@ impl<'de> Deserialize<'de> for Settings {
         impl<'de> serde::de::Visitor<'de> for Either {
             type Value = Table;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("\"host:port\" or a table with `address` and `weight`")
+                f.write_str("\"host:port\" or a table with `address`, `weight` and `priority`")
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Table, E> {
-                Ok(Table { address: text.to_owned(), weight: 1 })
+                Ok(Table { address: text.to_owned(), weight: 1, priority: 0 })
             }
             fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Table, A::Error> {
                 Table::deserialize(serde::de::value::MapAccessDeserializer::new(map))
@@ -196,7 +254,7 @@ impl<'de> Deserialize<'de> for Settings {
         }
         let table = deserializer.deserialize_any(Either)?;
         let address = table.address.parse().map_err(serde::de::Error::custom)?;
-        Ok(Self { address, weight: table.weight })
+        Ok(Self { address, weight: table.weight, priority: table.priority as u8 })
     }
 }
 
@@ -209,7 +267,7 @@ impl JsonSchema for Settings {
             { "type": "string", "description": "host:port" },
             {
                 "type": "object",
-                "properties": { "address": { "type": "string" }, "weight": { "type": "integer", "minimum": 1, "maximum": 1000 } },
+                "properties": { "address": { "type": "string" }, "weight": { "type": "integer", "minimum": 1, "maximum": 1000 }, "priority": { "type": "integer", "minimum": 0, "maximum": 9 } },
                 "required": ["address"],
                 "additionalProperties": false
             },

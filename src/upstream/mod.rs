@@ -8,8 +8,8 @@ pub mod endpoint;
 pub mod pool;
 pub mod resolve;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
@@ -17,7 +17,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use self::balance::Weighted;
 use self::counts::Counts;
-use self::endpoint::{Address, Endpoint};
+use self::endpoint::{Address, Endpoint, Socket};
+use crate::policy::failure::Verdict;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 
@@ -73,7 +74,52 @@ pub struct Endpoints {
     pub unresolved: Vec<(Address, String)>,
 }
 
+/// What a request asks for when it needs an endpoint.
+pub struct Ask<'a> {
+    /// The ids of the endpoints that this request has tried.
+    pub tried: &'a [u64],
+    /// A random number.
+    pub draw: u64,
+    /// Now.
+    pub now: Instant,
+}
+
+/// What an attempt shows of its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// The head of an answer came.
+    Head {
+        /// What it means by itself; its body may still break off.
+        verdict: Verdict,
+        /// From when the request had gone up.
+        latency: Duration,
+    },
+    /// The attempt is over: its answer has ended, broke off or became a stream, or none came.
+    End {
+        /// What it came to.
+        verdict: Verdict,
+        /// From when the request had gone up to the head, or to the failure.
+        latency: Duration,
+        /// Whether no connection could be made.
+        connect: bool,
+    },
+}
+
 impl Upstream {
+    /// The endpoint for the next attempt; none where the list is empty.
+    pub fn choose(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
+        balance::pick(&self.endpoints().usable, ask.tried, ask.draw).map(Arc::clone)
+    }
+
+    /// Learns from an attempt at `endpoint`. Each tells of its end once; of its head only if one came.
+    pub fn observe(&self, endpoint: &Endpoint, now: Instant, observed: Observed) {
+        if let Observed::End { verdict, connect, .. } = observed
+            && (verdict == Verdict::Failure || connect)
+        {
+            endpoint.failed(now);
+        }
+    }
+
     /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
     /// counts. Endpoints that are names wait for their first look-up (`resolve`).
     pub fn new(name: &str, settings: Settings, previous: Option<&Upstream>, registry: &Arc<Metrics>) -> Self {
@@ -97,7 +143,7 @@ impl Upstream {
 
     /// Whether any endpoint is a name.
     pub fn has_names(&self) -> bool {
-        self.settings.endpoints.iter().any(|entry| entry.address.ip().is_none())
+        self.settings.endpoints.iter().any(|entry| entry.address.name().is_some())
     }
 
     /// What is known without looking anything up: addresses, and what `known` says of names.
@@ -106,8 +152,8 @@ impl Upstream {
         for entry in &self.settings.endpoints {
             let address = &entry.address;
             let weighted = |endpoint| Weighted { endpoint, weight: entry.weight };
-            if let Some(ip) = address.ip() {
-                let endpoint = self.endpoint(address, SocketAddr::new(ip, address.port), known);
+            if let Some(socket) = address.socket() {
+                let endpoint = self.endpoint(address, socket, known);
                 endpoints.usable.push(weighted(endpoint));
                 continue;
             }
@@ -125,7 +171,7 @@ impl Upstream {
     }
 
     /// The endpoint at `socket`: the one of `known`, with all it has going on, or a new one.
-    fn endpoint(&self, address: &Address, socket: SocketAddr, known: &Endpoints) -> Arc<Endpoint> {
+    fn endpoint(&self, address: &Address, socket: Socket, known: &Endpoints) -> Arc<Endpoint> {
         let same = |endpoint: &&Arc<Endpoint>| endpoint.socket == socket && endpoint.address == *address;
         known.usable.iter().map(|choice| &choice.endpoint).find(same).map(Arc::clone).unwrap_or_else(|| {
             let metrics = self.registry.endpoint(&self.name, &socket.to_string());

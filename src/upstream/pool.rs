@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::counts::{Counted, Counts};
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Socket};
 use crate::http1::connection::{Buffers, Connection};
+use crate::transport::Transport;
 use crate::units::{OrNone, Span, within};
 
 /// `connections`: bounds of an upstream's connections.
@@ -129,12 +130,7 @@ impl Pool {
     ) -> Result<Box<ToEndpoint>, ConnectError> {
         let counted = counts.add(max);
         let counted = counted.ok_or(ConnectError::TooMany)?;
-        let stream = TcpStream::connect(endpoint.socket).await.map_err(ConnectError::Io)?;
-        if stream.peer_addr().ok() == stream.local_addr().ok() {
-            // TCP's simultaneous open: a connect to a free port of this host may meet itself.
-            return Err(ConnectError::Io(io::ErrorKind::ConnectionRefused.into()));
-        }
-        stream.set_nodelay(true).map_err(ConnectError::Io)?;
+        let stream = open(&endpoint.socket).await.map_err(ConnectError::Io)?;
         endpoint.metrics.shard(self.worker).connections_active.inc();
         Ok(Box::new(ToEndpoint {
             wire: Connection::new(stream, Rc::clone(&self.buffers)),
@@ -178,6 +174,21 @@ impl Pool {
             });
             !idle.is_empty()
         });
+    }
+}
+
+async fn open(socket: &Socket) -> io::Result<Transport> {
+    match socket {
+        Socket::Tcp(address) => {
+            let stream = TcpStream::connect(address).await?;
+            if stream.peer_addr().ok() == stream.local_addr().ok() {
+                // TCP's simultaneous open: a connect to a free port of this host may meet itself.
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            stream.set_nodelay(true)?;
+            Ok(stream.into())
+        }
+        Socket::Unix(path) => UnixStream::connect(path).await.map(Transport::from),
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::balance::Weighted;
-use super::endpoint::Address;
+use super::endpoint::{Address, Socket};
 use super::{Endpoints, Upstream};
 
 /// How often names are looked up.
@@ -26,7 +26,7 @@ pub type Answer = Result<Vec<SocketAddr>, String>;
 /// Looks up the names among `upstream`'s endpoints and puts the answers in force. Never on a worker.
 pub async fn refresh(upstream: &Upstream) {
     for entry in &upstream.settings.endpoints {
-        if entry.address.ip().is_none() {
+        if entry.address.name().is_some() {
             let answer = look_up(&entry.address).await;
             take(upstream, &entry.address, answer);
         }
@@ -35,7 +35,8 @@ pub async fn refresh(upstream: &Upstream) {
 
 /// Asks the system's resolver. Never on a worker.
 pub async fn look_up(name: &Address) -> Answer {
-    let lookup = tokio::net::lookup_host((name.host.as_str(), name.port));
+    let Some(name) = name.name() else { return Err("it is no name".to_owned()) };
+    let lookup = tokio::net::lookup_host(name);
     match tokio::time::timeout(TIMEOUT, lookup).await {
         Ok(Ok(sockets)) => Some(sockets.collect::<Vec<_>>())
             .filter(|sockets| !sockets.is_empty())
@@ -91,9 +92,10 @@ fn with_answer(
     endpoints.usable.retain(|choice| choice.endpoint.address != *address);
     endpoints.unresolved.retain(|(name, _)| name != address);
     endpoints.usable.extend(
-        sockets
-            .into_iter()
-            .map(|socket| Weighted { endpoint: upstream.endpoint(address, socket, known), weight }),
+        sockets.into_iter().map(|socket| Weighted {
+            endpoint: upstream.endpoint(address, Socket::Tcp(socket), known),
+            weight,
+        }),
     );
     endpoints
 }
