@@ -25,8 +25,6 @@ const ROWS: &[Row] = &[
     ("listener.*.route.*.fallback",           &[], REMOVE),
     ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
-    ("upstream.*.endpoints.*.priority",       &[], "remove it; all endpoints are equal but for their `weight`"),
-    ("upstream.*.endpoints.*",                &["unix:"], "give \"host:port\""),
     ("upstream.*.protocol",                   &["http2"], "give \"http1\" or \"auto\""),
     ("upstream.*.discovery",                  &[], "remove it; names in `endpoints` are resolved every 30 s"),
     ("upstream.*.tls",                        &[], "remove it; upstreams are spoken to in plain HTTP"),
