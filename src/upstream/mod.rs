@@ -7,6 +7,7 @@ pub mod counts;
 pub mod endpoint;
 pub mod pool;
 pub mod resolve;
+pub mod standing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
