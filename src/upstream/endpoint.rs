@@ -7,9 +7,10 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,10 @@ pub struct Endpoint {
     pub address: Address,
     /// Where it is.
     pub socket: Socket,
+    /// The same host under addresses of its other family, for a connect that races them (RFC 8305).
+    others: ArcSwap<Vec<SocketAddr>>,
+    /// Whether it has left its upstream's list.
+    is_gone: AtomicBool,
     /// The address as `Host` has it.
     pub host: Box<str>,
     /// Its name in metrics and log: the socket.
@@ -93,11 +98,36 @@ impl Endpoint {
             address,
             label: socket.to_string().into(),
             socket,
+            others: ArcSwap::default(),
+            is_gone: AtomicBool::new(false),
             metrics,
             standing: Standing::new(Instant::now()),
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
         }
+    }
+
+    /// The same host under addresses of its other family, the first to try first; empty where there are none.
+    pub fn others(&self) -> Guard<Arc<Vec<SocketAddr>>> {
+        self.others.load()
+    }
+
+    /// Discovery found it under these addresses too.
+    pub(super) fn set_others(&self, others: Vec<SocketAddr>) {
+        if **self.others.load() != others {
+            self.others.store(Arc::new(others));
+        }
+    }
+
+    /// Whether it has left its upstream's list: it gets no new requests, those that run finish, and connections to it
+    /// are not kept.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed)
+    }
+
+    /// It has left its upstream's list, or come back to it.
+    pub(super) fn set_gone(&self, is_gone: bool) {
+        self.is_gone.store(is_gone, Relaxed);
     }
 
     /// Counts an attempt in flight.
