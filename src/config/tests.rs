@@ -110,10 +110,6 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "t.toml:7:1: error: `state_dir` is not part of this version (server.state_dir); remove it",
         ),
         (
-            "protocol = \"http2\"",
-            "t.toml:6:12: error: `protocol = \"http2\"` is not part of this version (upstream.app.protocol); give \"http1\" or \"auto\"",
-        ),
-        (
             "balance.kind = \"hash\"",
             "t.toml:6:16: error: `kind = \"hash\"` is not part of this version (upstream.app.balance.kind); give \"least_request\"",
         ),
@@ -843,7 +839,6 @@ fn what_is_not_built_is_known_by_its_place() {
         slo = {}
         [upstream.a]
         endpoints = [\"a:1\"]
-        protocol = \"http2\"
         discovery = {}
         tls = {}
         balance = { kind = \"least_loaded\", hash = {}, slow_start = \"10s\" }
@@ -861,7 +856,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 26);
+    assert_eq!(seen.len(), 25);
 }
 
 proptest! {

@@ -18,9 +18,12 @@ use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
 use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
-use super::send::{self, Clock, Sending, Unanswered};
+use super::send::{self, Clock, Sending};
+use super::upward::{self, Up};
+use super::wire::{Unanswered, Wire};
 use super::worker::Worker;
 use crate::http1::field::Name;
+use crate::http1::head::Method;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
@@ -29,6 +32,7 @@ use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, ConnectResult, Effect, Limit};
 use crate::timer::Timer;
 use crate::upstream::endpoint::InFlight;
+use crate::upstream::http2::{self, NoSession, Session};
 use crate::upstream::pool::{ConnectError, ToEndpoint};
 use crate::upstream::{Ask, Observed};
 
@@ -266,8 +270,9 @@ impl Admitted {
         Failed { error, unprocessed, slot: self.slot.take() }
     }
 
-    /// On a pooled connection or a new one. A pooled one that the endpoint closed in that very moment is replaced
-    /// by a new one, once, for what may be sent twice (RFC 9112 §9.3.1): that is no retry, nobody has failed.
+    /// On what is open to the endpoint, or on a new connection. One that the endpoint closed in that very moment is
+    /// replaced, once, for what may be sent twice (RFC 9112 §9.3.1) or has been left behind (RFC 9113 §6.8): that is no
+    /// retry, nobody has failed.
     async fn exchange(
         &mut self,
         worker: &Rc<Worker>,
@@ -276,52 +281,131 @@ impl Admitted {
         (timer, client): (&Timer, Option<&Client>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
-        let endpoint = Arc::clone(self.in_flight.endpoint());
         let head = &request.head;
         let grpc_path = request.context.grpc.then(|| head.path_and_query());
         let has_key = head.fields.has(Name::IdempotencyKey);
         let may_resend = routed.target().rules.method_allows(head.method_text(), has_key, grpc_path);
-        let mut pooled = worker.pool.take(&endpoint, started, !may_resend);
+        let mut replaced = false;
         loop {
-            let (mut connection, now) = match pooled.take() {
-                Some(connection) => (connection, started),
-                None => (self.connect(worker, &routed.target().chain, timer).await?, Instant::now()),
-            };
             let told = client.is_some_and(Client::was_told_to_continue);
-            let left = self.clock.left(now);
-            send::queue_head(
-                connection.wire.output(),
-                request,
-                routed,
-                &endpoint,
-                worker,
-                &send::Up { attempt: self.number, left, told_to_continue: told },
-            );
+            let up = Up { attempt: self.number, left: None, told_to_continue: told };
+            let progress = Progress::new(&request.body);
+            let open =
+                Open { request, up, careful: !may_resend, fresh: replaced, ends: progress.has_ended() };
+            let (mut wire, now) = self.open(worker, routed, open, timer, started).await?;
             let mut head = worker.response_head();
-            let mut progress = Progress::new(&request.body);
+            let mut progress = progress;
             let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref() };
-            let sent = sending
-                .send(&mut connection.wire, request, &mut progress, &mut self.clock, (&mut head, now))
-                .await;
+            let sent =
+                sending.send(&mut wire, request, &mut progress, &mut self.clock, (&mut head, now)).await;
             match sent {
                 Ok(()) => {
-                    let flows = !progress.has_ended() || connection.wire.unwritten() > 0;
+                    let flows = !progress.has_ended() || wire.unwritten() > 0;
                     let upload = flows.then_some(progress);
-                    return Ok(Arrived { connection, head, upload });
+                    return Ok(Arrived { wire, head, upload });
                 }
                 Err(unanswered) => {
                     worker.reuse_response_head(head);
-                    let stale = connection.reused
+                    let stale = wire.is_reused()
                         && !unanswered.begun
                         && unanswered.error.reason == Reason::UpstreamReset
-                        && request.body.is_replayable().is_ok();
-                    if stale && (may_resend || unanswered.unprocessed) {
+                        && (may_resend || unanswered.unprocessed);
+                    let in_vain = stale || unanswered.left_behind;
+                    if in_vain && !replaced && request.body.is_replayable().is_ok() {
+                        replaced = true;
                         continue;
                     }
                     return Err(unanswered);
                 }
             }
         }
+    }
+
+    /// Queues the request's head on what is open to the endpoint, or on a new connection.
+    async fn open(
+        &self,
+        worker: &Rc<Worker>,
+        routed: &Routed,
+        open: Open<'_>,
+        timer: &Timer,
+        started: Instant,
+    ) -> Result<(Wire, Instant), Unanswered> {
+        let chain = &*routed.target().chain;
+        let endpoint = self.in_flight.endpoint();
+        let Open { request, mut up, careful, fresh, ends } = open;
+        if chain.upstream.settings.protocol.is_http2(request.context.grpc) {
+            return self.open_stream(worker, routed, Open { request, up, careful, fresh, ends }, timer).await;
+        }
+        let pooled = if fresh { None } else { worker.pool.take(endpoint, started, careful) };
+        let (mut connection, now) = match pooled {
+            Some(connection) => (connection, started),
+            None => (self.connect(worker, chain, timer).await?, Instant::now()),
+        };
+        up.left = self.clock.left(now);
+        upward::queue(connection.wire.output(), request, routed, endpoint, worker, &up);
+        Ok((Wire::http1(connection, request.head.method == Method::Head), now))
+    }
+
+    /// Opens a stream for the request on a session that has room, or on a new one.
+    async fn open_stream(
+        &self,
+        worker: &Rc<Worker>,
+        routed: &Routed,
+        open: Open<'_>,
+        timer: &Timer,
+    ) -> Result<(Wire, Instant), Unanswered> {
+        let chain = &*routed.target().chain;
+        let endpoint = self.in_flight.endpoint();
+        let Open { request, mut up, careful, mut fresh, ends } = open;
+        loop {
+            let now = Instant::now();
+            let session = match worker.sessions.take(endpoint, now, careful).filter(|_| !fresh) {
+                Some(session) => session,
+                None => self.join(worker, chain, timer).await?,
+            };
+            fresh = false;
+            up.left = self.clock.left(now);
+            let head = upward::build(request, routed, endpoint, worker, &up)
+                .map_err(|error| Unanswered { unprocessed: true, ..Unanswered::of(error, false) })?;
+            // None: it takes no more streams since just now.
+            if let Some((stream, lease)) = session.open(head, ends) {
+                return Ok((Wire::http2(stream, lease), now));
+            }
+        }
+    }
+
+    /// A new session of HTTP/2.
+    async fn join(
+        &self,
+        worker: &Rc<Worker>,
+        chain: &Chain,
+        timer: &Timer,
+    ) -> Result<Rc<Session>, Unanswered> {
+        let now = Instant::now();
+        let upstream = &chain.upstream;
+        let wanted = http2::Wanted {
+            endpoint: self.in_flight.endpoint(),
+            counts: &upstream.counts,
+            metrics: &upstream.metrics,
+            limits: &upstream.settings.connections,
+            timeout: self.clock.cuts(self.clock.connect),
+        };
+        let connecting = worker.sessions.connect(&wanted);
+        let connected = match self.connects_until(now) {
+            Some(until) => timer.within(until, connecting).await,
+            None => Ok(connecting.await),
+        };
+        let error = match connected {
+            Ok(Ok(session)) => return Ok(session),
+            Ok(Err(none)) => match &*none {
+                NoSession::Connect(ConnectError::TooMany) => too_many(worker),
+                NoSession::Connect(ConnectError::Io(error)) => self.unreachable(error),
+                NoSession::Timeout => Error::new(Reason::ConnectError, CONNECT_TIMEOUT),
+                NoSession::Protocol(detail) => Error::new(Reason::ProtocolError, detail.clone()),
+            },
+            Err(_) => self.connect_cut(),
+        };
+        Err(Unanswered { unprocessed: true, ..Unanswered::of(error, false) })
     }
 
     async fn connect(
@@ -335,15 +419,13 @@ impl Admitted {
         let connects = chain.upstream.metrics.shard(worker.index);
         let max = chain.upstream.settings.connections.max;
         let connecting = worker.pool.connect(&chain.upstream.counts, max, endpoint);
-        let connect = self.clock.connect.into_iter().chain(self.clock.attempt).min();
-        let until = self.clock.cuts(connect.map(|connect| now + connect));
-        let until = until.into_iter().chain(self.clock.end()).min();
-        let connected = match until {
+        let connected = match self.connects_until(now) {
             Some(until) => timer.within(until, connecting).await,
             None => Ok(connecting.await),
         };
         let (result, error) = match connected {
             Ok(Ok(connection)) => {
+                let connect = self.connect_within();
                 if self.clock.mode == Mode::Shadow && connect.is_some_and(|connect| now.elapsed() > connect) {
                     connects.rejected(Reason::ConnectError, Effect::Shadowed).inc();
                 }
@@ -351,9 +433,7 @@ impl Admitted {
                 return Ok(connection);
             }
             Ok(Err(ConnectError::TooMany)) => {
-                worker.shared.metrics.limit_reached(Limit::UpstreamConnections).inc();
-                let error = Error::new(Reason::ConcurrencyLimited, "connections.max is reached");
-                return Err(Unanswered { error, unprocessed: true, begun: false });
+                return Err(Unanswered { unprocessed: true, ..Unanswered::of(too_many(worker), false) });
             }
             Ok(Err(ConnectError::Io(error))) => {
                 let result = match error.kind() {
@@ -361,19 +441,35 @@ impl Admitted {
                     std::io::ErrorKind::TimedOut => ConnectResult::Timeout,
                     _ => ConnectResult::Error,
                 };
-                (result, Error::new(Reason::ConnectError, format!("{}: {error}", endpoint.label)))
+                (result, self.unreachable(&error))
             }
-            Err(_) => {
-                let error = match self.clock.over(Instant::now()) {
-                    Some(reason) => reason.into(),
-                    None if self.clock.attempt < self.clock.connect => Reason::AttemptTimeout.into(),
-                    None => Error::new(Reason::ConnectError, CONNECT_TIMEOUT),
-                };
-                (ConnectResult::Timeout, error)
-            }
+            Err(_) => (ConnectResult::Timeout, self.connect_cut()),
         };
         connects.connects(result).inc();
-        Err(Unanswered { error, unprocessed: true, begun: false })
+        Err(Unanswered { unprocessed: true, ..Unanswered::of(error, false) })
+    }
+
+    fn connect_within(&self) -> Option<Duration> {
+        self.clock.connect.into_iter().chain(self.clock.attempt).min()
+    }
+
+    /// Until when a connect that begins at `now` may take.
+    fn connects_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.clock.cuts(self.connect_within().map(|connect| now + connect));
+        until.into_iter().chain(self.clock.end()).min()
+    }
+
+    /// Which time cut a connect short.
+    fn connect_cut(&self) -> Error {
+        match self.clock.over(Instant::now()) {
+            Some(reason) => reason.into(),
+            None if self.clock.attempt < self.clock.connect => Reason::AttemptTimeout.into(),
+            None => Error::new(Reason::ConnectError, CONNECT_TIMEOUT),
+        }
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> Error {
+        Error::new(Reason::ConnectError, format!("{}: {error}", self.in_flight.endpoint().label))
     }
 
     fn outcome(&self, verdict: Verdict, latency: Duration) -> Outcome {
@@ -385,6 +481,23 @@ impl Admitted {
             connect_timeout: false,
         }
     }
+}
+
+/// What is to be opened for a request.
+struct Open<'a> {
+    request: &'a Request,
+    up: Up,
+    /// It must not be sent twice.
+    careful: bool,
+    /// On a new connection.
+    fresh: bool,
+    /// No body follows its head.
+    ends: bool,
+}
+
+fn too_many(worker: &Worker) -> Error {
+    worker.shared.metrics.limit_reached(Limit::UpstreamConnections).inc();
+    Error::new(Reason::ConcurrencyLimited, "connections.max is reached")
 }
 
 /// The detail of a connect that ran into its timeout.

@@ -22,6 +22,7 @@ use super::snapshot::Held;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::encode;
+use crate::http1::field::Name;
 use crate::http1::head::{Framing, Limits, Method, Parsed, RequestHead, Version};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
@@ -453,6 +454,10 @@ fn queue_head(
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::UntilClose => *then = Then::Close,
+        // HTTP/2 need not say that nothing follows, HTTP/1.1 must.
+        Framing::Length(0) if !head.fields.has(Name::ContentLength) => {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
         Framing::None | Framing::Length(_) => {}
     }
     queue_connection(out, request, *then);
@@ -495,7 +500,7 @@ async fn linger(client: &Client, timer: &Timer) {
 
 #[cfg(test)]
 mod tests {
-    use crate::http1::field::Name;
+    use super::*;
 
     #[test]
     fn hop_by_hop_fields_are_known_by_name() {

@@ -374,8 +374,7 @@ impl Relay {
                 }
                 Poll::Ready(Ok(size)) => {
                     let size = size.min(PIECE);
-                    let piece = Bytes::copy_from_slice(answer.data(size));
-                    answer.consume(size);
+                    let piece = answer.take(size);
                     self.request.record.bytes_out += size as u64;
                     self.handed = Some(Instant::now());
                     Poll::Ready(Some(Ok(Frame::data(piece))))
@@ -424,7 +423,7 @@ impl http_body::Body for Outgoing {
         match &self.0.borrow().answer {
             None => true,
             Some(Source::Own(body)) => body.is_empty(),
-            Some(Source::Upstream(answer)) => answer.head.framing == Framing::None,
+            Some(Source::Upstream(answer)) => answer.is_bodiless(),
             Some(Source::Cut(_)) => false,
         }
     }

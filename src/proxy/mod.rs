@@ -25,5 +25,7 @@ pub mod route;
 pub mod send;
 pub mod shared;
 pub mod snapshot;
+pub mod upward;
+pub mod wire;
 pub mod words;
 pub mod worker;

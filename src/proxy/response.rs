@@ -7,17 +7,19 @@
 //! than `stream_after`) the slot comes back at once and the stream is counted apart.
 
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
 use super::queue::Slot;
 use super::shared::Reservation;
+use super::wire::Wire;
 use super::words;
 use super::worker::Worker;
-use crate::http1::connection::{BodyReader, ReadError};
 use crate::http1::field::{Fields, Name};
 use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::breaker::{Outcome, Permit};
@@ -29,7 +31,6 @@ use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
 use crate::timer::Timer;
 use crate::upstream::Observed;
 use crate::upstream::endpoint::InFlight;
-use crate::upstream::pool::ToEndpoint;
 
 /// The answer to a request.
 pub enum Response {
@@ -57,8 +58,8 @@ pub struct Hold {
 
 /// An answer's head, and what it came over.
 pub struct Arrived {
-    /// The connection, behind the head.
-    pub connection: Box<ToEndpoint>,
+    /// What it came over, behind the head.
+    pub wire: Wire,
     /// The head.
     pub head: ResponseHead,
     /// How far the request's body has come, where it still flows.
@@ -70,8 +71,9 @@ pub struct FromUpstream {
     /// Its head.
     pub head: ResponseHead,
     /// Gone once the answer has ended.
-    connection: Option<Box<ToEndpoint>>,
-    reader: BodyReader,
+    wire: Option<Wire>,
+    /// What followed the body, once it has ended.
+    trailers: Option<Fields>,
     /// How far the request's body has come, while it still flows.
     upload: Option<Progress>,
     hold: Hold,
@@ -129,9 +131,9 @@ impl FromUpstream {
         now: Instant,
     ) -> Self {
         Self {
-            reader: BodyReader::new(arrived.head.framing),
             head: arrived.head,
-            connection: Some(arrived.connection),
+            wire: Some(arrived.wire),
+            trailers: None,
             upload: arrived.upload,
             hold,
             routed: routed.clone(),
@@ -184,33 +186,30 @@ impl FromUpstream {
         slot
     }
 
-    /// Waits until the whole body stands in the connection's buffer, if it is one of up to `bound` bytes whose
-    /// length is known; ready with false where it is not.
+    /// Waits until the whole body stands in one piece, if it is one of up to `bound` bytes whose length is known; ready
+    /// with false where it is not.
     ///
     /// # Errors
     /// As [`FromUpstream::poll_data`].
     pub fn poll_whole(&mut self, cx: &mut Context<'_>, bound: u64) -> Poll<Result<bool, Error>> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(true)) };
-        let Some(remaining) = self.reader.remaining().filter(|remaining| *remaining <= bound) else {
-            return Poll::Ready(Ok(self.reader.is_done()));
+        let Some(wire) = &mut self.wire else { return Poll::Ready(Ok(true)) };
+        let Some(remaining) = wire.remaining().filter(|remaining| *remaining <= bound) else {
+            return Poll::Ready(Ok(wire.is_done()));
         };
-        while (connection.wire.input().len() as u64) < remaining {
-            match connection.wire.poll_fill(cx, usize::MAX) {
-                Poll::Ready(Ok(size)) if size > 0 => {}
-                Poll::Ready(_) => {
-                    let error = Error::new(Reason::UpstreamReset, "closed in the body of its answer");
-                    return Poll::Ready(Err(self.broken(error)));
-                }
-                Poll::Pending => return Poll::Pending,
-            }
+        match ready!(wire.poll_gather(cx, remaining)) {
+            Ok(is_whole) => Poll::Ready(Ok(is_whole)),
+            Err(error) => Poll::Ready(Err(self.broken(error))),
         }
-        Poll::Ready(Ok(true))
     }
 
     /// Takes the memory that the whole body will need; false where `server.max_buffer` is reached.
     pub fn reserve(&mut self) -> bool {
-        self.buffered = self.worker.shared.reserve(self.reader.remaining().unwrap_or_default());
+        self.buffered = self.worker.shared.reserve(self.remaining().unwrap_or_default());
         self.buffered.is_some()
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.wire.as_ref().and_then(Wire::remaining)
     }
 
     /// Ready with the size of [`FromUpstream::data`]; 0: the answer has ended. The rest of the request's `body`
@@ -219,35 +218,28 @@ impl FromUpstream {
     /// # Errors
     /// Why the answer will not be complete.
     pub fn poll_data(&mut self, cx: &mut Context<'_>, body: &mut Body) -> Poll<Result<usize, Error>> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(0)) };
+        let Some(wire) = &mut self.wire else { return Poll::Ready(Ok(0)) };
         let mut still = Reason::UpstreamStalled;
         if let Some(progress) = &mut self.upload {
-            let before = (progress.taken(), connection.wire.unwritten());
-            match body.poll_send(cx, &self.worker.shared, progress, &mut connection.wire) {
+            let before = (progress.taken(), wire.unwritten());
+            match body.poll_send(cx, &self.worker.shared, progress, wire) {
                 Poll::Ready(Ok(())) => self.upload = None,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
-                Poll::Pending if before != (progress.taken(), connection.wire.unwritten()) => {
+                Poll::Pending if before != (progress.taken(), wire.unwritten()) => {
                     self.waiting = false;
                 }
                 // Who does not read, or does not send, holds the exchange up.
-                Poll::Pending if connection.wire.unwritten() == 0 => still = Reason::ClientStalled,
+                Poll::Pending if !wire.is_blocked() => still = Reason::ClientStalled,
                 Poll::Pending => {}
             }
         }
-        match self.reader.poll_data(cx, &mut connection.wire) {
+        match wire.poll_data(cx) {
             Poll::Ready(Ok(0)) => {
                 self.end(body);
                 Poll::Ready(Ok(0))
             }
             Poll::Ready(Ok(size)) => Poll::Ready(Ok(size)),
-            Poll::Ready(Err(ReadError::Closed)) => {
-                let error = Error::new(Reason::UpstreamReset, "closed in the body of its answer");
-                Poll::Ready(Err(self.broken(error)))
-            }
-            Poll::Ready(Err(ReadError::Refused(refusal))) => {
-                let error = Error::new(Reason::ProtocolError, refusal.detail);
-                Poll::Ready(Err(self.broken(error)))
-            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.broken(error))),
             Poll::Pending => match self.poll_patience(cx, still, true) {
                 Poll::Ready(error) => Poll::Ready(Err(self.broken(error))),
                 Poll::Pending => Poll::Pending,
@@ -257,26 +249,48 @@ impl FromUpstream {
 
     /// The piece that [`FromUpstream::poll_data`] has announced.
     pub fn data(&self, size: usize) -> &[u8] {
-        self.connection.as_ref().map_or(&[], |connection| &connection.wire.input()[..size])
+        self.wire.as_ref().map_or(&[], |wire| &wire.data()[..size])
     }
 
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
-        if let Some(connection) = &mut self.connection {
-            self.reader.consume(&mut connection.wire, size);
+        if let Some(wire) = &mut self.wire {
+            wire.consume(size);
         }
+        self.moved();
+    }
+
+    /// Takes `size` bytes of the piece, to be passed on; what came by HTTP/2 is not copied.
+    pub fn take(&mut self, size: usize) -> Bytes {
+        let piece = self.wire.as_mut().map_or_else(Bytes::new, |wire| wire.take(size));
+        self.moved();
+        piece
+    }
+
+    fn moved(&mut self) {
         if std::mem::take(&mut self.waiting) {
             self.moved_at = Instant::now();
+            if let Some(wire) = &mut self.wire {
+                wire.set_stalled(false);
+            }
         }
     }
 
     /// What followed the body.
     pub fn trailers(&self) -> Option<&Fields> {
-        self.reader.decoder().trailers()
+        self.trailers.as_ref()
+    }
+
+    /// Whether nothing follows the head.
+    pub fn is_bodiless(&self) -> bool {
+        matches!(self.head.framing, Framing::None | Framing::Length(0))
     }
 
     /// The client takes nothing at the moment. Ready with the error once that lasts too long.
     pub fn poll_client_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if let Some(wire) = &mut self.wire {
+            wire.set_stalled(true);
+        }
         let stalled = self.poll_patience(cx, Reason::ClientStalled, false);
         if stalled.is_ready() {
             self.let_go(Verdict::Success, None);
@@ -325,9 +339,9 @@ impl FromUpstream {
     }
 
     fn become_stream(&mut self, now: Instant) -> bool {
-        let Some(connection) = &mut self.connection else { return true };
+        let Some(wire) = &mut self.wire else { return true };
         let max = self.routed.target().chain.upstream.settings.connections.max_streams;
-        if !connection.counted.become_stream(max) {
+        if !wire.become_stream(max) {
             self.worker.shared.metrics.limit_reached(Limit::UpstreamStreams).inc();
             return false;
         }
@@ -343,13 +357,18 @@ impl FromUpstream {
     /// The answer has ended: its connection goes back to the pool.
     fn end(&mut self, body: &Body) {
         let now = if self.has_waited { Instant::now() } else { self.moved_at };
+        let Some(wire) = self.wire.take() else { return };
+        self.trailers = wire.trailers().cloned();
         let grpc = self.trailers().and_then(|trailers| grpc_status(trailers.get(Name::GrpcStatus)?));
         let classifier = &self.routed.target().chain.classifier;
         let verdict = grpc.map_or(self.hold.outcome.verdict, |code| classifier.grpc(code));
         self.hold.settle(&self.worker, &self.routed, now, verdict);
-        let Some(connection) = self.connection.take() else { return };
         let sent_all = self.upload.is_none() && body.is_read();
-        if sent_all && self.head.keep_alive && self.head.framing != Framing::UntilClose {
+        if sent_all
+            && self.head.keep_alive
+            && self.head.framing != Framing::UntilClose
+            && let Some(connection) = wire.into_connection()
+        {
             let settings = &self.routed.target().chain.upstream.settings.connections;
             self.worker.pool.give_back(connection, settings, now);
         }
@@ -373,16 +392,17 @@ impl FromUpstream {
             self.hold.counted_as = Some(AttemptOutcome::Reason(reason));
         }
         self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
-        self.connection = None;
+        self.wire = None;
     }
 }
 
 impl FromUpstream {
     /// Reads on to the end where all of it has come: that costs nothing, and saves the connection.
     fn end_if_complete(&mut self) {
-        let there = self.connection.as_ref().map_or(0, |connection| connection.wire.input().len() as u64);
-        let is_complete =
-            self.reader.is_done() || self.reader.remaining().is_some_and(|remaining| remaining <= there);
+        let is_complete = self.wire.as_ref().is_some_and(|wire| {
+            let there = wire.data().len() as u64;
+            wire.is_done() || wire.remaining().is_some_and(|remaining| remaining <= there)
+        });
         if self.upload.is_none() && is_complete {
             let nobody = &mut Context::from_waker(Waker::noop());
             while let Poll::Ready(Ok(size @ 1..)) = self.poll_data(nobody, &mut Body::none()) {

@@ -6,9 +6,12 @@ pub mod balance;
 pub mod counts;
 pub mod discovery;
 pub mod endpoint;
+pub mod http2;
+pub mod keepalive;
 pub mod pool;
 pub mod resolve;
 pub mod standing;
+pub mod stream;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +36,7 @@ pub struct Settings {
     #[serde(deserialize_with = "endpoints")]
     #[schemars(length(min = 1))]
     pub endpoints: Vec<endpoint::Settings>,
-    /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
+    /// How to speak with them: `http1`, `http2`, or `auto` (gRPC by HTTP/2, the rest by HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
@@ -221,11 +224,24 @@ fn compose(
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// HTTP/1.1.
+    /// gRPC by HTTP/2, the rest by HTTP/1.1.
     #[default]
     Auto,
     /// HTTP/1.1.
     Http1,
+    /// HTTP/2 from the first byte ("prior knowledge").
+    Http2,
+}
+
+impl Protocol {
+    /// Whether a request goes by HTTP/2. `grpc`: whether it is gRPC, which HTTP/1.1 cannot carry.
+    pub const fn is_http2(self, grpc: bool) -> bool {
+        match self {
+            Protocol::Auto => grpc,
+            Protocol::Http1 => false,
+            Protocol::Http2 => true,
+        }
+    }
 }
 
 /// `host`: the Host sent up.

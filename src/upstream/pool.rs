@@ -100,6 +100,11 @@ impl Pool {
         Self { worker, buffers, idle: RefCell::default() }
     }
 
+    /// The index of the worker that it belongs to.
+    pub(super) fn worker(&self) -> usize {
+        self.worker
+    }
+
     /// An idle connection to `endpoint` that still stands. `careful`: its request cannot be sent again, so the
     /// kernel is asked however fresh the connection is.
     pub fn take(&self, endpoint: &Endpoint, now: Instant, careful: bool) -> Option<Box<ToEndpoint>> {
@@ -152,10 +157,7 @@ impl Pool {
             return;
         }
         idle.connection.wire.rest();
-        idle.connection.counted.rest(true);
-        let metrics = idle.connection.endpoint.metrics.shard(self.worker);
-        metrics.connections_active.dec();
-        metrics.connections_idle.inc();
+        idle.connection.idles();
         self.idle.borrow_mut().entry(idle.connection.endpoint.id).or_default().push(idle);
     }
 
@@ -206,7 +208,16 @@ impl ToEndpoint {
         &self.endpoint
     }
 
-    fn leaves_the_pool(&mut self) {
+    /// It carries nothing for now.
+    pub(super) fn idles(&mut self) {
+        self.counted.rest(true);
+        let metrics = self.endpoint.metrics.shard(self.worker);
+        metrics.connections_active.dec();
+        metrics.connections_idle.inc();
+    }
+
+    /// It carries something again, or goes.
+    pub(super) fn leaves_the_pool(&mut self) {
         self.counted.rest(false);
         let metrics = self.endpoint.metrics.shard(self.worker);
         metrics.connections_idle.dec();

@@ -30,7 +30,7 @@ impl Scene {
         upstream: Upstream,
         change: impl FnOnce(Config) -> Config,
     ) -> Self {
-        let config = change(Config::over([&upstream]));
+        let config = change(Config::over([&upstream]).http1());
         Self {
             reason,
             status,

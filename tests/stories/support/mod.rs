@@ -6,6 +6,7 @@
 pub mod client;
 pub mod config;
 pub mod http2;
+pub mod http2_upstream;
 pub mod metrics;
 pub mod proxy;
 pub mod upstream;
