@@ -61,7 +61,7 @@ async fn echo(mut stream: TcpStream, head: &std::sync::Mutex<String>) -> std::io
 }
 
 async fn over(echo: &Echo) -> Config {
-    Config::over_addresses(&[echo.address.clone()])
+    Config::over_addresses(std::slice::from_ref(&echo.address))
 }
 
 #[tokio::test]
