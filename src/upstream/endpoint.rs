@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
@@ -59,6 +59,8 @@ pub struct Endpoint {
     pub address: Address,
     /// Where it is.
     pub socket: Socket,
+    /// The same under its other family of addresses, where it has one.
+    pub others: Box<[SocketAddr]>,
     /// The address as `Host` has it.
     pub host: Box<str>,
     /// Its name in metrics and log: the socket.
@@ -69,6 +71,10 @@ pub struct Endpoint {
     in_flight: AtomicU32,
     /// Nanoseconds from [`START`] to its last failure; 0: none.
     failed_at: AtomicU64,
+    /// Whether IPv4 led to it last, of its addresses.
+    by_ipv4: AtomicBool,
+    /// Nobody sends to it any more.
+    is_gone: AtomicBool,
 }
 
 /// The longest path that a Unix socket may have (`sun_path`, without its end).
@@ -93,9 +99,12 @@ impl Endpoint {
             address,
             label: socket.to_string().into(),
             socket,
+            others: Box::default(),
             metrics,
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
+            by_ipv4: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
         }
     }
 
@@ -114,6 +123,26 @@ impl Endpoint {
     pub fn failed(&self, now: Instant) {
         let at = now.saturating_duration_since(*START).as_nanos() as u64;
         self.failed_at.fetch_max(at.max(1), Relaxed);
+    }
+
+    /// Nobody sends to it any more: its idle connections are closed, those in use when their exchange has ended.
+    pub fn leave(&self) {
+        self.is_gone.store(true, Relaxed);
+    }
+
+    /// Whether nobody sends to it any more.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed)
+    }
+
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
     }
 
     /// Grows with the instant of its last failure; 0: it never failed.

@@ -3,8 +3,10 @@
 //! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
+mod connect;
 pub mod counts;
 pub mod endpoint;
+pub mod keep_alive;
 pub mod pool;
 pub mod resolve;
 
@@ -18,6 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use self::balance::Weighted;
 use self::counts::Counts;
 use self::endpoint::{Address, Endpoint, Socket};
+use self::pool::Wanted;
 use crate::policy::failure::Verdict;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
@@ -34,7 +37,7 @@ pub struct Settings {
     pub protocol: Protocol,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
-    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "4s", max_age = "none",
+    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "auto", max_age = "none",
     /// max_requests = 0, max_streams = 1000 }`.
     pub connections: pool::Settings,
     /// What is an upstream's fault.
@@ -139,6 +142,17 @@ impl Upstream {
     /// Who can answer at the moment.
     pub fn endpoints(&self) -> Guard<Arc<Endpoints>> {
         self.endpoints.load()
+    }
+
+    /// A connection to `endpoint`, one of its own.
+    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>) -> Wanted<'a> {
+        let Settings { connections, timeout, .. } = &self.settings;
+        Wanted { endpoint, counts: &self.counts, max: connections.max, within: *timeout.connect }
+    }
+
+    /// The configuration does not have it any more: its idle connections are closed.
+    pub fn leave(&self) {
+        self.endpoints().usable.iter().for_each(|choice| choice.endpoint.leave());
     }
 
     /// Whether any endpoint is a name.
