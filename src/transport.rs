@@ -13,6 +13,12 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+pub mod proxy_protocol;
+
+/// What stands for the address of a client at a Unix socket, and of the listener that it came to: they have none. Such
+/// a client is on this machine, so it counts as loopback; port 0 is nobody's.
+pub const UNIX_PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
 /// A connected stream of bytes.
 #[derive(Debug)]
 pub enum Transport {
@@ -68,14 +74,14 @@ impl Transport {
         }
     }
 
-    /// The near end's address, where it has one.
+    /// The near end's address; [`UNIX_PEER`] where it has none.
     ///
     /// # Errors
     /// As the socket's.
-    pub fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
-            Transport::Tcp(stream) => stream.local_addr().map(Some),
-            Transport::Unix(_) => Ok(None),
+            Transport::Tcp(stream) => stream.local_addr(),
+            Transport::Unix(_) => Ok(UNIX_PEER),
         }
     }
 }
