@@ -372,6 +372,9 @@ impl FromUpstream {
         let Some(connection) = self.connection.take() else { return };
         let sent_all = self.upload.is_none() && body.is_read() && !self.switches();
         if sent_all && self.head.keep_alive && self.head.framing != Framing::UntilClose {
+            if let Some(value) = self.head.fields.get(Name::KeepAlive) {
+                connection.told_keep_alive(value);
+            }
             let settings = &self.routed.target().chain.upstream.settings.connections;
             self.worker.pool.give_back(connection, settings, now);
         }

@@ -217,21 +217,23 @@ fn apply(process: &Process, loaded: Loaded, names: &[(Address, Answer)]) -> Resu
         .map_err(|error| format!("cannot write the access log {:?}: {error}", telemetry.access_log.path))?;
 
     // From here on nothing fails. Names must be known before anybody is accepted for them.
-    let snapshot = process.shared.snapshot.load_full();
-    let snapshot =
-        Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared.metrics);
+    let old = process.shared.snapshot.load_full();
+    let snapshot = Snapshot::build(&config.listener, &config.upstream, Some(&old), &process.shared.metrics);
     for (_, chain) in snapshot.chains() {
         for (name, answer) in names {
             resolve::take(&chain.upstream, name, answer.clone());
         }
     }
+    for (_, gone) in old.chains().filter(|(name, _)| snapshot.chain(name).is_none()) {
+        gone.upstream.leave();
+    }
     process.shared.snapshot.store(Arc::new(snapshot));
     let changes = changes(&opened, plan.gone.len());
-    let mut old: Vec<Option<Open>> = open.drain(..).map(Some).collect();
+    let mut left: Vec<Option<Open>> = open.drain(..).map(Some).collect();
     let mut opened = opened.into_iter();
     for (settings, source) in config.listener.iter().zip(&plan.wanted) {
         let kept = match source {
-            Source::Kept(place) => old[*place].take(),
+            Source::Kept(place) => left[*place].take(),
             _ => None,
         };
         open.extend(kept.map(|kept| kept.updated(settings)).or_else(|| {
@@ -240,7 +242,7 @@ fn apply(process: &Process, loaded: Loaded, names: &[(Address, Answer)]) -> Resu
             Some(new)
         }));
     }
-    for gone in old.into_iter().flatten() {
+    for gone in left.into_iter().flatten() {
         process.workers.close(gone.id);
     }
     drop(open);

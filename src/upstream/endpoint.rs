@@ -77,6 +77,8 @@ pub struct Endpoint {
     in_flight: AtomicU32,
     /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
+    /// Whether IPv4 led to it last, of its addresses.
+    by_ipv4: AtomicBool,
 }
 
 /// The longest path that a Unix socket may have (`sun_path`, without its end).
@@ -104,6 +106,7 @@ impl Endpoint {
             standing: Standing::new(Instant::now()),
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
+            by_ipv4: AtomicBool::new(false),
         }
     }
 
@@ -144,6 +147,16 @@ impl Endpoint {
     /// An attempt there failed at `now`.
     pub fn failed(&self, now: Instant) {
         self.failed_at.fetch_max(nanos(now).max(1), Relaxed);
+    }
+
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
     }
 
     /// Grows with the instant of its last failure; 0: it never failed.

@@ -3,9 +3,11 @@
 //! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
+mod connect;
 pub mod counts;
 pub mod discovery;
 pub mod endpoint;
+pub mod keep_alive;
 pub mod pool;
 pub mod resolve;
 pub mod standing;
@@ -21,6 +23,7 @@ use self::balance::Weighted;
 use self::counts::Counts;
 use self::discovery::Found;
 use self::endpoint::{Address, Endpoint, Socket};
+use self::pool::Wanted;
 use crate::policy::failure::Verdict;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
@@ -37,7 +40,7 @@ pub struct Settings {
     pub protocol: Protocol,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
-    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "4s", max_age = "none",
+    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "auto", max_age = "none",
     /// max_requests = 0, max_streams = 1000 }`.
     pub connections: pool::Settings,
     /// What is an upstream's fault.
@@ -143,6 +146,17 @@ impl Upstream {
     /// Who can answer at the moment.
     pub fn endpoints(&self) -> Guard<Arc<Endpoints>> {
         self.endpoints.load()
+    }
+
+    /// A connection to `endpoint`, one of its own.
+    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>) -> Wanted<'a> {
+        let Settings { connections, timeout, .. } = &self.settings;
+        Wanted { endpoint, counts: &self.counts, max: connections.max, within: *timeout.connect }
+    }
+
+    /// The configuration does not have it any more: its idle connections are closed.
+    pub fn leave(&self) {
+        self.endpoints().usable.iter().for_each(|choice| choice.endpoint.set_gone(true));
     }
 
     /// Whether any endpoint is a name.
