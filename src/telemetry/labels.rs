@@ -241,17 +241,19 @@ pub enum Limit {
     AdminConnections,
     /// Descriptors: accepting failed for want of one.
     OpenFiles,
+    /// More endpoints than an upstream may have: some are left out.
+    Endpoints,
 }
 
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 15] = {
+    pub const ALL: [Self; 16] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
-            AdminConnections, OpenFiles,
+            AdminConnections, OpenFiles, Endpoints,
         ]
     };
 
@@ -273,6 +275,7 @@ impl Limit {
             Self::EndpointSeries => "endpoint_series",
             Self::AdminConnections => "admin_connections",
             Self::OpenFiles => "open_files",
+            Self::Endpoints => "endpoints",
         }
     }
 }

@@ -120,6 +120,11 @@ pub struct UpstreamMetrics {
     pub streams: Gauge,
     /// How many requests wait for a slot.
     pub queue_depth: Gauge,
+    /// Milliseconds since DNS last gave a definite answer, for the name for which that is longest ago; below 0: it is
+    /// not asked.
+    pub dns_age: Gauge,
+    /// Look-ups that failed, and files of endpoints that could not be taken.
+    pub discovery_failures: SharedCounter,
 }
 
 /// One worker's part of an upstream's metrics.
@@ -308,6 +313,12 @@ impl UpstreamMetrics {
             concurrency_in_flight: Gauge::default(),
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
+            dns_age: {
+                let gauge = Gauge::default();
+                gauge.set(-1);
+                gauge
+            },
+            discovery_failures: SharedCounter::default(),
         }
     }
 
