@@ -7,9 +7,17 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+pub mod proxy_protocol;
+
+/// What stands for the address of a client at a Unix socket, and of the listener that it came to: they have none. Such
+/// a client is on this machine, so it counts as loopback; port 0 is nobody's.
+pub const UNIX_PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 /// A connected stream of bytes.
 #[derive(Debug)]
@@ -20,23 +28,60 @@ pub enum Transport {
     Unix(UnixStream),
 }
 
+/// How long the kernel waits for the other end of a TCP connection: what has vanished without a word (a machine that
+/// lost its power, a router that forgot) is noticed though nobody writes to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long what was sent may stay unacknowledged, or unsent because the other end does not read. The kernel
+    /// alone would try for a quarter of an hour. Longer than `timeout.idle` should be, which ends what does not move
+    /// and says so.
+    user_timeout: Duration,
+}
+
+/// A connection on which nothing has come for so long is asked whether it still stands.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Between two such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// So many without an answer, and it has ended.
+const KEEPALIVE_COUNT: u32 = 3;
+
+impl Patience {
+    /// With an endpoint: 2 minutes.
+    pub const UPSTREAM: Self = Self { user_timeout: Duration::from_secs(120) };
+    /// With a client, which may be a slow reader: 5 minutes.
+    pub const CLIENT: Self = Self { user_timeout: Duration::from_secs(300) };
+
+    /// Sets it for a socket of TCP. Connections that are accepted inherit it from the socket that listens.
+    ///
+    /// # Errors
+    /// As the socket's.
+    pub fn set(self, socket: &SockRef<'_>) -> io::Result<()> {
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_COUNT);
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_user_timeout(Some(self.user_timeout))
+    }
+}
+
 impl Transport {
     /// The kernel's socket, for its options.
-    pub fn socket(&self) -> socket2::SockRef<'_> {
+    pub fn socket(&self) -> SockRef<'_> {
         match self {
             Transport::Tcp(stream) => stream.into(),
             Transport::Unix(stream) => stream.into(),
         }
     }
 
-    /// The near end's address, where it has one.
+    /// The near end's address; [`UNIX_PEER`] where it has none.
     ///
     /// # Errors
     /// As the socket's.
-    pub fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
-            Transport::Tcp(stream) => stream.local_addr().map(Some),
-            Transport::Unix(_) => Ok(None),
+            Transport::Tcp(stream) => stream.local_addr(),
+            Transport::Unix(_) => Ok(UNIX_PEER),
         }
     }
 }

@@ -222,24 +222,23 @@ fn apply(
 
     // From here on nothing fails. Names must be known before anybody is accepted for them.
     discovery.stop();
-    let previous = process.shared.snapshot.load_full();
-    let snapshot =
-        Snapshot::build(&config.listener, &config.upstream, Some(&previous), &process.shared.metrics);
+    let old = process.shared.snapshot.load_full();
+    let snapshot = Snapshot::build(&config.listener, &config.upstream, Some(&old), &process.shared.metrics);
     for (name, known) in prepared {
         if let Some(chain) = snapshot.chain(&name) {
             chain.upstream.take_over(known);
         }
     }
-    for (_, chain) in previous.chains().filter(|(name, _)| snapshot.chain(name).is_none()) {
-        chain.upstream.retire();
+    for (_, gone) in old.chains().filter(|(name, _)| snapshot.chain(name).is_none()) {
+        gone.upstream.leave();
     }
     process.shared.snapshot.store(Arc::new(snapshot));
     let changes = changes(&opened, plan.gone.len());
-    let mut old: Vec<Option<Open>> = open.drain(..).map(Some).collect();
+    let mut left: Vec<Option<Open>> = open.drain(..).map(Some).collect();
     let mut opened = opened.into_iter();
     for (settings, source) in config.listener.iter().zip(&plan.wanted) {
         let kept = match source {
-            Source::Kept(place) => old[*place].take(),
+            Source::Kept(place) => left[*place].take(),
             _ => None,
         };
         open.extend(kept.map(|kept| kept.updated(settings)).or_else(|| {
@@ -248,7 +247,7 @@ fn apply(
             Some(new)
         }));
     }
-    for gone in old.into_iter().flatten() {
+    for gone in left.into_iter().flatten() {
         process.workers.close(gone.id);
     }
     drop(open);

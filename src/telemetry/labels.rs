@@ -241,6 +241,10 @@ pub enum Limit {
     AdminConnections,
     /// Descriptors: accepting failed for want of one.
     OpenFiles,
+    /// A request that was not mirrored, since its body was not kept.
+    MirrorBody,
+    /// A request that was not mirrored, since too many are already.
+    Mirrors,
     /// More endpoints than an upstream may have: some are left out.
     Endpoints,
 }
@@ -248,12 +252,12 @@ pub enum Limit {
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 16] = {
+    pub const ALL: [Self; 18] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
-            AdminConnections, OpenFiles, Endpoints,
+            AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints,
         ]
     };
 
@@ -275,6 +279,8 @@ impl Limit {
             Self::EndpointSeries => "endpoint_series",
             Self::AdminConnections => "admin_connections",
             Self::OpenFiles => "open_files",
+            Self::MirrorBody => "mirror_body",
+            Self::Mirrors => "mirrors",
             Self::Endpoints => "endpoints",
         }
     }

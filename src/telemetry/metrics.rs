@@ -120,6 +120,8 @@ pub struct UpstreamMetrics {
     pub streams: Gauge,
     /// How many requests wait for a slot.
     pub queue_depth: Gauge,
+    /// Copies of requests that were sent to it.
+    pub mirrored: SharedCounter,
     /// Milliseconds since DNS last gave a definite answer, for the name for which that is longest ago; below 0: it is
     /// not asked.
     pub dns_age: Gauge,
@@ -313,6 +315,7 @@ impl UpstreamMetrics {
             concurrency_in_flight: Gauge::default(),
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
+            mirrored: SharedCounter::default(),
             dns_age: {
                 let gauge = Gauge::default();
                 gauge.set(-1);

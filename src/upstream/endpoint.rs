@@ -6,14 +6,15 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::standing::{Standing, nanos};
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::units::within;
 
@@ -70,17 +71,18 @@ pub struct Endpoint {
     pub label: Arc<str>,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
+    /// Whether it may take requests.
+    pub standing: Standing,
     /// Attempts without an outcome.
     in_flight: AtomicU32,
-    /// Nanoseconds from [`START`] to its last failure; 0: none.
+    /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
+    /// Whether IPv4 led to it last, of its addresses.
+    by_ipv4: AtomicBool,
 }
 
 /// The longest path that a Unix socket may have (`sun_path`, without its end).
 const MAX_UNIX_PATH: usize = 107;
-
-/// What the instants of failures are counted from.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
@@ -101,8 +103,10 @@ impl Endpoint {
             others: ArcSwap::default(),
             is_gone: AtomicBool::new(false),
             metrics,
+            standing: Standing::new(Instant::now()),
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
+            by_ipv4: AtomicBool::new(false),
         }
     }
 
@@ -142,8 +146,17 @@ impl Endpoint {
 
     /// An attempt there failed at `now`.
     pub fn failed(&self, now: Instant) {
-        let at = now.saturating_duration_since(*START).as_nanos() as u64;
-        self.failed_at.fetch_max(at.max(1), Relaxed);
+        self.failed_at.fetch_max(nanos(now).max(1), Relaxed);
+    }
+
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
     }
 
     /// Grows with the instant of its last failure; 0: it never failed.

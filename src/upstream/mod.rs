@@ -3,10 +3,13 @@
 //! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
+mod connect;
 pub mod counts;
 pub mod discovery;
 pub mod endpoint;
+pub mod keep_alive;
 pub mod pool;
+pub mod standing;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +24,7 @@ use self::counts::Counts;
 use self::discovery::Found;
 use self::discovery::known::Known;
 use self::endpoint::{Address, Endpoint, Socket};
+use self::pool::Wanted;
 use crate::policy::failure::Verdict;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
@@ -39,7 +43,7 @@ pub struct Settings {
     pub protocol: Protocol,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
-    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "4s", max_age = "none",
+    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "auto", max_age = "none",
     /// max_requests = 0, max_streams = 1000 }`.
     pub connections: pool::Settings,
     /// What is an upstream's fault.
@@ -165,6 +169,17 @@ impl Upstream {
         self.set_endpoints(composed.found, composed.unresolved);
     }
 
+    /// A connection to `endpoint`, one of its own.
+    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>) -> Wanted<'a> {
+        let Settings { connections, timeout, .. } = &self.settings;
+        Wanted { endpoint, counts: &self.counts, max: connections.max, within: *timeout.connect }
+    }
+
+    /// The configuration does not have it any more: its idle connections are closed.
+    pub fn leave(&self) {
+        self.endpoints().usable.iter().for_each(|choice| choice.endpoint.set_gone(true));
+    }
+
     /// Those of `found` are who can answer from now on, in this order; `unresolved` are the names without an address,
     /// and why. An endpoint of the same address and socket stays the same one, with its connections and all that was
     /// learnt of it; one that vanished gets no new requests and finishes those that it has. One caller at a time.
@@ -182,11 +197,6 @@ impl Upstream {
                 self.endpoints().usable.len()
             );
         }
-    }
-
-    /// The upstream is no longer in the configuration: connections to its endpoints are not kept.
-    pub fn retire(&self) {
-        self.endpoints().usable.iter().for_each(|choice| choice.endpoint.set_gone(true));
     }
 
     /// Puts another list in the place of `known`, an earlier one of this upstream or of the one before a reload.
