@@ -13,7 +13,7 @@ use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::{breaker, retry, timeout};
 use crate::proxy::listener::{self, Direction, Trust};
-use crate::proxy::route::Route;
+use crate::proxy::route::{self, Route};
 use crate::units::Span;
 use crate::upstream::{self, endpoint::Socket};
 
@@ -126,8 +126,14 @@ impl<'a> Lint<'a> {
             let path = Path::of(&["listener"]).index(index);
             named.extend(listener.get("upstream").map(|node| (path.key("upstream"), node)));
             for (index, route) in all(listener, "route") {
-                let path = path.key("route").index(index).key("upstream");
-                named.extend(route.get("upstream").map(|node| (path, node)));
+                let path = path.key("route").index(index);
+                named.extend(route.get("upstream").map(|node| (path.key("upstream"), node)));
+                let mirror = route.get("mirror").and_then(|mirror| mirror.get("upstream"));
+                named.extend(mirror.map(|node| (path.key("mirror").key("upstream"), node)));
+                for (index, arm) in elements(route, "split") {
+                    let path = path.key("split").index(index).key("upstream");
+                    named.extend(arm.get("upstream").map(|node| (path, node)));
+                }
             }
         }
         for (index, name) in
@@ -262,10 +268,16 @@ impl<'a> Lint<'a> {
             self.report.add(problem);
         }
         for (path, route) in &routes {
-            let Some(upstream) = config.upstream.get(&route.settings.upstream) else { continue };
-            let upstream_path = Path::of(&["upstream", &route.settings.upstream]);
+            self.ways(path, &route.settings);
+        }
+        let ways = routes
+            .iter()
+            .flat_map(|(path, route)| route.settings.arms().into_iter().map(move |arm| (path, arm)));
+        for (path, arm) in ways {
+            let Some(upstream) = config.upstream.get(&arm.upstream) else { continue };
+            let upstream_path = Path::of(&["upstream", &arm.upstream]);
             let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
-            let (timeout, retry) = (&route.settings.timeout, &route.settings.retry);
+            let (timeout, retry) = (&arm.timeout, &arm.retry);
             if timeout.is_some() || retry.is_some() {
                 self.in_force(&InForce {
                     timeout_path: here(timeout.is_some(), "timeout"),
@@ -288,6 +300,29 @@ impl<'a> Lint<'a> {
             );
             self.say(&path.key("trust"), problem.warning());
         }
+    }
+
+    /// A route leads somewhere, and by one way.
+    fn ways(&mut self, path: &Path, route: &route::Settings) {
+        let (node, _) = self.find(path);
+        let is_lost = node.lost_like("upstream") || node.lost_like("split");
+        let problem = match (&route.upstream, route.split.as_slice()) {
+            (None, []) if !is_lost => Problem::new(
+                "this route leads nowhere: it has neither `upstream` nor `split`",
+                "add `upstream = \"…\"`",
+            )
+            .at(path, node),
+            (Some(_), [_, ..]) => {
+                let (upstream, _) = self.find(&path.key("upstream"));
+                let path = path.key("split");
+                let (split, _) = self.find(&path);
+                Problem::new("a route has either `upstream` or `split`, not both", "leave one of the two out")
+                    .at_key(&path, split)
+                    .with(upstream, "this is the other")
+            }
+            _ => return,
+        };
+        self.report.add(problem);
     }
 
     /// Each route can match: none above it takes all that it could take.

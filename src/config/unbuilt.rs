@@ -18,8 +18,6 @@ const ROWS: &[Row] = &[
     ("listener.*.tls",                        &[], "remove it; clients speak plain HTTP to this version"),
     ("listener.*.proxy_protocol",             &[], REMOVE),
     ("listener.*.address",                    &["unix:"], "give \"ip:port\", such as \"127.0.0.1:8080\""),
-    ("listener.*.route.*.split",              &[], "give one `upstream`"),
-    ("listener.*.route.*.mirror",             &[], REMOVE),
     ("listener.*.route.*.priority",           &[], REMOVE),
     ("listener.*.route.*.hedge",              &[], REMOVE),
     ("listener.*.route.*.fallback",           &[], REMOVE),

@@ -90,6 +90,21 @@ impl Body {
         Self { source, framing, trailers: None, bytes: 0, max, replay }
     }
 
+    /// The same body once more, if all of it has been read and kept.
+    pub fn copy(&self, shared: &Arc<Shared>) -> Option<Self> {
+        if !self.is_read() || self.replay.lost.is_some() {
+            return None;
+        }
+        let mut copy = Self::new(Source::Ended, self.framing, None);
+        if !self.replay.kept.is_empty() {
+            copy.replay.reservation = Some(shared.reserve(self.replay.kept.len() as u64)?);
+            copy.replay.kept = self.replay.kept.clone();
+            copy.bytes = self.bytes;
+        }
+        copy.trailers = self.trailers.clone();
+        Some(copy)
+    }
+
     /// How it is framed towards the upstream.
     pub fn framing(&self) -> Framing {
         self.framing

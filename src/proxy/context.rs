@@ -21,6 +21,7 @@ const MAX_HOPS: usize = 16;
 const MAX_ID: usize = 128;
 
 /// What is known of a request besides head and body.
+#[derive(Clone)]
 pub struct Context {
     /// When its head was complete.
     pub arrived: Instant,
@@ -56,6 +57,7 @@ pub struct Peer {
     pub listener: Arc<str>,
 }
 
+#[derive(Clone)]
 enum Id {
     /// The caller's, in the head.
     Kept,
@@ -170,11 +172,11 @@ impl Context {
 }
 
 impl Routed {
-    /// The first route of the listener that takes this request.
+    /// Where the first route of the listener that takes this request leads; `draw` is random.
     ///
     /// # Errors
     /// [`Reason::NoRoute`].
-    pub fn find(snapshot: &Held, listener: usize, head: &RequestHead) -> Result<Self, Error> {
+    pub fn find(snapshot: &Held, listener: usize, head: &RequestHead, draw: u64) -> Result<Self, Error> {
         let path = normal_path(head.path_and_query());
         let request = route::Request {
             method: head.method_text(),
@@ -184,13 +186,18 @@ impl Routed {
                 head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes())
             },
         };
-        let route = snapshot.listener_at(listener).route(&request).ok_or(Reason::NoRoute)?;
+        let route = snapshot.listener_at(listener).route(&request, |_| draw).ok_or(Reason::NoRoute)?;
         Ok(Self { snapshot: Rc::clone(snapshot), listener, route })
     }
 
     /// The listener.
     pub fn listener(&self) -> &Listener {
         self.snapshot.listener_at(self.listener)
+    }
+
+    /// Another target of the same listener.
+    pub fn elsewhere(&self, target: usize) -> Self {
+        Self { route: target, ..self.clone() }
     }
 
     /// The route.

@@ -201,7 +201,7 @@ async fn one(
         }
         _ => Ok(()),
     });
-    let routed = checked.and_then(|()| Routed::find(&snapshot, index, &head));
+    let routed = checked.and_then(|()| Routed::find(&snapshot, index, &head, worker.draw_bits()));
     let body = Body::http2(incoming, head.framing, max_body);
     let record = Record::begin(&worker, Rc::clone(&snapshot), index, arrived);
     let mut request = Request::new(&worker, head, body, context, record);

@@ -15,6 +15,7 @@ pub mod http1;
 pub mod http2;
 pub mod life;
 pub mod listener;
+pub mod mirror;
 pub mod panics;
 pub mod queue;
 pub mod record;

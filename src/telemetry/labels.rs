@@ -241,17 +241,21 @@ pub enum Limit {
     AdminConnections,
     /// Descriptors: accepting failed for want of one.
     OpenFiles,
+    /// A request that was not mirrored, since its body was not kept.
+    MirrorBody,
+    /// A request that was not mirrored, since too many are already.
+    Mirrors,
 }
 
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 15] = {
+    pub const ALL: [Self; 17] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
-            AdminConnections, OpenFiles,
+            AdminConnections, OpenFiles, MirrorBody, Mirrors,
         ]
     };
 
@@ -273,6 +277,8 @@ impl Limit {
             Self::EndpointSeries => "endpoint_series",
             Self::AdminConnections => "admin_connections",
             Self::OpenFiles => "open_files",
+            Self::MirrorBody => "mirror_body",
+            Self::Mirrors => "mirrors",
         }
     }
 }

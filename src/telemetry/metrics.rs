@@ -120,6 +120,8 @@ pub struct UpstreamMetrics {
     pub streams: Gauge,
     /// How many requests wait for a slot.
     pub queue_depth: Gauge,
+    /// Copies of requests that were sent to it.
+    pub mirrored: SharedCounter,
 }
 
 /// One worker's part of an upstream's metrics.
@@ -308,6 +310,7 @@ impl UpstreamMetrics {
             concurrency_in_flight: Gauge::default(),
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
+            mirrored: SharedCounter::default(),
         }
     }
 

@@ -6,13 +6,15 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::standing::{Standing, nanos};
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::units::within;
 
@@ -59,29 +61,28 @@ pub struct Endpoint {
     pub address: Address,
     /// Where it is.
     pub socket: Socket,
-    /// The same under its other family of addresses, where it has one.
-    pub others: Box<[SocketAddr]>,
+    /// The same host under addresses of its other family, for a connect that races them (RFC 8305).
+    others: ArcSwap<Vec<SocketAddr>>,
+    /// Whether it has left its upstream's list.
+    is_gone: AtomicBool,
     /// The address as `Host` has it.
     pub host: Box<str>,
     /// Its name in metrics and log: the socket.
     pub label: Arc<str>,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
+    /// Whether it may take requests.
+    pub standing: Standing,
     /// Attempts without an outcome.
     in_flight: AtomicU32,
-    /// Nanoseconds from [`START`] to its last failure; 0: none.
+    /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
     /// Whether IPv4 led to it last, of its addresses.
     by_ipv4: AtomicBool,
-    /// Nobody sends to it any more.
-    is_gone: AtomicBool,
 }
 
 /// The longest path that a Unix socket may have (`sun_path`, without its end).
 const MAX_UNIX_PATH: usize = 107;
-
-/// What the instants of failures are counted from.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
@@ -99,13 +100,47 @@ impl Endpoint {
             address,
             label: socket.to_string().into(),
             socket,
-            others: Box::default(),
+            others: ArcSwap::default(),
+            is_gone: AtomicBool::new(false),
             metrics,
+            standing: Standing::new(Instant::now()),
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
             by_ipv4: AtomicBool::new(false),
-            is_gone: AtomicBool::new(false),
         }
+    }
+
+    /// The same host under addresses of its other family, the first to try first; empty where there are none.
+    pub fn others(&self) -> Guard<Arc<Vec<SocketAddr>>> {
+        self.others.load()
+    }
+
+    /// Discovery found it under these addresses too.
+    pub(super) fn set_others(&self, others: Vec<SocketAddr>) {
+        if **self.others.load() != others {
+            self.others.store(Arc::new(others));
+        }
+    }
+
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
+    }
+
+    /// Whether it has left its upstream's list: it gets no new requests, those that run finish, and connections to it
+    /// are not kept.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed)
+    }
+
+    /// It has left its upstream's list, or come back to it.
+    pub(super) fn set_gone(&self, is_gone: bool) {
+        self.is_gone.store(is_gone, Relaxed);
     }
 
     /// Counts an attempt in flight.
@@ -121,28 +156,7 @@ impl Endpoint {
 
     /// An attempt there failed at `now`.
     pub fn failed(&self, now: Instant) {
-        let at = now.saturating_duration_since(*START).as_nanos() as u64;
-        self.failed_at.fetch_max(at.max(1), Relaxed);
-    }
-
-    /// Nobody sends to it any more: its idle connections are closed, those in use when their exchange has ended.
-    pub fn leave(&self) {
-        self.is_gone.store(true, Relaxed);
-    }
-
-    /// Whether nobody sends to it any more.
-    pub fn is_gone(&self) -> bool {
-        self.is_gone.load(Relaxed)
-    }
-
-    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
-    pub(super) fn is_reached_by_ipv6(&self) -> bool {
-        !self.by_ipv4.load(Relaxed)
-    }
-
-    /// This of its addresses led to it.
-    pub(super) fn reached_by(&self, address: SocketAddr) {
-        self.by_ipv4.store(address.is_ipv4(), Relaxed);
+        self.failed_at.fetch_max(nanos(now).max(1), Relaxed);
     }
 
     /// Grows with the instant of its last failure; 0: it never failed.

@@ -5,10 +5,12 @@
 pub mod balance;
 mod connect;
 pub mod counts;
+pub mod discovery;
 pub mod endpoint;
 pub mod keep_alive;
 pub mod pool;
 pub mod resolve;
+pub mod standing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use self::balance::Weighted;
 use self::counts::Counts;
+use self::discovery::Found;
 use self::endpoint::{Address, Endpoint, Socket};
 use self::pool::Wanted;
 use crate::policy::failure::Verdict;
@@ -135,7 +138,8 @@ impl Upstream {
             settings,
         };
         let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
-        upstream.endpoints.store(Arc::new(upstream.without_lookup(&known)));
+        let (found, unresolved) = compose(&upstream.settings.endpoints, &known, None);
+        upstream.replace(&known, found, unresolved);
         upstream
     }
 
@@ -152,7 +156,7 @@ impl Upstream {
 
     /// The configuration does not have it any more: its idle connections are closed.
     pub fn leave(&self) {
-        self.endpoints().usable.iter().for_each(|choice| choice.endpoint.leave());
+        self.endpoints().usable.iter().for_each(|choice| choice.endpoint.set_gone(true));
     }
 
     /// Whether any endpoint is a name.
@@ -160,38 +164,71 @@ impl Upstream {
         self.settings.endpoints.iter().any(|entry| entry.address.name().is_some())
     }
 
-    /// What is known without looking anything up: addresses, and what `known` says of names.
-    fn without_lookup(&self, known: &Endpoints) -> Endpoints {
-        let mut endpoints = Endpoints::default();
-        for entry in &self.settings.endpoints {
-            let address = &entry.address;
-            let weighted = |endpoint| Weighted { endpoint, weight: entry.weight };
-            if let Some(socket) = address.socket() {
-                let endpoint = self.endpoint(address, socket, known);
-                endpoints.usable.push(weighted(endpoint));
-                continue;
-            }
-            let before = endpoints.usable.len();
-            let of_name = known.usable.iter().filter(|choice| choice.endpoint.address == *address);
-            endpoints.usable.extend(of_name.map(|choice| weighted(Arc::clone(&choice.endpoint))));
-            if endpoints.usable.len() == before {
-                let why = known.unresolved.iter().find(|(name, _)| name == address);
-                endpoints
-                    .unresolved
-                    .push((address.clone(), why.map_or(String::new(), |(_, why)| why.clone())));
-            }
-        }
-        endpoints
+    /// Those of `found` are who can answer from now on, in this order; `unresolved` are the names without an address,
+    /// and why. An endpoint of the same address and socket stays the same one, with its connections and all that was
+    /// learnt of it; one that vanished gets no new requests and finishes those that it has. One caller at a time.
+    pub fn set_endpoints(&self, found: Vec<Found>, unresolved: Vec<(Address, String)>) {
+        let known = self.endpoints.load_full();
+        self.replace(&known, found, unresolved);
     }
 
-    /// The endpoint at `socket`: the one of `known`, with all it has going on, or a new one.
-    fn endpoint(&self, address: &Address, socket: Socket, known: &Endpoints) -> Arc<Endpoint> {
-        let same = |endpoint: &&Arc<Endpoint>| endpoint.socket == socket && endpoint.address == *address;
-        known.usable.iter().map(|choice| &choice.endpoint).find(same).map(Arc::clone).unwrap_or_else(|| {
-            let metrics = self.registry.endpoint(&self.name, &socket.to_string());
-            Arc::new(Endpoint::new(address.clone(), socket, metrics))
-        })
+    /// Puts another list in the place of `known`, an earlier one of this upstream or of the one before a reload.
+    fn replace(&self, known: &Endpoints, found: Vec<Found>, unresolved: Vec<(Address, String)>) {
+        let mut endpoints = Endpoints { usable: Vec::with_capacity(found.len()), unresolved };
+        for found in found {
+            let same = |endpoint: &&Arc<Endpoint>| {
+                endpoint.socket == found.socket && endpoint.address == found.address
+            };
+            let same = known.usable.iter().map(|choice| &choice.endpoint).find(same);
+            let endpoint = same.map(Arc::clone).unwrap_or_else(|| {
+                let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
+                Arc::new(Endpoint::new(found.address, found.socket, metrics))
+            });
+            endpoint.set_others(found.others);
+            endpoint.set_gone(false);
+            endpoints.usable.push(Weighted { endpoint, weight: found.weight });
+        }
+        for Weighted { endpoint, .. } in &known.usable {
+            if !endpoints.usable.iter().any(|choice| Arc::ptr_eq(&choice.endpoint, endpoint)) {
+                endpoint.set_gone(true);
+            }
+        }
+        self.endpoints.store(Arc::new(endpoints));
     }
+}
+
+/// Who can answer: addresses, what `answer` says of its name, and what `known` says of the others.
+fn compose(
+    entries: &[endpoint::Settings],
+    known: &Endpoints,
+    answer: Option<(&Address, Result<Vec<Socket>, String>)>,
+) -> (Vec<Found>, Vec<(Address, String)>) {
+    let (mut all, mut unresolved) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let address = &entry.address;
+        let news = answer.as_ref().filter(|(name, _)| *name == address).map(|(_, answer)| answer);
+        let sockets = match (address.socket(), news) {
+            (Some(socket), _) => vec![socket],
+            (None, Some(Ok(sockets))) => sockets.clone(),
+            (None, _) => {
+                let of_name = known.usable.iter().filter(|choice| choice.endpoint.address == *address);
+                of_name.map(|choice| choice.endpoint.socket.clone()).collect()
+            }
+        };
+        if sockets.is_empty() {
+            let before = known.unresolved.iter().find(|(name, _)| name == address);
+            let before = before.map_or(String::new(), |(_, why)| why.clone());
+            unresolved.push((address.clone(), news.and_then(|news| news.clone().err()).unwrap_or(before)));
+        }
+        all.extend(sockets.into_iter().map(|socket| Found {
+            address: address.clone(),
+            socket,
+            others: Vec::new(),
+            weight: entry.weight,
+            priority: entry.priority,
+        }));
+    }
+    (all, unresolved)
 }
 
 /// `protocol`: how to speak with endpoints.

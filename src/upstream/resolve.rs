@@ -7,12 +7,10 @@
 //! that endpoint and stops nothing else.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::balance::Weighted;
 use super::endpoint::{Address, Socket};
-use super::{Endpoints, Upstream};
+use super::{Upstream, compose};
 
 /// How often names are looked up.
 pub const INTERVAL: Duration = Duration::from_secs(30);
@@ -48,54 +46,30 @@ pub async fn look_up(name: &Address) -> Answer {
 
 /// Puts the answer for one of `upstream`'s names in force; without addresses the last answer stays.
 pub fn take(upstream: &Upstream, name: &Address, answer: Answer) {
-    let known = upstream.endpoints.load_full();
-    let was_resolved = known.usable.iter().any(|choice| choice.endpoint.address == *name);
-    let weight =
-        upstream.settings.endpoints.iter().find(|entry| entry.address == *name).map(|entry| entry.weight);
-    match (answer, weight) {
-        (_, None) => {}
-        (Ok(sockets), Some(weight)) => {
-            upstream.endpoints.store(Arc::new(with_answer(upstream, &known, name, weight, sockets)));
-        }
-        (Err(why), Some(_)) => {
-            tracing::warn!(
-                upstream = &*upstream.name,
-                %name,
-                reason = "dns_error",
-                kept_last_answer = was_resolved,
-                "name does not resolve: {why}"
-            );
-            if !was_resolved {
-                let mut endpoints =
-                    Endpoints { usable: known.usable.clone(), unresolved: known.unresolved.clone() };
-                endpoints.unresolved.retain(|(unresolved, _)| unresolved != name);
-                endpoints.unresolved.push((name.clone(), why));
-                upstream.endpoints.store(Arc::new(endpoints));
-            }
-        }
+    let entries = &upstream.settings.endpoints;
+    if !entries.iter().any(|entry| entry.address == *name) {
+        return;
     }
+    let known = upstream.endpoints.load_full();
+    if let Err(why) = &answer {
+        let was_resolved = known.usable.iter().any(|choice| choice.endpoint.address == *name);
+        tracing::warn!(
+            upstream = &*upstream.name,
+            %name,
+            reason = "dns_error",
+            kept_last_answer = was_resolved,
+            "name does not resolve: {why}"
+        );
+    }
+    let (found, unresolved) = compose(entries, &known, Some((name, answer.map(usable))));
+    upstream.set_endpoints(found, unresolved);
 }
 
-fn with_answer(
-    upstream: &Upstream,
-    known: &Endpoints,
-    address: &Address,
-    weight: u32,
-    mut sockets: Vec<SocketAddr>,
-) -> Endpoints {
+fn usable(mut sockets: Vec<SocketAddr>) -> Vec<Socket> {
     if sockets.iter().any(SocketAddr::is_ipv4) {
         sockets.retain(SocketAddr::is_ipv4);
     }
     sockets.sort_unstable();
     sockets.dedup();
-    let mut endpoints = Endpoints { usable: known.usable.clone(), unresolved: known.unresolved.clone() };
-    endpoints.usable.retain(|choice| choice.endpoint.address != *address);
-    endpoints.unresolved.retain(|(name, _)| name != address);
-    endpoints.usable.extend(
-        sockets.into_iter().map(|socket| Weighted {
-            endpoint: upstream.endpoint(address, Socket::Tcp(socket), known),
-            weight,
-        }),
-    );
-    endpoints
+    sockets.into_iter().map(Socket::Tcp).collect()
 }

@@ -22,5 +22,6 @@ mod pool;
 mod real_components;
 mod reload;
 mod retries;
+mod split_and_mirror;
 mod steps;
 mod timeouts;

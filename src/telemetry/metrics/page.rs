@@ -32,6 +32,7 @@ families! {
     ENDPOINT_ATTEMPTS = Counter "outrigger_endpoint_attempts_total" ["upstream", "endpoint", "outcome"] "Sendings of requests to an endpoint, by what came back.";
     RETRIES = Counter "outrigger_retries_total" ["upstream", "reason"] "Retries, by what the attempt before failed with.";
     RETRIES_SKIPPED = Counter "outrigger_retries_skipped_total" ["upstream", "reason"] "Retries that were not made, by why.";
+    MIRRORED = Counter "outrigger_mirrored_total" ["upstream"] "Copies of requests that were sent to an upstream as shadow traffic.";
     BREAKER_STATE = Gauge "outrigger_breaker_state" ["upstream", "mode"] "Where the circuit breaker stands: 0 closed, 1 half-open or ramping, 2 open.";
     BREAKER_TRANSITIONS = Counter "outrigger_breaker_transitions_total" ["upstream", "to"] "Transitions of the circuit breaker, by the new state.";
     CONCURRENCY_LIMIT = Gauge "outrigger_concurrency_limit" ["upstream"] "How many attempts may be in flight.";
@@ -194,6 +195,9 @@ impl Metrics {
             for (index, word) in self.words.retries_skipped.iter().enumerate() {
                 series.value(&[name, word], upstream.sum(|shard| shard.retries_skipped(index)) as f64);
             }
+        }));
+        page.push(each(&MIRRORED, &|series, name, upstream| {
+            series.value(&[name], upstream.mirrored.get() as f64);
         }));
         page.push(each(&BREAKER_STATE, &|series, name, upstream| {
             series.value(&[name, *lock(&upstream.breaker_mode)], upstream.breaker_state.get() as f64);
