@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::standing::{Standing, nanos};
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::transport::unix_path;
 use crate::units::within;
 
 /// An entry of `endpoints`.
@@ -80,9 +81,6 @@ pub struct Endpoint {
     /// Whether IPv4 led to it last, of its addresses.
     by_ipv4: AtomicBool,
 }
-
-/// The longest path that a Unix socket may have (`sun_path`, without its end).
-const MAX_UNIX_PATH: usize = 107;
 
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
@@ -242,10 +240,7 @@ impl std::str::FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
-            let is_absolute = path.starts_with('/') && path.len() <= MAX_UNIX_PATH;
-            return is_absolute.then(|| Address::Unix(path.into())).ok_or_else(|| {
-                format!("{text:?} is not a socket; write \"unix:/path\", with at most {MAX_UNIX_PATH} bytes")
-            });
+            return unix_path(path).map(Address::Unix);
         }
         let wrong =
             |why: &str| format!("{text:?} is not an address: {why}; write \"host:port\" or \"[ipv6]:port\"");

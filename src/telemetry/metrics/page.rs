@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
     AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, EndpointMetrics, Limit, Metrics,
-    RequestOutcome, RouteName, UpstreamMetrics, lock,
+    Refused, RequestOutcome, RouteName, UpstreamMetrics, lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -45,6 +45,7 @@ families! {
     UPSTREAM_CONNECTIONS = Gauge "outrigger_upstream_connections" ["upstream", "endpoint", "state"] "Connections to an endpoint.";
     UPSTREAM_CONNECTS = Counter "outrigger_upstream_connects_total" ["upstream", "result"] "Attempts to connect to an endpoint, by what they came to.";
     CLIENT_CONNECTIONS = Gauge "outrigger_client_connections" ["listener"] "Connections from clients.";
+    CLIENT_CONNECTIONS_REFUSED = Counter "outrigger_client_connections_refused_total" ["listener", "reason"] "Connections from clients that were closed before they could ask for anything.";
     CONFIG_RELOADS = Counter "outrigger_config_reloads_total" ["result"] "Reloads of the configuration.";
     CONFIG_INFO = Gauge "outrigger_config_info" ["digest"] "The configuration in force; always 1.";
     CONFIG_LAST_RELOAD = Gauge "outrigger_config_last_reload_successful" [] "Whether the last reload succeeded; 1 before the first.";
@@ -134,6 +135,13 @@ impl Metrics {
             connections.value(&[name], listener.connections.get() as f64);
         }
         page.push(connections);
+        let mut refused = CLIENT_CONNECTIONS_REFUSED.series();
+        for (name, listener) in &listeners {
+            for reason in Refused::ALL {
+                refused.value(&[name, reason.label()], listener.refused(reason).get() as f64);
+            }
+        }
+        page.push(refused);
 
         self.push_process_wide(&mut page);
         push_process(&mut page);
