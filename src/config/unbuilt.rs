@@ -15,7 +15,6 @@ const REMOVE: &str = "remove it";
 const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
-    ("listener.*.tls",                        &[], "remove it; clients speak plain HTTP to this version"),
     ("listener.*.proxy_protocol",             &[], REMOVE),
     ("listener.*.address",                    &["unix:"], "give \"ip:port\", such as \"127.0.0.1:8080\""),
     ("listener.*.route.*.priority",           &[], REMOVE),
@@ -25,7 +24,6 @@ const ROWS: &[Row] = &[
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.protocol",                   &["http2"], "give \"http1\" or \"auto\""),
     ("upstream.*.discovery",                  &[], "remove it; names in `endpoints` are resolved every 30 s"),
-    ("upstream.*.tls",                        &[], "remove it; upstreams are spoken to in plain HTTP"),
     ("upstream.*.balance.kind",               &["least_loaded", "round_robin", "random", "hash"], "give \"least_request\""),
     ("upstream.*.balance.hash",               &[], REMOVE),
     ("upstream.*.balance.slow_start",         &[], REMOVE),

@@ -35,6 +35,8 @@ pub struct Context {
     pub grpc: bool,
     /// Whether it came by HTTP/2.
     pub http2: bool,
+    /// Whether it came in TLS.
+    pub tls: bool,
     /// The caller's deadline.
     pub deadline: Option<Instant>,
     /// How often the caller has sent it before.
@@ -53,6 +55,8 @@ pub struct Peer {
     pub peer: SocketAddr,
     /// The address it connected to.
     pub local: SocketAddr,
+    /// Whether it came in TLS.
+    pub tls: bool,
     /// The listener's name.
     pub listener: Arc<str>,
 }
@@ -82,11 +86,11 @@ impl Context {
         worker: &Worker,
         listener: &Listener,
         head: &RequestHead,
-        addresses: (SocketAddr, SocketAddr),
+        from: &Peer,
         http2: bool,
         arrived: Instant,
     ) -> (Self, Result<(), Error>) {
-        let (peer, local) = addresses;
+        let Peer { peer, local, tls, .. } = *from;
         let trusted = listener.trust.holds(peer.ip());
         let fields = &head.fields;
         let kept = fields.get(Name::XRequestId).filter(|id| {
@@ -107,6 +111,7 @@ impl Context {
             trusted,
             grpc,
             http2,
+            tls,
             deadline: None,
             caller_attempt: 0,
             stood_still: Duration::ZERO,

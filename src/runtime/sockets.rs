@@ -223,6 +223,7 @@ mod tests {
             trust: None,
             forwarded: None,
             protocol: listener::Protocol::default(),
+            tls: None,
             limits: listener::Limits::default(),
             route: Vec::new(),
             upstream: None,

@@ -24,6 +24,7 @@ use self::endpoint::{Address, Endpoint, Socket};
 use crate::policy::failure::Verdict;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
+use crate::tls::client::{self, Client};
 
 /// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -35,6 +36,8 @@ pub struct Settings {
     pub endpoints: Vec<endpoint::Settings>,
     /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
+    /// Speak TLS: `{}`, or with `ca`, `server_name`, `cert`, `key`, `san`. Default: clear text.
+    pub tls: Option<client::Settings>,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
     /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "4s", max_age = "none",
@@ -66,6 +69,7 @@ pub struct Upstream {
     endpoints: Arc<ArcSwap<Endpoints>>,
     /// What all workers together hold of it.
     pub counts: Arc<Counts>,
+    tls: Option<Arc<Client>>,
 }
 
 /// Who can answer at the moment.
@@ -132,6 +136,7 @@ impl Upstream {
             registry: Arc::clone(registry),
             endpoints: Arc::default(),
             counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
+            tls: tls(&settings, previous),
             settings,
         };
         let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
@@ -163,12 +168,14 @@ impl Upstream {
         let mut endpoints = Endpoints { usable: Vec::with_capacity(found.len()), unresolved };
         for found in found {
             let same = |endpoint: &&Arc<Endpoint>| {
-                endpoint.socket == found.socket && endpoint.address == found.address
+                endpoint.socket == found.socket
+                    && endpoint.address == found.address
+                    && endpoint.is_over(self.tls.as_ref())
             };
             let same = known.usable.iter().map(|choice| &choice.endpoint).find(same);
             let endpoint = same.map(Arc::clone).unwrap_or_else(|| {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
-                Arc::new(Endpoint::new(found.address, found.socket, metrics))
+                Arc::new(Endpoint::new(found.address, found.socket, metrics).over(self.tls.clone()))
             });
             endpoint.set_others(found.others);
             endpoint.set_gone(false);
@@ -217,6 +224,22 @@ fn compose(
     (all, unresolved)
 }
 
+/// Who makes the TLS connections: the client of `previous`, unless the settings say something else. What their files
+/// hold is new to it.
+fn tls(settings: &Settings, previous: Option<&Upstream>) -> Option<Arc<Client>> {
+    let (wanted, protocols) = (settings.tls.as_ref()?, settings.protocol.alpn());
+    let known = previous.and_then(|previous| Some((previous.tls.as_ref()?, previous.settings.tls.as_ref()?)));
+    match known {
+        Some((client, before)) if client.serves(wanted, protocols) => {
+            if before != wanted {
+                client.renew(wanted);
+            }
+            Some(Arc::clone(client))
+        }
+        _ => Some(Arc::new(Client::new(wanted, protocols))),
+    }
+}
+
 /// `protocol`: how to speak with endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -226,6 +249,15 @@ pub enum Protocol {
     Auto,
     /// HTTP/1.1.
     Http1,
+}
+
+impl Protocol {
+    /// What is offered by ALPN, the preferred one first.
+    pub fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Protocol::Auto | Protocol::Http1 => &[b"http/1.1"],
+        }
+    }
 }
 
 /// `host`: the Host sent up.
