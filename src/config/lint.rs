@@ -6,14 +6,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::net::SocketAddr;
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::{breaker, retry, timeout};
-use crate::proxy::listener::{self, Direction, Trust};
+use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
+use crate::transport::UNIX_PEER;
 use crate::units::Span;
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
 use crate::upstream::{self, endpoint::Socket};
@@ -197,21 +197,24 @@ impl<'a> Lint<'a> {
 
     /// No two sockets want the same address, no two listeners have the same name.
     fn addresses(&mut self, config: &Config) {
-        let mut taken: Vec<At<SocketAddr>> = vec![At(Path::of(&["admin", "address"]), config.admin.address)];
+        let mut taken: Vec<At<Address>> =
+            vec![At(Path::of(&["admin", "address"]), config.admin.address.into())];
         if let Some(address) = config.admin.metrics_address {
-            taken.push(At(Path::of(&["admin", "metrics_address"]), address));
+            taken.push(At(Path::of(&["admin", "metrics_address"]), address.into()));
         }
         let mut names: Vec<At<String>> = Vec::new();
         let root = self.root;
         for ((index, _), listener) in elements(root, "listener").zip(&config.listener) {
             let path = Path::of(&["listener"]).index(index);
-            taken.push(At(path.key("address"), listener.address));
+            taken.push(At(path.key("address"), listener.address.clone()));
             let key = if listener.name.is_some() { "name" } else { "address" };
             names.push(At(path.key(key), listener.name()));
         }
         for (number, later) in taken.iter().enumerate() {
-            if let Some(earlier) = taken[..number].iter().find(|earlier| overlap(earlier.1, later.1)) {
-                self.error(later, "is taken by", earlier, "give each its own port");
+            if let Some(earlier) = taken[..number].iter().find(|earlier| overlap(&earlier.1, &later.1)) {
+                let cure =
+                    if later.1.tcp().is_some() { "give each its own port" } else { "give each its own path" };
+                self.error(later, "is taken by", earlier, cure);
             }
         }
         for (number, later) in names.iter().enumerate() {
@@ -244,7 +247,8 @@ impl<'a> Lint<'a> {
             self.warn(&upgrades, "is longer than", &drain, "everything ends then: make it shorter");
         }
         if let Some(service) = config.server.service
-            && let Some(listener) = config.listener.iter().find(|listener| listener.address == service)
+            && let Some(listener) =
+                config.listener.iter().find(|listener| listener.address.tcp() == Some(service))
         {
             let problem = Problem::new(
                 format!("`server.service` ({service}) is the listener {:?} of this file", listener.name()),
@@ -299,7 +303,20 @@ impl<'a> Lint<'a> {
                 });
             }
         }
-        let open = !settings.address.ip().is_loopback();
+        let open = settings.address.tcp().is_some_and(|address| !address.ip().is_loopback());
+        if let (Address::Unix(_), Some(Trust::Networks(networks)), false) =
+            (&settings.address, &settings.trust, settings.proxy_protocol)
+            && !networks.iter().any(|network| network.contains(UNIX_PEER.ip()))
+        {
+            let problem = Problem::new(
+                format!(
+                    "`{path}.trust` holds for nobody: clients at a Unix socket count as {}",
+                    UNIX_PEER.ip()
+                ),
+                "give \"all\" or \"none\": whoever may open the socket decides",
+            );
+            self.say(&path.key("trust"), problem.warning());
+        }
         if open && settings.direction == Direction::Ingress && settings.trust == Some(Trust::All) {
             let problem = Problem::new(
                 format!(
@@ -386,10 +403,12 @@ impl<'a> Lint<'a> {
                 );
                 self.report.add(problem.at(&path, node).with(first, "the first").warning());
             }
-            let own = config.listener.iter().find(|listener| match endpoint.address.socket() {
-                Some(Socket::Tcp(address)) => overlap(address, listener.address),
-                _ => false,
+            let own = endpoint.address.socket().map(|socket| match socket {
+                Socket::Tcp(address) => Address::Tcp(address),
+                Socket::Unix(path) => Address::Unix(path),
             });
+            let own =
+                own.and_then(|own| config.listener.iter().find(|listener| overlap(&own, &listener.address)));
             if let Some(listener) = own {
                 let problem = Problem::new(
                     format!(
@@ -582,7 +601,11 @@ fn quoted(value: impl Display) -> String {
 }
 
 /// Whether two sockets cannot have these addresses at the same time.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+fn overlap(one: &Address, other: &Address) -> bool {
+    let (one, other) = match (one, other) {
+        (Address::Tcp(one), Address::Tcp(other)) => (one, other),
+        (one, other) => return one == other,
+    };
     let same_ip = one.ip() == other.ip()
         || one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
     one.port() == other.port() && one.port() != 0 && same_ip

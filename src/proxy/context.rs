@@ -25,7 +25,7 @@ const MAX_ID: usize = 128;
 pub struct Context {
     /// When its head was complete.
     pub arrived: Instant,
-    /// Who sent it.
+    /// Who sent it, as [`Peer`] has it.
     pub peer: SocketAddr,
     /// The address it came to.
     pub local: SocketAddr,
@@ -51,7 +51,8 @@ pub struct Context {
 /// Who is at the other end, and where it came in.
 #[derive(Clone)]
 pub struct Peer {
-    /// The client's address.
+    /// The client's address, as the PROXY protocol says it where the listener speaks that. One at a Unix socket has
+    /// none: [`UNIX_PEER`](crate::transport::UNIX_PEER) stands for it, so it counts as loopback for `trust`.
     pub peer: SocketAddr,
     /// The address it connected to.
     pub local: SocketAddr,

@@ -24,6 +24,7 @@ use crate::policy::mode::Mode;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Effect;
 use crate::timer::Timer;
+use crate::transport::UNIX_PEER;
 use crate::upstream::Host;
 use crate::upstream::endpoint::Endpoint;
 
@@ -220,7 +221,8 @@ fn is_own_address(authority: &[u8], request: &Request) -> bool {
     let host = request.head.host();
     let port =
         authority.get(host.len() + 1..).and_then(|port| std::str::from_utf8(port).ok()?.parse::<u16>().ok());
-    if port.unwrap_or(80) != local.port() {
+    // Clients at a Unix socket give whatever port comes to their mind.
+    if port.unwrap_or(80) != local.port() && local != UNIX_PEER {
         return false;
     }
     let host = host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).unwrap_or(host);

@@ -42,6 +42,7 @@ use self::sockets::Open;
 use self::workers::Workers;
 use crate::admin::{self, Scope};
 use crate::config::Loaded;
+use crate::proxy::listener::Address;
 use crate::proxy::shared::Shared;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::words;
@@ -162,8 +163,8 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
 
 impl Running {
     /// Name and real address of each open listener.
-    pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
-        self.process.open().iter().map(|open| (open.name.to_string(), open.address)).collect()
+    pub fn listeners(&self) -> Vec<(String, Address)> {
+        self.process.open().iter().map(|open| (open.name.to_string(), open.address.clone())).collect()
     }
 
     /// The real address of the admin API.
@@ -223,6 +224,8 @@ impl Drop for Running {
         // First whoever could order the workers about.
         self.background.stop();
         self.process.workers.stop();
+        // Whoever else still holds the process holds no sockets: those of Unix leave no file behind.
+        self.process.open().clear();
     }
 }
 

@@ -22,7 +22,9 @@ use std::time::{Duration, Instant, SystemTime};
 use super::cells::{
     Counter, DURATIONS, Distribution, Gauge, Histogram, Layout, LocalGauge, OVERHEAD, SharedCounter,
 };
-pub use super::labels::{AttemptOutcome, BreakerState, ConnectResult, Effect, Limit, RequestOutcome, Words};
+pub use super::labels::{
+    AttemptOutcome, BreakerState, ConnectResult, Effect, Limit, Refused, RequestOutcome, Words,
+};
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
 
@@ -182,6 +184,7 @@ pub struct EndpointShard {
 pub struct ListenerMetrics {
     /// Connections from clients.
     pub connections: Gauge,
+    refused: [SharedCounter; Refused::ALL.len()],
 }
 
 impl Metrics {
@@ -407,6 +410,13 @@ impl UpstreamShard {
     #[inline]
     pub fn connects(&self, result: ConnectResult) -> &Counter {
         &self.connects[result as usize]
+    }
+}
+
+impl ListenerMetrics {
+    /// Connections that were closed before they could ask for anything.
+    pub fn refused(&self, reason: Refused) -> &SharedCounter {
+        &self.refused[reason as usize]
     }
 }
 

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::standing::{Standing, nanos};
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::transport::unix_path;
 use crate::units::within;
 
 /// An entry of `endpoints`.
@@ -81,9 +82,6 @@ pub struct Endpoint {
     by_ipv4: AtomicBool,
 }
 
-/// The longest path that a Unix socket may have (`sun_path`, without its end).
-const MAX_UNIX_PATH: usize = 107;
-
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
@@ -122,6 +120,16 @@ impl Endpoint {
         }
     }
 
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
+    }
+
     /// Whether it has left its upstream's list: it gets no new requests, those that run finish, and connections to it
     /// are not kept.
     pub fn is_gone(&self) -> bool {
@@ -147,16 +155,6 @@ impl Endpoint {
     /// An attempt there failed at `now`.
     pub fn failed(&self, now: Instant) {
         self.failed_at.fetch_max(nanos(now).max(1), Relaxed);
-    }
-
-    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
-    pub(super) fn is_reached_by_ipv6(&self) -> bool {
-        !self.by_ipv4.load(Relaxed)
-    }
-
-    /// This of its addresses led to it.
-    pub(super) fn reached_by(&self, address: SocketAddr) {
-        self.by_ipv4.store(address.is_ipv4(), Relaxed);
     }
 
     /// Grows with the instant of its last failure; 0: it never failed.
@@ -247,10 +245,7 @@ impl std::str::FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
-            let is_absolute = path.starts_with('/') && path.len() <= MAX_UNIX_PATH;
-            return is_absolute.then(|| Address::Unix(path.into())).ok_or_else(|| {
-                format!("{text:?} is not a socket; write \"unix:/path\", with at most {MAX_UNIX_PATH} bytes")
-            });
+            return unix_path(path).map(Address::Unix);
         }
         let wrong =
             |why: &str| format!("{text:?} is not an address: {why}; write \"host:port\" or \"[ipv6]:port\"");

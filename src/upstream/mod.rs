@@ -28,6 +28,7 @@ use self::pool::Wanted;
 use crate::policy::failure::Verdict;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
+use crate::transport::proxy_protocol::{Ends, Introduction, Version};
 
 /// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -41,6 +42,9 @@ pub struct Settings {
     pub discovery: discovery::Settings,
     /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
+    /// The version of the PROXY protocol, `v1` or `v2`, whose header tells an endpoint at the beginning of each
+    /// connection which client it is for; such a connection serves that client alone. Default: none is sent.
+    pub proxy_protocol: Option<Version>,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
     /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "auto", max_age = "none",
@@ -169,10 +173,16 @@ impl Upstream {
         self.set_endpoints(composed.found, composed.unresolved);
     }
 
-    /// A connection to `endpoint`, one of its own.
-    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>) -> Wanted<'a> {
-        let Settings { connections, timeout, .. } = &self.settings;
-        Wanted { endpoint, counts: &self.counts, max: connections.max, within: *timeout.connect }
+    /// A connection to `endpoint`, one of its own, for the client at one of these `ends`, or for nobody's request.
+    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>, ends: Option<Ends>) -> Wanted<'a> {
+        let Settings { connections, timeout, proxy_protocol, .. } = &self.settings;
+        Wanted {
+            endpoint,
+            counts: &self.counts,
+            max: connections.max,
+            within: *timeout.connect,
+            introduction: proxy_protocol.map(|version| Introduction { version, ends }),
+        }
     }
 
     /// The configuration does not have it any more: its idle connections are closed.

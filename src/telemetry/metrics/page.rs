@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
     AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, EndpointMetrics, Limit, Metrics,
-    RequestOutcome, RouteName, UpstreamMetrics, lock,
+    Refused, RequestOutcome, RouteName, UpstreamMetrics, lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -47,6 +47,7 @@ families! {
     DNS_AGE = Gauge "outrigger_dns_age_seconds" ["upstream"] "Time since DNS last gave a definite answer, for the name of the upstream for which that is longest ago.";
     DISCOVERY_FAILURES = Counter "outrigger_discovery_failures_total" ["upstream"] "Look-ups of names that failed, and files of endpoints that could not be taken.";
     CLIENT_CONNECTIONS = Gauge "outrigger_client_connections" ["listener"] "Connections from clients.";
+    CLIENT_CONNECTIONS_REFUSED = Counter "outrigger_client_connections_refused_total" ["listener", "reason"] "Connections from clients that were closed before they could ask for anything.";
     CONFIG_RELOADS = Counter "outrigger_config_reloads_total" ["result"] "Reloads of the configuration.";
     CONFIG_INFO = Gauge "outrigger_config_info" ["digest"] "The configuration in force; always 1.";
     CONFIG_LAST_RELOAD = Gauge "outrigger_config_last_reload_successful" [] "Whether the last reload succeeded; 1 before the first.";
@@ -136,6 +137,13 @@ impl Metrics {
             connections.value(&[name], listener.connections.get() as f64);
         }
         page.push(connections);
+        let mut refused = CLIENT_CONNECTIONS_REFUSED.series();
+        for (name, listener) in &listeners {
+            for reason in Refused::ALL {
+                refused.value(&[name, reason.label()], listener.refused(reason).get() as f64);
+            }
+        }
+        page.push(refused);
 
         self.push_process_wide(&mut page);
         push_process(&mut page);
