@@ -232,6 +232,10 @@ impl Address {
     /// The address as `Host` has it; a Unix socket is on this host.
     pub fn authority(&self) -> String {
         match self {
+            // The dot at the end of a whole name is DNS's, not HTTP's.
+            Address::Tcp { host, port } if host.ends_with('.') => {
+                format!("{}:{port}", host.trim_end_matches('.'))
+            }
             Address::Tcp { .. } => self.to_string(),
             Address::Unix(_) => "localhost".to_owned(),
         }
