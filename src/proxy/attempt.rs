@@ -12,28 +12,26 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::body::Progress;
-use super::chain::{Chain, carry_out};
+use super::chain::carry_out;
 use super::client::Client;
 use super::context::Routed;
+use super::open::{CONNECT_TIMEOUT, Open, Opening};
 use super::queue::Slot;
 use super::request::Request;
 use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
 use super::send::{self, Clock, Sending};
-use super::upward::{self, Up};
-use super::wire::{Unanswered, Wire};
+use super::upward::Up;
+use super::wire::Unanswered;
 use super::worker::Worker;
 use crate::http1::field::Name;
-use crate::http1::head::Method;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
 use crate::policy::timeout;
 use crate::reason::{Error, Reason};
-use crate::telemetry::metrics::{AttemptOutcome, ConnectResult, Effect, Limit};
+use crate::telemetry::metrics::{AttemptOutcome, Effect};
 use crate::timer::Timer;
 use crate::upstream::endpoint::InFlight;
-use crate::upstream::http2::{self, NoSession, Session};
-use crate::upstream::pool::{ConnectError, ToEndpoint};
 use crate::upstream::{Ask, Observed};
 
 /// Which attempt it is, and what its predecessors left.
@@ -256,7 +254,8 @@ impl Admitted {
         let evidence = timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
-        let observed = Observed::End { verdict, latency, connect: is_connect };
+        let unreached = is_connect || error.reason == Reason::TlsError;
+        let observed = Observed::End { verdict, latency, connect: unreached };
         chain.upstream.observe(self.in_flight.endpoint(), now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
@@ -285,16 +284,17 @@ impl Admitted {
         let grpc_path = request.context.grpc.then(|| head.path_and_query());
         let has_key = head.fields.has(Name::IdempotencyKey);
         let may_resend = routed.target().rules.method_allows(head.method_text(), has_key, grpc_path);
+        let careful = !(may_resend && request.body.is_surely_replayable());
+        let endpoint = Arc::clone(self.in_flight.endpoint());
         let mut replaced = false;
         loop {
             let told = client.is_some_and(Client::was_told_to_continue);
+            let mut progress = Progress::new(&request.body);
             let up = Up { attempt: self.number, left: None, told_to_continue: told };
-            let progress = Progress::new(&request.body);
-            let open =
-                Open { request, up, careful: !may_resend, fresh: replaced, ends: progress.has_ended() };
-            let (mut wire, now) = self.open(worker, routed, open, timer, started).await?;
+            let open = Open { up, careful, fresh: replaced, ends: progress.has_ended() };
+            let opening = Opening { worker, routed, endpoint: &endpoint, clock: &self.clock, timer };
+            let (mut wire, now) = opening.open(request, open, started).await?;
             let mut head = worker.response_head();
-            let mut progress = progress;
             let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref() };
             let sent =
                 sending.send(&mut wire, request, &mut progress, &mut self.clock, (&mut head, now)).await;
@@ -308,9 +308,11 @@ impl Admitted {
                     worker.reuse_response_head(head);
                     let stale = wire.is_reused()
                         && !unanswered.begun
-                        && unanswered.error.reason == Reason::UpstreamReset
-                        && (may_resend || unanswered.unprocessed);
-                    let in_vain = stale || unanswered.left_behind;
+                        && unanswered.error.reason == Reason::UpstreamReset;
+                    if stale {
+                        wire.was_stale();
+                    }
+                    let in_vain = stale && (may_resend || unanswered.unprocessed) || unanswered.left_behind;
                     if in_vain && !replaced && request.body.is_replayable().is_ok() {
                         replaced = true;
                         continue;
@@ -319,157 +321,6 @@ impl Admitted {
                 }
             }
         }
-    }
-
-    /// Queues the request's head on what is open to the endpoint, or on a new connection.
-    async fn open(
-        &self,
-        worker: &Rc<Worker>,
-        routed: &Routed,
-        open: Open<'_>,
-        timer: &Timer,
-        started: Instant,
-    ) -> Result<(Wire, Instant), Unanswered> {
-        let chain = &*routed.target().chain;
-        let endpoint = self.in_flight.endpoint();
-        let Open { request, mut up, careful, fresh, ends } = open;
-        if chain.upstream.settings.protocol.is_http2(request.context.grpc) {
-            return self.open_stream(worker, routed, Open { request, up, careful, fresh, ends }, timer).await;
-        }
-        let pooled = if fresh { None } else { worker.pool.take(endpoint, started, careful) };
-        let (mut connection, now) = match pooled {
-            Some(connection) => (connection, started),
-            None => (self.connect(worker, chain, timer).await?, Instant::now()),
-        };
-        up.left = self.clock.left(now);
-        upward::queue(connection.wire.output(), request, routed, endpoint, worker, &up);
-        Ok((Wire::http1(connection, request.head.method == Method::Head), now))
-    }
-
-    /// Opens a stream for the request on a session that has room, or on a new one.
-    async fn open_stream(
-        &self,
-        worker: &Rc<Worker>,
-        routed: &Routed,
-        open: Open<'_>,
-        timer: &Timer,
-    ) -> Result<(Wire, Instant), Unanswered> {
-        let chain = &*routed.target().chain;
-        let endpoint = self.in_flight.endpoint();
-        let Open { request, mut up, careful, mut fresh, ends } = open;
-        loop {
-            let now = Instant::now();
-            let session = match worker.sessions.take(endpoint, now, careful).filter(|_| !fresh) {
-                Some(session) => session,
-                None => self.join(worker, chain, timer).await?,
-            };
-            fresh = false;
-            up.left = self.clock.left(now);
-            let head = upward::build(request, routed, endpoint, worker, &up)
-                .map_err(|error| Unanswered { unprocessed: true, ..Unanswered::of(error, false) })?;
-            // None: it takes no more streams since just now.
-            if let Some((stream, lease)) = session.open(head, ends) {
-                return Ok((Wire::http2(stream, lease), now));
-            }
-        }
-    }
-
-    /// A new session of HTTP/2.
-    async fn join(
-        &self,
-        worker: &Rc<Worker>,
-        chain: &Chain,
-        timer: &Timer,
-    ) -> Result<Rc<Session>, Unanswered> {
-        let now = Instant::now();
-        let upstream = &chain.upstream;
-        let wanted = http2::Wanted {
-            endpoint: self.in_flight.endpoint(),
-            counts: &upstream.counts,
-            metrics: &upstream.metrics,
-            limits: &upstream.settings.connections,
-            timeout: self.clock.cuts(self.clock.connect),
-        };
-        let connecting = worker.sessions.connect(&wanted);
-        let connected = match self.connects_until(now) {
-            Some(until) => timer.within(until, connecting).await,
-            None => Ok(connecting.await),
-        };
-        let error = match connected {
-            Ok(Ok(session)) => return Ok(session),
-            Ok(Err(none)) => match &*none {
-                NoSession::Connect(ConnectError::TooMany) => too_many(worker),
-                NoSession::Connect(ConnectError::Io(error)) => self.unreachable(error),
-                NoSession::Timeout => Error::new(Reason::ConnectError, CONNECT_TIMEOUT),
-                NoSession::Protocol(detail) => Error::new(Reason::ProtocolError, detail.clone()),
-            },
-            Err(_) => self.connect_cut(),
-        };
-        Err(Unanswered { unprocessed: true, ..Unanswered::of(error, false) })
-    }
-
-    async fn connect(
-        &self,
-        worker: &Worker,
-        chain: &Chain,
-        timer: &Timer,
-    ) -> Result<Box<ToEndpoint>, Unanswered> {
-        let now = Instant::now();
-        let endpoint = self.in_flight.endpoint();
-        let connects = chain.upstream.metrics.shard(worker.index);
-        let max = chain.upstream.settings.connections.max;
-        let connecting = worker.pool.connect(&chain.upstream.counts, max, endpoint);
-        let connected = match self.connects_until(now) {
-            Some(until) => timer.within(until, connecting).await,
-            None => Ok(connecting.await),
-        };
-        let (result, error) = match connected {
-            Ok(Ok(connection)) => {
-                let connect = self.connect_within();
-                if self.clock.mode == Mode::Shadow && connect.is_some_and(|connect| now.elapsed() > connect) {
-                    connects.rejected(Reason::ConnectError, Effect::Shadowed).inc();
-                }
-                connects.connects(ConnectResult::Ok).inc();
-                return Ok(connection);
-            }
-            Ok(Err(ConnectError::TooMany)) => {
-                return Err(Unanswered { unprocessed: true, ..Unanswered::of(too_many(worker), false) });
-            }
-            Ok(Err(ConnectError::Io(error))) => {
-                let result = match error.kind() {
-                    std::io::ErrorKind::ConnectionRefused => ConnectResult::Refused,
-                    std::io::ErrorKind::TimedOut => ConnectResult::Timeout,
-                    _ => ConnectResult::Error,
-                };
-                (result, self.unreachable(&error))
-            }
-            Err(_) => (ConnectResult::Timeout, self.connect_cut()),
-        };
-        connects.connects(result).inc();
-        Err(Unanswered { unprocessed: true, ..Unanswered::of(error, false) })
-    }
-
-    fn connect_within(&self) -> Option<Duration> {
-        self.clock.connect.into_iter().chain(self.clock.attempt).min()
-    }
-
-    /// Until when a connect that begins at `now` may take.
-    fn connects_until(&self, now: Instant) -> Option<Instant> {
-        let until = self.clock.cuts(self.connect_within().map(|connect| now + connect));
-        until.into_iter().chain(self.clock.end()).min()
-    }
-
-    /// Which time cut a connect short.
-    fn connect_cut(&self) -> Error {
-        match self.clock.over(Instant::now()) {
-            Some(reason) => reason.into(),
-            None if self.clock.attempt < self.clock.connect => Reason::AttemptTimeout.into(),
-            None => Error::new(Reason::ConnectError, CONNECT_TIMEOUT),
-        }
-    }
-
-    fn unreachable(&self, error: &std::io::Error) -> Error {
-        Error::new(Reason::ConnectError, format!("{}: {error}", self.in_flight.endpoint().label))
     }
 
     fn outcome(&self, verdict: Verdict, latency: Duration) -> Outcome {
@@ -482,26 +333,6 @@ impl Admitted {
         }
     }
 }
-
-/// What is to be opened for a request.
-struct Open<'a> {
-    request: &'a Request,
-    up: Up,
-    /// It must not be sent twice.
-    careful: bool,
-    /// On a new connection.
-    fresh: bool,
-    /// No body follows its head.
-    ends: bool,
-}
-
-fn too_many(worker: &Worker) -> Error {
-    worker.shared.metrics.limit_reached(Limit::UpstreamConnections).inc();
-    Error::new(Reason::ConcurrencyLimited, "connections.max is reached")
-}
-
-/// The detail of a connect that ran into its timeout.
-const CONNECT_TIMEOUT: &str = "timeout.connect passed";
 
 /// Waits for the whole of a small answer, so that one that breaks off can still be replaced. Whether that took
 /// time.

@@ -150,6 +150,9 @@ impl Sending<'_> {
                     return Poll::Ready(Err(Unanswered::of(Reason::ClientStalled.into(), true)));
                 }
                 match wire.poll_head(cx, answer, progress.taken()) {
+                    Poll::Ready(Ok(())) if answer.status == 101 && request.context.upgrade => {
+                        return Poll::Ready(Ok(()));
+                    }
                     Poll::Ready(Ok(())) if answer.status == 101 => {
                         let error =
                             Error::new(Reason::ProtocolError, "the upstream switches protocols unasked");

@@ -17,10 +17,12 @@ use crate::http1::field::{Field, Fields, Name};
 use crate::http1::head::{Framing, Version};
 use crate::policy::deadline;
 use crate::reason::{Error, Reason};
+use crate::transport::UNIX_PEER;
 use crate::upstream::Host;
 use crate::upstream::endpoint::Endpoint;
 
 /// What an attempt adds to the request's head.
+#[derive(Clone, Copy)]
 pub struct Up {
     /// Counts own attempts from 1.
     pub attempt: u32,
@@ -51,6 +53,10 @@ pub fn queue(
         // TE is a hop-by-hop field, so this hop must name it too (RFC 9110 §10.1.4).
         out.extend_from_slice(b"connection: te\r\n");
     }
+    if request.context.upgrade {
+        out.extend_from_slice(b"connection: upgrade\r\n");
+        head.fields.all(Name::Upgrade).for_each(|protocols| encode::field(out, b"upgrade", protocols));
+    }
     if request.body.framing() == Framing::Chunked {
         out.extend_from_slice(b"transfer-encoding: chunked\r\n");
     }
@@ -77,7 +83,7 @@ pub fn build(
     write_host(&mut text, request, routed, endpoint);
     let text = Bytes::from(text);
     let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTP);
+    parts.scheme = Some(if endpoint.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
     let path = PathAndQuery::from_maybe_shared(text.slice(..path_end));
     parts.path_and_query = Some(path.map_err(refused("the path cannot be said in HTTP/2"))?);
     let authority = Authority::from_maybe_shared(text.slice(path_end..));
@@ -243,7 +249,7 @@ fn add_forwarded(sink: &mut impl Sink, request: &Request) {
         list(out, kept(Name::XForwardedFor));
         let _ = write!(out, "{}", context.peer.ip().to_canonical());
     });
-    let proto = kept(Name::XForwardedProto).next().unwrap_or(b"http");
+    let proto = kept(Name::XForwardedProto).next().unwrap_or(if context.tls { b"https" } else { b"http" });
     sink.add(&X_FORWARDED_PROTO, |out| out.extend_from_slice(proto));
     let host = kept(Name::XForwardedHost).next().unwrap_or(head.authority());
     if !host.is_empty() {
@@ -295,7 +301,9 @@ fn is_own_address(authority: &[u8], request: &Request) -> bool {
     let host = request.head.host();
     let port =
         authority.get(host.len() + 1..).and_then(|port| std::str::from_utf8(port).ok()?.parse::<u16>().ok());
-    if port.unwrap_or(80) != local.port() {
+    let default = if request.context.tls { 443 } else { 80 };
+    // Clients at a Unix socket give whatever port comes to their mind.
+    if port.unwrap_or(default) != local.port() && local != UNIX_PEER {
         return false;
     }
     let host = host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).unwrap_or(host);

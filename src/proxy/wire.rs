@@ -8,11 +8,12 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
-use crate::http1::connection::{BodyReader, ReadError};
+use crate::http1::connection::{BodyReader, Connection, ReadError};
 use crate::http1::encode;
 use crate::http1::field::Fields;
 use crate::http1::head::{Framing, Limits, ResponseHead};
 use crate::reason::{Error, Reason};
+use crate::tls::error::refusal;
 use crate::upstream::http2::Lease;
 use crate::upstream::pool::ToEndpoint;
 use crate::upstream::stream::{Broken, Stream};
@@ -289,6 +290,21 @@ impl Wire {
         }
     }
 
+    /// The connection that goes on in another protocol, which HTTP/2 knows no way to.
+    pub fn switched(&mut self) -> Option<&mut Connection> {
+        match self {
+            Wire::Http1(one) => Some(&mut one.connection.wire),
+            Wire::Http2(_) => None,
+        }
+    }
+
+    /// It had served others before, and its endpoint had closed it all the same.
+    pub fn was_stale(&self) {
+        if let Wire::Http1(one) = self {
+            one.connection.was_stale();
+        }
+    }
+
     /// The connection, if it is one that may go back to the pool.
     pub fn into_connection(self) -> Option<Box<ToEndpoint>> {
         match self {
@@ -322,6 +338,13 @@ impl Http1 {
                 Poll::Ready(Err(Unanswered::of(error, true)))
             }
             Err(ReadError::Closed) => {
+                if let Some(why) = wire.failure().and_then(refusal) {
+                    let error = Error::new(Reason::TlsError, why);
+                    return Poll::Ready(Err(Unanswered {
+                        unprocessed: true,
+                        ..Unanswered::of(error, false)
+                    }));
+                }
                 let begun = !wire.input().is_empty();
                 let detail =
                     if begun { "closed in the head of its answer" } else { "closed without an answer" };

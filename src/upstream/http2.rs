@@ -34,12 +34,13 @@ use tokio::task::JoinSet;
 
 use super::counts::{CountedStream, Counts};
 use super::endpoint::Endpoint;
-use super::keepalive::{KeepAlive, Look};
+use super::ping::{Look, Pings};
 use super::pool::{self, ConnectError, Pool, ToEndpoint};
 use super::stream::Stream;
 use crate::telemetry::metrics::{ConnectResult, UpstreamMetrics};
 use crate::timer::{Timer, Wheel};
-use crate::units::Span;
+use crate::tls::error::refusal;
+use crate::transport::proxy_protocol::Introduction;
 
 /// What a stream may have sent that nobody has taken. As hyper has it: a quarter of it halves the speed.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -58,6 +59,9 @@ const USUAL_STREAMS: usize = 100;
 const UNTOLD: usize = usize::MAX - 1;
 /// How long a connect may take where no timeout is configured.
 const CONNECT_WITHIN: Duration = Duration::from_secs(60);
+/// How long an idle session is kept where `idle_timeout` is `auto`. What HTTP/1.1 must learn, an endpoint of HTTP/2
+/// says: GOAWAY comes before the end.
+const KEPT_IDLE: Duration = Duration::from_secs(60);
 /// Idle for longer than this, a session is asked for at the kernel before it takes what cannot be sent twice.
 const FRESH: Duration = Duration::from_millis(50);
 
@@ -89,10 +93,11 @@ pub struct Session {
     connection: Rc<RefCell<ToEndpoint>>,
     counts: Arc<Counts>,
     limits: pool::Settings,
+    /// What its connection began with: whom it may serve.
+    introduction: Option<Introduction>,
     open: Cell<u32>,
     stalled: Cell<u32>,
     requests: Cell<u32>,
-    born: Instant,
     idle_since: Cell<Instant>,
     /// When something was last heard.
     heard: Rc<Cell<Instant>>,
@@ -111,27 +116,27 @@ pub struct Lease {
 
 /// A connect under way, and who waits for it.
 struct Connect {
+    introduction: Option<Introduction>,
     waiting: Cell<usize>,
     result: RefCell<Option<Result<Rc<Session>, Rc<NoSession>>>>,
     done: Notify,
 }
 
-/// What a session to an endpoint needs.
+/// The session that is wanted.
 pub struct Wanted<'a> {
-    /// The endpoint.
-    pub endpoint: &'a Arc<Endpoint>,
-    /// The counts of its upstream.
-    pub counts: &'a Arc<Counts>,
+    /// The connection below it.
+    pub connection: pool::Wanted<'a>,
     /// The upstream's series.
     pub metrics: &'a Arc<UpstreamMetrics>,
     /// `connections`.
     pub limits: &'a pool::Settings,
     /// `timeout.connect`, if it cuts.
     pub timeout: Option<Duration>,
+    /// Whether HTTP/1.1 will do, if the endpoint settles for it.
+    pub or_http1: bool,
 }
 
 /// Why there is no session.
-#[derive(Debug)]
 pub enum NoSession {
     /// There is no connection.
     Connect(ConnectError),
@@ -139,6 +144,8 @@ pub enum NoSession {
     Timeout,
     /// The endpoint does not speak HTTP/2.
     Protocol(String),
+    /// The endpoint has settled for HTTP/1.1: a connection for the first who takes it.
+    Http1(RefCell<Option<Box<ToEndpoint>>>),
 }
 
 impl Sessions {
@@ -147,11 +154,14 @@ impl Sessions {
         Rc::new(Self { pool, wheel, of: RefCell::default(), tasks: RefCell::default() })
     }
 
-    /// A session to `endpoint` that has room for another stream. `careful`: its request cannot be sent again.
-    pub fn take(&self, endpoint: &Endpoint, now: Instant, careful: bool) -> Option<Rc<Session>> {
+    /// A session as `wanted` that has room for another stream. `careful`: its request cannot be sent again.
+    pub fn take(&self, wanted: &pool::Wanted<'_>, now: Instant, careful: bool) -> Option<Rc<Session>> {
         let of = self.of.borrow();
-        let sessions = &of.get(&endpoint.id)?.sessions;
-        sessions.iter().find(|session| session.has_room(now, careful)).map(Rc::clone)
+        let sessions = &of.get(&wanted.endpoint.id)?.sessions;
+        let fits = |session: &&Rc<Session>| {
+            session.introduction == wanted.introduction && session.has_room(now, careful)
+        };
+        sessions.iter().find(fits).map(Rc::clone)
     }
 
     /// A session to an endpoint that no session has room for: a new one, for which others may wait too.
@@ -171,7 +181,7 @@ impl Sessions {
             match result {
                 // Others were faster: then another connect is needed.
                 Some(Ok(session)) if !session.has_room(Instant::now(), false) => {
-                    if let Some(other) = self.take(wanted.endpoint, Instant::now(), false) {
+                    if let Some(other) = self.take(&wanted.connection, Instant::now(), false) {
                         return Ok(other);
                     }
                 }
@@ -183,24 +193,34 @@ impl Sessions {
 
     /// The connect under way that has a place for another, or a new one.
     fn under_way(self: &Rc<Self>, wanted: &Wanted<'_>) -> Rc<Connect> {
+        let pool::Wanted { endpoint, counts, introduction, within, .. } = wanted.connection;
         let mut of = self.of.borrow_mut();
-        let of = of.entry(wanted.endpoint.id).or_default();
+        let of = of.entry(endpoint.id).or_default();
         let places = of.streams.unwrap_or(USUAL_STREAMS).max(1);
-        if let Some(connect) = of.connects.iter().find(|connect| connect.waiting.get() < places) {
+        let fits =
+            |connect: &&Rc<Connect>| connect.introduction == introduction && connect.waiting.get() < places;
+        if let Some(connect) = of.connects.iter().find(fits) {
             return Rc::clone(connect);
         }
-        let connect =
-            Rc::new(Connect { waiting: Cell::new(0), result: RefCell::new(None), done: Notify::new() });
+        let connect = Rc::new(Connect {
+            introduction,
+            waiting: Cell::new(0),
+            result: RefCell::new(None),
+            done: Notify::new(),
+        });
         of.connects.push(Rc::clone(&connect));
         let making = Making {
             sessions: Rc::downgrade(self),
             pool: Rc::clone(&self.pool),
             timer: self.wheel.timer(),
-            endpoint: Arc::clone(wanted.endpoint),
-            counts: Arc::clone(wanted.counts),
+            endpoint: Arc::clone(endpoint),
+            counts: Arc::clone(counts),
+            introduction,
+            within,
             metrics: Arc::clone(wanted.metrics),
             limits: *wanted.limits,
             timeout: wanted.timeout.unwrap_or(CONNECT_WITHIN),
+            or_http1: wanted.or_http1,
         };
         self.tasks.borrow_mut().spawn_local(making.run(Rc::clone(&connect)));
         connect
@@ -242,9 +262,12 @@ struct Making {
     timer: Timer,
     endpoint: Arc<Endpoint>,
     counts: Arc<Counts>,
+    introduction: Option<Introduction>,
+    within: Duration,
     metrics: Arc<UpstreamMetrics>,
     limits: pool::Settings,
     timeout: Duration,
+    or_http1: bool,
 }
 
 /// The library's side of a connection.
@@ -258,14 +281,10 @@ impl Making {
             Err(_) => Err(NoSession::Timeout),
         };
         let result = match &made {
-            Ok(_) => Some(ConnectResult::Ok),
+            Ok(_) | Err(NoSession::Http1(_)) => Some(ConnectResult::Ok),
             Err(NoSession::Timeout) => Some(ConnectResult::Timeout),
             Err(NoSession::Connect(ConnectError::TooMany)) => None,
-            Err(NoSession::Connect(ConnectError::Io(error))) => Some(match error.kind() {
-                io::ErrorKind::ConnectionRefused => ConnectResult::Refused,
-                io::ErrorKind::TimedOut => ConnectResult::Timeout,
-                _ => ConnectResult::Error,
-            }),
+            Err(NoSession::Connect(error)) => Some(error.result()),
             Err(NoSession::Protocol(_)) => Some(ConnectResult::Error),
         };
         if let Some(result) = result {
@@ -295,8 +314,21 @@ impl Making {
     }
 
     async fn make(&self) -> Result<(Rc<Session>, Driver), NoSession> {
-        let connection = self.pool.connect(&self.counts, self.limits.max, &self.endpoint).await;
-        let connection = Rc::new(RefCell::new(*connection.map_err(NoSession::Connect)?));
+        let wanted = pool::Wanted {
+            endpoint: &self.endpoint,
+            counts: &self.counts,
+            max: self.limits.max,
+            within: self.within,
+            introduction: self.introduction,
+        };
+        let connection = self.pool.connect(wanted).await.map_err(NoSession::Connect)?;
+        if self.endpoint.tls.is_some() && !connection.is_http2 {
+            return Err(match self.or_http1 {
+                true => NoSession::Http1(RefCell::new(Some(connection))),
+                false => NoSession::Protocol("the endpoint does not offer HTTP/2 (ALPN)".to_owned()),
+            });
+        }
+        let connection = Rc::new(RefCell::new(*connection));
         let heard = Rc::new(Cell::new(Instant::now()));
         let speaks_http1 = Rc::new(Cell::new(false));
         let io = Io {
@@ -315,12 +347,15 @@ impl Making {
         let broken = |error: &h2::Error| {
             // One that answered and closed may have broken our writing before its answer was read.
             let mut first = [0; HTTP1.len()];
+            let refused = error.get_io().and_then(refusal);
             let connection = connection.borrow();
             let socket = connection.wire.stream().socket();
             let has_answer = matches!((&*socket).read(&mut first), Ok(size) if first[..size] == *HTTP1);
             if speaks_http1.get() || has_answer {
                 let cure = "the endpoint answers in HTTP/1.1; set protocol = \"http1\"";
                 NoSession::Protocol(cure.to_owned())
+            } else if let Some(why) = refused {
+                NoSession::Connect(ConnectError::Tls(why))
             } else if error.is_io() {
                 let kind = error.get_io().map_or(io::ErrorKind::ConnectionReset, io::Error::kind);
                 NoSession::Connect(ConnectError::Io(kind.into()))
@@ -350,10 +385,10 @@ impl Making {
             connection,
             counts: Arc::clone(&self.counts),
             limits: self.limits,
+            introduction: self.introduction,
             open: Cell::new(0),
             stalled: Cell::new(0),
             requests: Cell::new(0),
-            born: now,
             idle_since: Cell::new(now),
             heard,
             sleeper: RefCell::new(None),
@@ -395,12 +430,17 @@ impl Session {
 
     /// Whether it has had its time.
     fn is_worn(&self, now: Instant) -> bool {
-        let is_older = |since: Instant, than: Span| now.saturating_duration_since(since) >= *than;
-        self.limits.max_age.is_some_and(|max| is_older(self.born, max))
-            || self.limits.max_requests > 0 && self.requests.get() >= self.limits.max_requests
-            || self.open.get() == 0 && is_older(self.idle_since.get(), self.limits.idle_timeout)
-            || self.open.get() == 0 && !self.connection.borrow().counted.is_within(self.limits.max)
-            || self.connection.borrow().endpoint().is_gone()
+        let max_requests = self.limits.max_requests;
+        if max_requests > 0 && self.requests.get() >= max_requests {
+            return true;
+        }
+        let connection = self.connection.borrow();
+        let idle = now.saturating_duration_since(self.idle_since.get());
+        let is_done = || {
+            idle >= self.limits.idle_timeout.map_or(KEPT_IDLE, |span| *span)
+                || !connection.counted.is_within(self.limits.max)
+        };
+        connection.is_worn_out(now, &self.limits) || self.open.get() == 0 && is_done()
     }
 
     /// Takes no new streams, and ends with the last of those that it has.
@@ -429,20 +469,20 @@ impl Session {
 
     /// Moves the connection's frames until it ends.
     async fn drive(&self, mut driver: Driver, timer: &Timer) {
-        let mut keepalive = KeepAlive::default();
-        let mut pings = driver.ping_pong();
+        let mut pings = Pings::default();
+        let mut sender = driver.ping_pong();
         poll_fn(|cx| {
             // Its streams hear of it themselves.
             if Pin::new(&mut driver).poll(cx).is_ready() {
                 return Poll::Ready(());
             }
             loop {
-                if keepalive.is_asking() && pings.as_mut().is_some_and(|pings| pings.poll_pong(cx).is_ready())
+                if pings.is_asking() && sender.as_mut().is_some_and(|sender| sender.poll_pong(cx).is_ready())
                 {
-                    keepalive.answered(Instant::now());
+                    pings.answered(Instant::now());
                 }
                 if self.open.get() == 0 {
-                    keepalive.rest();
+                    pings.rest();
                     timer.disarm();
                     *self.sleeper.borrow_mut() = Some(cx.waker().clone());
                     return Poll::Pending;
@@ -451,14 +491,14 @@ impl Session {
                     return Poll::Pending;
                 }
                 let now = Instant::now();
-                match keepalive.look(now, self.heard.get()) {
+                match pings.look(now, self.heard.get()) {
                     Look::Wait(until) => timer.arm(until),
                     // Dropped, the driver breaks its streams off.
                     Look::Dead => return Poll::Ready(()),
                     Look::Ping => {
-                        if let Some(pings) = &mut pings {
+                        if let Some(sender) = &mut sender {
                             // Fails only while another is under way.
-                            let _ = pings.send_ping(h2::Ping::opaque());
+                            let _ = sender.send_ping(h2::Ping::opaque());
                         }
                         cx.waker().wake_by_ref();
                     }

@@ -273,6 +273,9 @@ fn build(
         unprocessed: false,
         left_behind: false,
     };
+    if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refused("the endpoint switches protocols, which HTTP/2 cannot"));
+    }
     if parts.headers.len() > limits.max_fields {
         return Err(refused("too many fields"));
     }

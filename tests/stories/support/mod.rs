@@ -5,16 +5,19 @@
 
 pub mod client;
 pub mod config;
+pub mod dns;
 pub mod http2;
 pub mod http2_upstream;
 pub mod metrics;
 pub mod proxy;
+pub mod python;
 pub mod upstream;
 
 use std::time::Duration;
 
 pub use client::{Client, Response, get};
 pub use config::Config;
+pub use dns::Dns;
 pub use metrics::Metrics;
 pub use proxy::Proxy;
 pub use upstream::Upstream;

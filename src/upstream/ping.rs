@@ -19,7 +19,7 @@ const LATER: Duration = Duration::from_secs(305);
 
 /// What is known of the other end.
 #[derive(Debug, Default)]
-pub struct KeepAlive {
+pub struct Pings {
     /// When it was asked, and has not answered.
     asked: Option<Instant>,
     /// When it was last asked and when it answered.
@@ -39,7 +39,7 @@ pub enum Look {
     Dead,
 }
 
-impl KeepAlive {
+impl Pings {
     /// No stream is open: nobody waits.
     pub fn rest(&mut self) {
         self.since = None;
@@ -88,47 +88,47 @@ mod tests {
     #[test]
     fn who_does_not_answer_a_ping_is_given_up() {
         let start = Instant::now();
-        let mut keepalive = KeepAlive::default();
-        assert_eq!(keepalive.look(start, start), Look::Wait(start + SILENCE));
+        let mut pings = Pings::default();
+        assert_eq!(pings.look(start, start), Look::Wait(start + SILENCE));
         let heard = start + seconds(20);
-        assert_eq!(keepalive.look(start + SILENCE, heard), Look::Wait(heard + SILENCE), "it said something");
-        assert_eq!(keepalive.look(heard + SILENCE, heard), Look::Ping);
+        assert_eq!(pings.look(start + SILENCE, heard), Look::Wait(heard + SILENCE), "it said something");
+        assert_eq!(pings.look(heard + SILENCE, heard), Look::Ping);
         let asked = heard + SILENCE;
-        assert_eq!(keepalive.look(asked, heard), Look::Wait(asked + ANSWER));
-        assert_eq!(keepalive.look(asked + seconds(9), heard), Look::Wait(asked + ANSWER));
-        assert_eq!(keepalive.look(asked + ANSWER, heard), Look::Dead);
+        assert_eq!(pings.look(asked, heard), Look::Wait(asked + ANSWER));
+        assert_eq!(pings.look(asked + seconds(9), heard), Look::Wait(asked + ANSWER));
+        assert_eq!(pings.look(asked + ANSWER, heard), Look::Dead);
     }
 
     #[test]
     fn an_idle_session_is_not_asked_as_soon_as_it_is_used() {
         let start = Instant::now();
-        let mut keepalive = KeepAlive::default();
+        let mut pings = Pings::default();
         let used = start + seconds(500);
-        assert_eq!(keepalive.look(used, start), Look::Wait(used + SILENCE));
-        keepalive.rest();
+        assert_eq!(pings.look(used, start), Look::Wait(used + SILENCE));
+        pings.rest();
         let again = used + seconds(100);
-        assert_eq!(keepalive.look(again, start), Look::Wait(again + SILENCE));
+        assert_eq!(pings.look(again, start), Look::Wait(again + SILENCE));
     }
 
     #[test]
     fn a_quiet_stream_is_not_pinged_to_death() {
         let start = Instant::now();
-        let (mut keepalive, mut heard, mut pings) = (KeepAlive::default(), start, Vec::new());
+        let (mut pings, mut heard, mut sent) = (Pings::default(), start, Vec::new());
         for second in 0..3600 {
             let now = start + seconds(second);
-            match keepalive.look(now, heard) {
+            match pings.look(now, heard) {
                 Look::Ping => {
-                    pings.push(now);
+                    sent.push(now);
                     heard = now + Duration::from_millis(1);
-                    keepalive.answered(heard);
+                    pings.answered(heard);
                 }
                 Look::Dead => panic!("it answers each time"),
                 Look::Wait(until) => assert!(until > now),
             }
         }
-        assert_eq!(pings[0], start + SILENCE);
-        assert!(pings.windows(2).all(|two| two[1] - two[0] >= seconds(300)), "gRPC's servers allow no more");
+        assert_eq!(sent[0], start + SILENCE);
+        assert!(sent.windows(2).all(|two| two[1] - two[0] >= seconds(300)), "gRPC's servers allow no more");
         let now = start + seconds(3600);
-        assert_eq!(keepalive.look(now, now), Look::Wait(now + SILENCE), "data begins it anew");
+        assert_eq!(pings.look(now, now), Look::Wait(now + SILENCE), "data begins it anew");
     }
 }
