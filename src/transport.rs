@@ -1,4 +1,4 @@
-//! The stream of bytes below a protocol: TCP or a Unix socket.
+//! The stream of bytes below a protocol: TCP or a Unix socket, in clear text or in TLS.
 //!
 //! An enum and not a trait object or a type parameter: the kinds are few and known, the path stays free of
 //! indirect calls, and who speaks a protocol over it need not know which kind it is.
@@ -10,9 +10,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::{ConnectionCommon, SideData};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
 
 pub mod proxy_protocol;
 
@@ -41,6 +43,8 @@ pub enum Transport {
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
+    /// TLS over one of the others, after the handshake. Boxed: it is large, and most connections are without.
+    Tls(Box<TlsStream<Transport>>),
 }
 
 /// How long the kernel waits for the other end of a TCP connection: what has vanished without a word (a machine that
@@ -86,6 +90,7 @@ impl Transport {
         match self {
             Transport::Tcp(stream) => stream.into(),
             Transport::Unix(stream) => stream.into(),
+            Transport::Tls(stream) => stream.get_ref().0.socket(),
         }
     }
 
@@ -97,6 +102,64 @@ impl Transport {
         match self {
             Transport::Tcp(stream) => stream.local_addr(),
             Transport::Unix(_) => Ok(UNIX_PEER),
+            Transport::Tls(stream) => stream.get_ref().0.local_addr(),
+        }
+    }
+
+    /// Whether it is TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Transport::Tls(_))
+    }
+
+    /// The protocol that both ends settled on by ALPN, if they did.
+    pub fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) => None,
+            Transport::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// Whether bytes that were taken are kept here and wait for [`AsyncWrite::poll_flush`]. Only TLS keeps any.
+    pub fn holds_unwritten(&self) -> bool {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) => false,
+            Transport::Tls(stream) => stream.get_ref().1.wants_write(),
+        }
+    }
+
+    /// Whether the peer is still there and has sent nothing, as the kernel knows it. What TLS says for itself, such as a
+    /// ticket for the next session, is taken in and counts for nothing.
+    pub fn is_silent(&mut self) -> bool {
+        match self {
+            Transport::Tcp(_) | Transport::Unix(_) => {
+                let mut byte = [std::mem::MaybeUninit::uninit()];
+                matches!(self.socket().peek(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            Transport::Tls(stream) => match &mut **stream {
+                TlsStream::Client(stream) => {
+                    let (below, session) = stream.get_mut();
+                    is_session_silent(below, session)
+                }
+                TlsStream::Server(stream) => {
+                    let (below, session) = stream.get_mut();
+                    is_session_silent(below, session)
+                }
+            },
+        }
+    }
+}
+
+/// [`Transport::is_silent`] of TLS over `below`: reads what is there past the runtime, which may not have heard of it.
+fn is_session_silent<S: SideData>(below: &Transport, session: &mut ConnectionCommon<S>) -> bool {
+    let socket = below.socket();
+    loop {
+        match session.read_tls(&mut &*socket) {
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            Ok(0) => return false,
+            Ok(_) => match session.process_new_packets() {
+                Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {}
+                _ => return false,
+            },
         }
     }
 }
@@ -118,6 +181,7 @@ impl AsyncRead for Transport {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
         }
     }
 }
@@ -127,6 +191,7 @@ impl AsyncWrite for Transport {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Transport::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, bytes),
         }
     }
 
@@ -138,6 +203,7 @@ impl AsyncWrite for Transport {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
             Transport::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, pieces),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, pieces),
         }
     }
 
@@ -149,6 +215,7 @@ impl AsyncWrite for Transport {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
         }
     }
 
@@ -156,6 +223,7 @@ impl AsyncWrite for Transport {
         match self.get_mut() {
             Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
     }
 }

@@ -236,6 +236,12 @@ impl<'a> Lint<'a> {
             );
             self.say(&Path::of(&["admin", "address"]), problem.warning());
         }
+        let server = Path::of(&["server"]);
+        let upgrades = At(server.key("upgrade_drain_timeout"), quoted(config.server.upgrade_drain_timeout));
+        if config.server.upgrade_drain_timeout > config.server.drain_timeout && self.find(&upgrades.0).1 {
+            let drain = At(server.key("drain_timeout"), quoted(config.server.drain_timeout));
+            self.warn(&upgrades, "is longer than", &drain, "everything ends then: make it shorter");
+        }
         if let Some(service) = config.server.service
             && let Some(listener) =
                 config.listener.iter().find(|listener| listener.address.tcp() == Some(service))

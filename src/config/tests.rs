@@ -98,7 +98,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         ),
         (
             "[server]\nattempts = 4",
-            "t.toml:7:1: error: unknown key `attempts` (server.attempts); the keys here are `workers`, `drain_timeout`, `max_connections`, `max_buffer`, `watch`, `service`",
+            "t.toml:7:1: error: unknown key `attempts` (server.attempts); the keys here are `workers`, `drain_timeout`, `upgrade_drain_timeout`, `max_connections`, `max_buffer`, `watch`, `service`",
         ),
         (
             "attempts = 4",

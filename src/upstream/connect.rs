@@ -26,16 +26,17 @@ const STAGGER: Duration = Duration::from_millis(250);
 
 /// Connects to `endpoint`; `within` is what its caller gives it.
 pub(super) async fn open(endpoint: &Endpoint, within: Duration) -> io::Result<Transport> {
-    let others = endpoint.others();
+    let others = endpoint.others().clone();
     let address = match &endpoint.socket {
-        Socket::Tcp(address) if others.is_empty() => return dial(*address).await.map(Transport::from),
+        Socket::Tcp(address) if others.is_empty() => {
+            return dial(*address).await.map(Transport::from);
+        }
         Socket::Tcp(address) => *address,
         Socket::Unix(path) => return UnixStream::connect(path).await.map(Transport::from),
     };
     let mut addresses = Vec::with_capacity(1 + others.len());
     addresses.push(address);
     addresses.extend_from_slice(&others);
-    drop(others);
     in_turns(&mut addresses, endpoint.is_reached_by_ipv6());
     let (winner, stream) = race(&addresses, dial, STAGGER.min(within / 2)).await?;
     endpoint.reached_by(winner);
@@ -153,7 +154,12 @@ mod tests {
             ("a slow first one still wins", |a| (if a.is_ipv6() { 240 } else { 0 }, Ok(())), Ok(V6), 240),
             ("one that leads nowhere", |a| (if a.is_ipv6() { NEVER } else { 1 }, Ok(())), Ok(V4), 251),
             ("one that refuses", |a| (0, if a.is_ipv6() { refused() } else { Ok(()) }), Ok(V4), 0),
-            ("the faster of two", |a| (if a.is_ipv6() { 300 } else { 100 }, Ok(())), Ok(V6), 300),
+            (
+                "the faster of two that are slow",
+                |a| (if a.is_ipv6() { 300 } else { 100 }, Ok(())),
+                Ok(V6),
+                300,
+            ),
             ("all refuse", |_| (0, refused()), Err(()), 0),
         ];
         for (why, script, winner, after) in cases {
