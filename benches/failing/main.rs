@@ -1,7 +1,7 @@
 //! What failing replicas cost the users of a service behind Outrigger, and how soon it is over: a table of rows,
 //! each a way to fail, with what was measured beside what is required.
 //!
-//! `cargo bench --bench failing -- [--quick] [--check] [--json] [--row NAME]... [--fault SECONDS] [--outrigger FILE]`
+//! `cargo bench --bench failing -- [--quick] [--check] [--json] [--row NAME]... [--fault SECONDS] [--outrigger FILE] [--peer NAME]`
 //!
 //! Three replicas of fixed capacity (`replica`) serve about 5 ms a request, behind the real binary with one
 //! configuration for all rows (`sidecar`), under open-loop load of 600 requests a second (`load`). After a warm-up
@@ -11,7 +11,8 @@
 //! `--check` ends with 1 where a row misses. `--quick` is for CI: six seconds of failure and eight to watch what
 //! comes after it. Two figures are loosened for it and for nothing else: load in the brownout, since the retry
 //! budget's window of ten seconds still holds what the warm-up saved. `--outrigger` takes another binary than the
-//! one of this build. Each run leaves configuration, output, `/metrics`, `/upstreams` over time and a timeline in
+//! one of this build; `--peer haproxy`, `nginx` or `envoy` puts one of these before the replicas, with the same timeouts and
+//! all it has against failure (`peers`). Each run leaves configuration, output, `/metrics`, `/upstreams` over time and a timeline in
 //! `target/tmp/failing/ROW/`.
 //!
 //! Everything here shares the cores with the sidecar. How late the load was sent, because the machine had other
@@ -25,11 +26,11 @@ mod row;
 mod sidecar;
 mod table;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use row::Row;
+use sidecar::Proxy;
 
 /// How long each part of a row takes.
 #[derive(Clone, Copy)]
@@ -65,11 +66,11 @@ struct Arguments {
     phases: Phases,
     check: bool,
     json: bool,
-    outrigger: PathBuf,
+    proxy: Proxy,
 }
 
 const USAGE: &str = "usage: cargo bench --bench failing -- [--quick] [--check] [--json] [--row NAME]... \
-                     [--fault SECONDS] [--outrigger FILE]";
+                     [--fault SECONDS] [--outrigger FILE] [--peer NAME]";
 
 fn arguments(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     let mut asked = Arguments {
@@ -77,7 +78,7 @@ fn arguments(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         phases: Phases::FULL,
         check: false,
         json: false,
-        outrigger: PathBuf::from(env!("CARGO_BIN_EXE_outrigger")),
+        proxy: Proxy::Outrigger(env!("CARGO_BIN_EXE_outrigger").into()),
     };
     let mut fault = None;
     let mut words = words;
@@ -94,7 +95,8 @@ fn arguments(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 let seconds = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
                 fault = Some(seconds);
             }
-            "--outrigger" => asked.outrigger = value()?.into(),
+            "--outrigger" => asked.proxy = Proxy::Outrigger(value()?.into()),
+            "--peer" => asked.proxy = Proxy::peer(&value()?)?,
             _ => return Err(format!("unknown argument {word}\n{USAGE}")),
         }
     }
@@ -118,7 +120,7 @@ fn main() -> ExitCode {
         if !asked.json {
             eprintln!("{}: {}", row.name(), row.title());
         }
-        match row.run(&asked.phases, &asked.outrigger) {
+        match row.run(&asked.phases, &asked.proxy) {
             Ok(report) => reports.push(report),
             Err(why) => {
                 eprintln!("{}: {why}", row.name());

@@ -12,7 +12,7 @@ use crate::Phases;
 use crate::load;
 use crate::measured::Measured;
 use crate::replica::{Fault, Replica};
-use crate::sidecar::Sidecar;
+use crate::sidecar::{Proxy, Sidecar};
 
 /// The replica that fails where not all do.
 const FAILING: usize = 0;
@@ -132,21 +132,21 @@ impl Row {
         }
     }
 
-    /// Runs it against `outrigger`, and judges it.
-    pub(crate) fn run(self, phases: &Phases, outrigger: &Path) -> io::Result<Report> {
+    /// Runs it against `proxy`, and judges it.
+    pub(crate) fn run(self, phases: &Phases, proxy: &Proxy) -> io::Result<Report> {
         let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("failing").join(self.name());
         fs::create_dir_all(&directory)?;
-        let measured = self.measure(phases, outrigger, &directory)?;
+        let measured = self.measure(phases, proxy, &directory)?;
         let report = self.judge(phases, &measured);
         fs::write(directory.join("timeline.json"), format!("{:#}", report.to_json()))?;
         Ok(report)
     }
 
-    fn measure(self, phases: &Phases, outrigger: &Path, directory: &Path) -> io::Result<Measured> {
+    fn measure(self, phases: &Phases, proxy: &Proxy, directory: &Path) -> io::Result<Measured> {
         let replicas: Vec<_> =
             (0..REPLICAS as u64).map(|n| Replica::start(SEED + n)).collect::<Result<_, _>>()?;
         let addresses: Vec<_> = replicas.iter().map(|replica| replica.address).collect();
-        let sidecar = Sidecar::start(outrigger, &addresses, directory)?;
+        let sidecar = Sidecar::start(proxy, &addresses, directory)?;
         let failing = if self.all_fail() { &replicas[..] } else { &replicas[FAILING..=FAILING] };
         let behave = |fault| failing.iter().try_for_each(|replica| replica.behave(fault));
 
@@ -310,11 +310,14 @@ impl Report {
     }
 }
 
-/// Keeps `/upstreams` over time, a line each.
+/// Keeps `/upstreams` over time, a line each; a peer has none.
 fn watch(sidecar: &Sidecar, start: Instant, end: Duration, directory: &Path) -> io::Result<()> {
     let mut file = fs::File::create(directory.join("upstreams.jsonl"))?;
     while start.elapsed() < end {
         let page = sidecar.admin("/upstreams")?;
+        if page.is_empty() {
+            return Ok(());
+        }
         let at = start.elapsed().as_secs_f64();
         let page: Value = serde_json::from_str(&page).map_err(io::Error::other)?;
         writeln!(file, "{}", json!({ "at": at, "upstreams": page }))?;

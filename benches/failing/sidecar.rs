@@ -1,8 +1,8 @@
-//! The real binary before the replicas, as a process, with the one configuration of all rows.
+//! The real binary before the replicas, as a process, with the one configuration of all rows; or a peer instead.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -11,12 +11,65 @@ use std::time::{Duration, Instant};
 /// How long it may take to be ready, and to answer its admin API.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What stands before the replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Proxy {
+    /// This binary.
+    Outrigger(PathBuf),
+    /// HAProxy, nginx or Envoy, with the same timeouts and all they have against failing replicas.
+    Peer(&'static Peer),
+}
+
+/// Another proxy.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    name: &'static str,
+    /// What its configuration is called: Envoy goes by that.
+    file: &'static str,
+    /// Where `@LISTENER@`, `@PORT@`, `@A@`, `@PORT_A@` … and `@DIRECTORY@` stand for what is known at its start.
+    template: &'static str,
+    /// Before the file's name.
+    command: &'static [&'static str],
+}
+
+const PEERS: &[Peer] = &[
+    Peer {
+        name: "haproxy",
+        file: "haproxy.cfg",
+        template: include_str!("peers/haproxy.cfg"),
+        command: &["haproxy", "-db", "-f"],
+    },
+    Peer {
+        name: "nginx",
+        file: "nginx.conf",
+        template: include_str!("peers/nginx.conf"),
+        command: &["nginx", "-c"],
+    },
+    Peer {
+        name: "envoy",
+        file: "envoy.yaml",
+        template: include_str!("peers/envoy.yaml"),
+        command: &["envoy", "--concurrency", "2", "--log-level", "error", "--use-dynamic-base-id", "-c"],
+    },
+];
+
+impl Proxy {
+    /// The peer of that name.
+    pub(crate) fn peer(name: &str) -> Result<Proxy, String> {
+        PEERS.iter().find(|peer| peer.name == name).map(Proxy::Peer).ok_or_else(|| {
+            let names: Vec<_> = PEERS.iter().map(|peer| peer.name).collect();
+            format!("no peer {name:?}; there are {}", names.join(", "))
+        })
+    }
+}
+
 /// A running sidecar. Dropped, it is killed.
 pub(crate) struct Sidecar {
     child: Child,
     /// Where its clients connect.
     pub(crate) listener: SocketAddr,
-    admin: SocketAddr,
+    /// A peer has none that we know.
+    admin: Option<SocketAddr>,
 }
 
 /// Three endpoints and a client's patience; all else are the defaults.
@@ -37,46 +90,72 @@ timeout = {{ connect = "100ms", attempt = "100ms", request = "500ms" }}
 }
 
 impl Sidecar {
-    /// Runs `outrigger` before `endpoints` and waits until it is ready. Its configuration and its output are in
+    /// Runs `proxy` before `endpoints` and waits until it is ready. Its configuration and its output are in
     /// `directory`.
-    pub(crate) fn start(outrigger: &Path, endpoints: &[SocketAddr], directory: &Path) -> io::Result<Sidecar> {
-        let file = directory.join("outrigger.toml");
-        fs::write(&file, configuration(endpoints))?;
-        let output = directory.join("output.log");
-        let log = File::create(&output)?;
-        let child = Command::new(outrigger)
-            .args(["run", "-c"])
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut sidecar = Sidecar { child, listener: nowhere, admin: nowhere };
-        (sidecar.listener, sidecar.admin) = sidecar.until_ready(&output)?;
-        Ok(sidecar)
+    pub(crate) fn start(proxy: &Proxy, endpoints: &[SocketAddr], directory: &Path) -> io::Result<Sidecar> {
+        match proxy {
+            Proxy::Outrigger(binary) => {
+                let file = directory.join("outrigger.toml");
+                fs::write(&file, configuration(endpoints))?;
+                let mut command = Command::new(binary);
+                command.args(["run", "-c"]).arg(&file);
+                let mut sidecar = Self::spawn(command, directory)?;
+                let (listener, admin) = sidecar.until(directory, |text| text.lines().find_map(ready_line))?;
+                (sidecar.listener, sidecar.admin) = (listener, Some(admin));
+                Ok(sidecar)
+            }
+            Proxy::Peer(peer) => {
+                // It cannot tell us its port; somebody might take this one meanwhile.
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+                let file = directory.join(peer.file);
+                let mut text = peer.template.replace("@DIRECTORY@", &directory.display().to_string());
+                text = text.replace("@LISTENER@", &listener.to_string());
+                text = text.replace("@PORT@", &listener.port().to_string());
+                for (letter, endpoint) in ["A", "B", "C"].iter().zip(endpoints) {
+                    text = text.replace(&format!("@{letter}@"), &endpoint.to_string());
+                    text = text.replace(&format!("@PORT_{letter}@"), &endpoint.port().to_string());
+                }
+                fs::write(&file, text)?;
+                let [program, arguments @ ..] = peer.command else { unreachable!("none is empty") };
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&file);
+                let mut sidecar = Self::spawn(command, directory)?;
+                sidecar.until(directory, |_| TcpStream::connect(listener).ok())?;
+                sidecar.listener = listener;
+                Ok(sidecar)
+            }
+        }
     }
 
-    fn until_ready(&mut self, output: &PathBuf) -> io::Result<(SocketAddr, SocketAddr)> {
+    fn spawn(mut command: Command, directory: &Path) -> io::Result<Sidecar> {
+        let log = File::create(directory.join("output.log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().map_err(|error| io::Error::other(format!("{command:?}: {error}")))?;
+        Ok(Sidecar { child, listener: SocketAddr::from(([127, 0, 0, 1], 0)), admin: None })
+    }
+
+    /// Waits until `ready` finds in the output what it looks for.
+    fn until<T>(&mut self, directory: &Path, ready: impl Fn(&str) -> Option<T>) -> io::Result<T> {
         let start = Instant::now();
         loop {
-            let text = fs::read_to_string(output)?;
-            if let Some(addresses) = text.lines().find_map(ready_line) {
-                return Ok(addresses);
+            let text = fs::read_to_string(directory.join("output.log"))?;
+            if let Some(found) = ready(&text) {
+                return Ok(found);
             }
             let ended = self.child.try_wait()?;
             if ended.is_some() || start.elapsed() > PATIENCE {
-                return Err(io::Error::other(format!("the sidecar does not get ready ({ended:?}): {text}")));
+                return Err(io::Error::other(format!("it does not get ready ({ended:?}): {text}")));
             }
             thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// What its admin API answers to a GET.
+    /// What its admin API answers to a GET; nothing where it has none.
     pub(crate) fn admin(&self, path: &str) -> io::Result<String> {
-        let mut stream = TcpStream::connect(self.admin)?;
+        let Some(admin) = self.admin else { return Ok(String::new()) };
+        let mut stream = TcpStream::connect(admin)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

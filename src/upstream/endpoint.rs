@@ -38,7 +38,7 @@ pub enum Address {
     Tcp {
         /// A name or an IP address, without brackets.
         host: String,
-        /// From 1 to 65535.
+        /// From 1 to 65535; 0 for the name of a service (SRV), which says the ports itself.
         port: u16,
     },
     /// `unix:/path`: a Unix socket.
@@ -214,6 +214,7 @@ impl Address {
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Address::Tcp { host, port: 0 } => f.write_str(host),
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
