@@ -207,7 +207,8 @@ async fn open(socket: &Socket) -> io::Result<Transport> {
 impl Idle {
     fn is_fresh(&self, now: Instant) -> bool {
         let is_older = |since: Instant, than: Span| now.saturating_duration_since(since) >= *than;
-        !is_older(self.since, self.limits.idle_timeout)
+        !self.connection.endpoint.is_gone()
+            && !is_older(self.since, self.limits.idle_timeout)
             && !self.limits.max_age.is_some_and(|max| is_older(self.connection.born, max))
     }
 }

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::support::*;
 
 /// The path of `program`, or a failure that names the package to install.
-fn program(name: &str, package: &str) -> PathBuf {
+pub(crate) fn program(name: &str, package: &str) -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default();
     let folders =
         path.split(':').map(PathBuf::from).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/bin")]);
@@ -27,7 +27,7 @@ async fn run(mut command: Command) -> Output {
 }
 
 /// Runs a program that must end well, and gives what it printed.
-async fn must(command: Command) -> String {
+pub(crate) async fn must(command: Command) -> String {
     let shown = format!("{command:?}");
     let output = run(command).await;
     let text =
@@ -45,7 +45,7 @@ fn free_port() -> u16 {
 }
 
 /// A server of Debian's, ended with the story.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     address: SocketAddr,
     directory: PathBuf,
@@ -61,7 +61,7 @@ impl Drop for Server {
 
 impl Server {
     /// Starts `command` with the configuration that `text` makes of its port and folder.
-    async fn start(
+    pub(crate) async fn start(
         name: &str,
         text: impl Fn(u16, &str) -> String,
         command: impl Fn(&str) -> Command,
@@ -158,12 +158,12 @@ frontend in
         .await
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config::over_addresses(&[self.address.to_string()])
     }
 }
 
-fn curl(arguments: &[&str]) -> Command {
+pub(crate) fn curl(arguments: &[&str]) -> Command {
     let mut command = Command::new(program("curl", "curl"));
     command.args(["--silent", "--show-error", "--max-time", "20", "--noproxy", ""]).args(arguments);
     command

@@ -3,11 +3,13 @@
 //!
 //! Nothing waits by sleeping: everything is a condition with a bound, [`PATIENCE`].
 
+pub mod certificates;
 pub mod client;
 pub mod config;
 pub mod http2;
 pub mod metrics;
 pub mod proxy;
+pub mod tls;
 pub mod upstream;
 
 use std::time::Duration;
