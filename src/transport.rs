@@ -5,13 +5,36 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustls::{ConnectionCommon, SideData};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
+
+pub mod proxy_protocol;
+
+/// What stands for the address of a client at a Unix socket, and of the listener that it came to: they have none. Such
+/// a client is on this machine, so it counts as loopback; port 0 is nobody's.
+pub const UNIX_PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// The longest path that a Unix socket may have (`sun_path`, without its end).
+const MAX_UNIX_PATH: usize = 107;
+
+/// The path of a Unix socket.
+///
+/// # Errors
+/// What cannot be one, with the cure.
+pub fn unix_path(path: &str) -> Result<PathBuf, String> {
+    let fits = path.starts_with('/') && path.len() <= MAX_UNIX_PATH && !path.contains('\0');
+    fits.then(|| path.into()).ok_or_else(|| {
+        format!("\"unix:{path}\" is not a socket; write \"unix:/path\", with at most {MAX_UNIX_PATH} bytes")
+    })
+}
 
 /// A connected stream of bytes.
 #[derive(Debug)]
@@ -24,9 +47,46 @@ pub enum Transport {
     Tls(Box<TlsStream<Transport>>),
 }
 
+/// How long the kernel waits for the other end of a TCP connection: what has vanished without a word (a machine that
+/// lost its power, a router that forgot) is noticed though nobody writes to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long what was sent may stay unacknowledged, or unsent because the other end does not read. The kernel
+    /// alone would try for a quarter of an hour. Longer than `timeout.idle` should be, which ends what does not move
+    /// and says so.
+    user_timeout: Duration,
+}
+
+/// A connection on which nothing has come for so long is asked whether it still stands.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Between two such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// So many without an answer, and it has ended.
+const KEEPALIVE_COUNT: u32 = 3;
+
+impl Patience {
+    /// With an endpoint: 2 minutes.
+    pub const UPSTREAM: Self = Self { user_timeout: Duration::from_secs(120) };
+    /// With a client, which may be a slow reader: 5 minutes.
+    pub const CLIENT: Self = Self { user_timeout: Duration::from_secs(300) };
+
+    /// Sets it for a socket of TCP. Connections that are accepted inherit it from the socket that listens.
+    ///
+    /// # Errors
+    /// As the socket's.
+    pub fn set(self, socket: &SockRef<'_>) -> io::Result<()> {
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_COUNT);
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_user_timeout(Some(self.user_timeout))
+    }
+}
+
 impl Transport {
     /// The kernel's socket, for its options.
-    pub fn socket(&self) -> socket2::SockRef<'_> {
+    pub fn socket(&self) -> SockRef<'_> {
         match self {
             Transport::Tcp(stream) => stream.into(),
             Transport::Unix(stream) => stream.into(),
@@ -34,14 +94,14 @@ impl Transport {
         }
     }
 
-    /// The near end's address, where it has one.
+    /// The near end's address; [`UNIX_PEER`] where it has none.
     ///
     /// # Errors
     /// As the socket's.
-    pub fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
-            Transport::Tcp(stream) => stream.local_addr().map(Some),
-            Transport::Unix(_) => Ok(None),
+            Transport::Tcp(stream) => stream.local_addr(),
+            Transport::Unix(_) => Ok(UNIX_PEER),
             Transport::Tls(stream) => stream.get_ref().0.local_addr(),
         }
     }

@@ -23,7 +23,8 @@ use super::cells::{
     Counter, DURATIONS, Distribution, Gauge, Histogram, Layout, LocalGauge, OVERHEAD, SharedCounter,
 };
 pub use super::labels::{
-    AttemptOutcome, BreakerState, ConnectResult, Effect, HandshakeResult, Limit, RequestOutcome, Words,
+    AttemptOutcome, BreakerState, ConnectResult, Effect, HandshakeResult, Limit, Refused, RequestOutcome,
+    Words,
 };
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
@@ -134,6 +135,11 @@ pub struct UpstreamMetrics {
     pub queue_depth: Gauge,
     /// Copies of requests that were sent to it.
     pub mirrored: SharedCounter,
+    /// Milliseconds since DNS last gave a definite answer, for the name for which that is longest ago; below 0: it is
+    /// not asked.
+    pub dns_age: Gauge,
+    /// Look-ups that failed, and files of endpoints that could not be taken.
+    pub discovery_failures: SharedCounter,
 }
 
 /// One worker's part of an upstream's metrics.
@@ -189,6 +195,7 @@ pub struct EndpointShard {
 pub struct ListenerMetrics {
     /// Connections from clients.
     pub connections: Gauge,
+    refused: [SharedCounter; Refused::ALL.len()],
     /// Where they speak TLS.
     handshakes: OnceLock<[SharedCounter; HandshakeResult::ALL.len()]>,
 }
@@ -338,6 +345,12 @@ impl UpstreamMetrics {
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
             mirrored: SharedCounter::default(),
+            dns_age: {
+                let gauge = Gauge::default();
+                gauge.set(-1);
+                gauge
+            },
+            discovery_failures: SharedCounter::default(),
         }
     }
 
@@ -427,6 +440,11 @@ impl UpstreamShard {
 }
 
 impl ListenerMetrics {
+    /// Connections that were closed before they could ask for anything.
+    pub fn refused(&self, reason: Refused) -> &SharedCounter {
+        &self.refused[reason as usize]
+    }
+
     /// Clients speak TLS here: the series of their handshakes exist from now on.
     pub fn expect_handshakes(&self) {
         self.handshakes.get_or_init(Default::default);

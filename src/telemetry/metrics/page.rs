@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
     AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, EndpointMetrics, HandshakeResult,
-    Limit, Metrics, RequestOutcome, RouteName, UpstreamMetrics, lock,
+    Limit, Metrics, Refused, RequestOutcome, RouteName, UpstreamMetrics, lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -44,7 +44,10 @@ families! {
     LIMIT_REACHED = Counter "outrigger_limit_reached_total" ["what"] "How often a bound was reached.";
     UPSTREAM_CONNECTIONS = Gauge "outrigger_upstream_connections" ["upstream", "endpoint", "state"] "Connections to an endpoint.";
     UPSTREAM_CONNECTS = Counter "outrigger_upstream_connects_total" ["upstream", "result"] "Attempts to connect to an endpoint, by what they came to.";
+    DNS_AGE = Gauge "outrigger_dns_age_seconds" ["upstream"] "Time since DNS last gave a definite answer, for the name of the upstream for which that is longest ago.";
+    DISCOVERY_FAILURES = Counter "outrigger_discovery_failures_total" ["upstream"] "Look-ups of names that failed, and files of endpoints that could not be taken.";
     CLIENT_CONNECTIONS = Gauge "outrigger_client_connections" ["listener"] "Connections from clients.";
+    CLIENT_CONNECTIONS_REFUSED = Counter "outrigger_client_connections_refused_total" ["listener", "reason"] "Connections from clients that were closed before they could ask for anything.";
     CLIENT_HANDSHAKES = Counter "outrigger_client_handshakes_total" ["listener", "result"] "TLS handshakes of clients, by what they came to.";
     CERTIFICATE_EXPIRY = Gauge "outrigger_certificate_expiry_timestamp_seconds" ["name"] "Until when a certificate that is shown to peers is valid, in seconds since 1970, by its file.";
     CERTIFICATE_RELOADS = Counter "outrigger_certificate_reloads_total" ["result"] "Readings of certificates whose files had changed.";
@@ -142,6 +145,13 @@ impl Metrics {
         }
         page.push(connections);
         page.push(handshakes);
+        let mut refused = CLIENT_CONNECTIONS_REFUSED.series();
+        for (name, listener) in &listeners {
+            for reason in Refused::ALL {
+                refused.value(&[name, reason.label()], listener.refused(reason).get() as f64);
+            }
+        }
+        page.push(refused);
 
         self.push_process_wide(&mut page);
         push_process(&mut page);
@@ -230,6 +240,15 @@ impl Metrics {
         }));
         page.push(each(&QUEUE_WAIT, &|series, name, upstream| {
             series.distribution(&[name], &upstream.merged(&DURATIONS, |shard| &shard.queue_wait));
+        }));
+        page.push(each(&DNS_AGE, &|series, name, upstream| {
+            let millis = upstream.dns_age.get();
+            if millis >= 0 {
+                series.value(&[name], millis as f64 / 1000.0);
+            }
+        }));
+        page.push(each(&DISCOVERY_FAILURES, &|series, name, upstream| {
+            series.value(&[name], upstream.discovery_failures.get() as f64);
         }));
         page.push(each(&UPSTREAM_CONNECTS, &|series, name, upstream| {
             for result in ConnectResult::ALL {
