@@ -963,7 +963,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 19);
+    assert_eq!(seen.len(), 21);
 }
 
 proptest! {

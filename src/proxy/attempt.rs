@@ -15,10 +15,11 @@ use super::body::Progress;
 use super::chain::carry_out;
 use super::client::Client;
 use super::context::Routed;
+use super::grpc::{self, Call};
 use super::open::{CONNECT_TIMEOUT, Open, Opening};
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
+use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN};
 use super::send::{self, Clock, Sending};
 use super::upward::Up;
 use super::wire::Unanswered;
@@ -203,11 +204,14 @@ impl Admitted {
         chain.upstream.metrics.shard(worker.index).attempt_duration.observe(latency);
         request.record.answered = Some(now);
         match result {
-            Ok(arrived) => {
+            Ok(mut arrived) => {
+                let status = if request.context.grpc { arrived.grpc_status() } else { None };
                 let head = &arrived.head;
-                let verdict = match head.fields.get(Name::GrpcStatus).filter(|_| request.context.grpc) {
-                    Some(status) => chain.classifier.grpc(grpc_status(status).unwrap_or(2)),
-                    None => chain.classifier.status(head.status),
+                let (verdict, counted_as) = match status {
+                    Some(code) => {
+                        (chain.classifier.grpc(code), grpc::attempt_outcome(code, &chain.classifier))
+                    }
+                    None => (chain.classifier.status(head.status), AttemptOutcome::of_status(head.status)),
                 };
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
@@ -215,15 +219,18 @@ impl Admitted {
                 let endpoint = admitted.in_flight.endpoint();
                 chain.upstream.observe(endpoint, now, Observed::Head { verdict, latency });
                 let outcome = admitted.outcome(verdict, latency);
-                let counted_as = Some(AttemptOutcome::of_status(head.status));
+                let deadline = request.context.deadline;
+                let call = request.context.grpc.then(|| Call::new(head, status, deadline));
                 let Self { permit, slot, in_flight, clock, .. } = admitted;
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
+                let counted_as = Some(counted_as);
                 let hold = Hold { permit, slot, in_flight, outcome, counted_as, is_observed: false };
                 let mode = clock.mode;
-                let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
+                let mut answer =
+                    Box::new(FromUpstream::new(worker, routed, (arrived, call), hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
                 if matches!(waited, Ok(true)) {
                     request.record.answered = Some(Instant::now());

@@ -344,7 +344,7 @@ impl One<'_> {
             relayed
         })
         .await;
-        request.record.is_stream = answer.is_stream();
+        answer.tell(&mut request.record);
         match relayed {
             Ok(()) => Ok(relay.waited.then(Instant::now)),
             Err(reason) => {

@@ -386,7 +386,7 @@ impl Relay {
     /// The answer has ended, well or not.
     fn end(&mut self, reason: Option<Reason>) {
         if let Some(Source::Upstream(answer)) = &self.answer {
-            self.request.record.is_stream = answer.is_stream();
+            answer.tell(&mut self.request.record);
         }
         self.answer = None;
         if reason.is_some() {

@@ -15,7 +15,9 @@ use bytes::Bytes;
 use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
+use super::grpc::{self, Call};
 use super::queue::Slot;
+use super::record::Record;
 use super::shared::Reservation;
 use super::wire::Wire;
 use super::words;
@@ -67,6 +69,27 @@ pub struct Arrived {
     pub upload: Option<Progress>,
 }
 
+impl Arrived {
+    /// The status of the call of gRPC that it answers, if it has come: in the head, or in trailers right behind it.
+    pub fn grpc_status(&mut self) -> Option<u8> {
+        if let Some(status) = self.head.fields.get(Name::GrpcStatus) {
+            return Some(status_or_unknown(status));
+        }
+        let nobody = &mut Context::from_waker(Waker::noop());
+        match self.wire.poll_data(nobody) {
+            Poll::Ready(Ok(0)) => self.wire.trailers()?.get(Name::GrpcStatus).map(status_or_unknown),
+            _ => None,
+        }
+    }
+}
+
+/// The gRPC status of what says nothing better.
+const UNKNOWN: u8 = 2;
+
+fn status_or_unknown(value: &[u8]) -> u8 {
+    grpc::status(value).unwrap_or(UNKNOWN)
+}
+
 /// An answer that comes from an upstream.
 pub struct FromUpstream {
     /// Its head.
@@ -89,6 +112,10 @@ pub struct FromUpstream {
     mode: Mode,
     /// Its head goes to the client: nothing can take its place any more.
     is_final: bool,
+    /// What is known of the call of gRPC that it answers.
+    call: Option<Call>,
+    /// Why the message was ended before its end, where its end could still say so.
+    ended_for: Option<Reason>,
     /// gRPC and event streams wait `stream_idle` from the start.
     is_quiet: bool,
     is_stream: bool,
@@ -122,11 +149,12 @@ impl Hold {
 }
 
 impl FromUpstream {
-    /// The answer that has arrived at `now`. `mode`: whether timeouts cut its body.
+    /// The answer that has arrived at `now`, to a call of gRPC or another request. `mode`: whether timeouts cut its
+    /// body.
     pub fn new(
         worker: &Rc<Worker>,
         routed: &Routed,
-        arrived: Arrived,
+        (arrived, call): (Arrived, Option<Call>),
         hold: Hold,
         mode: Mode,
         now: Instant,
@@ -146,6 +174,8 @@ impl FromUpstream {
             has_waited: false,
             mode,
             is_final: false,
+            call,
+            ended_for: None,
             is_quiet: false,
             is_stream: false,
             buffered: None,
@@ -156,10 +186,10 @@ impl FromUpstream {
     ///
     /// # Errors
     /// [`Reason::ConcurrencyLimited`] where `connections.max_streams` is reached.
-    pub fn begin(&mut self, grpc: bool, now: Instant) -> Result<(), Error> {
+    pub fn begin(&mut self, now: Instant) -> Result<(), Error> {
         let switches = self.switches();
         let is_events = self.head.fields.get(Name::ContentType).is_some_and(is_event_stream);
-        self.is_quiet = grpc || is_events;
+        self.is_quiet = self.call.is_some() || is_events;
         self.is_final = true;
         let is_stream = switches || is_events && self.head.framing != Framing::None;
         if is_stream && !self.become_stream(now) {
@@ -167,7 +197,30 @@ impl FromUpstream {
             shard.rejected(Reason::ConcurrencyLimited, Effect::Enforced).inc();
             return Err(Error::new(Reason::ConcurrencyLimited, "connections.max_streams is reached"));
         }
+        if self.call.is_some() && self.upload.is_some() && !self.is_bodiless() {
+            // No room for it: it keeps its slot.
+            self.become_stream(now);
+        }
         Ok(())
+    }
+
+    /// The status of the call of gRPC that it answers, once that is known.
+    pub fn grpc_status(&self) -> Option<u8> {
+        self.call.as_ref()?.status
+    }
+
+    /// A field of the head, or of the trailers where they have come.
+    pub fn says(&self, name: Name) -> Option<&[u8]> {
+        let trailers = || self.wire.as_ref()?.trailers()?.get(name);
+        self.head.fields.get(name).or_else(trailers)
+    }
+
+    /// Tells what has become of the answer so far.
+    pub fn tell(&self, record: &mut Record) {
+        record.is_stream = self.is_stream;
+        let classifier = &self.routed.target().chain.classifier;
+        record.grpc = self.grpc_status().map(|code| grpc::request_outcome(code, classifier));
+        record.reason = record.reason.or(self.ended_for);
     }
 
     /// Whether the connection goes on in another protocol.
@@ -247,7 +300,7 @@ impl FromUpstream {
             let before = (progress.taken(), wire.unwritten());
             match body.poll_send(cx, &self.worker.shared, progress, wire) {
                 Poll::Ready(Ok(())) => self.upload = None,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(self.cut(error)),
                 Poll::Pending if before != (progress.taken(), wire.unwritten()) => {
                     self.waiting = false;
                 }
@@ -262,11 +315,14 @@ impl FromUpstream {
                 Poll::Ready(Ok(0))
             }
             Poll::Ready(Ok(size)) => Poll::Ready(Ok(size)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(self.broken(error))),
-            Poll::Pending => match self.poll_patience(cx, still, true) {
-                Poll::Ready(error) => Poll::Ready(Err(self.broken(error))),
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Ready(Err(error)) => Poll::Ready(self.cut(error)),
+            Poll::Pending => {
+                let may_be_quiet = self.upload.is_none() || !wire.is_blocked();
+                match self.poll_patience(cx, still, may_be_quiet) {
+                    Poll::Ready(error) => Poll::Ready(self.cut(error)),
+                    Poll::Pending => Poll::Pending,
+                }
+            }
         }
     }
 
@@ -277,6 +333,7 @@ impl FromUpstream {
 
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
+        self.follow(size);
         if let Some(wire) = &mut self.wire {
             wire.consume(size);
         }
@@ -285,9 +342,21 @@ impl FromUpstream {
 
     /// Takes `size` bytes of the piece, to be passed on; what came by HTTP/2 is not copied.
     pub fn take(&mut self, size: usize) -> Bytes {
+        self.follow(size);
         let piece = self.wire.as_mut().map_or_else(Bytes::new, |wire| wire.take(size));
         self.moved();
         piece
+    }
+
+    /// A call whose second message begins is a stream.
+    fn follow(&mut self, size: usize) {
+        if let (Some(call), Some(wire)) = (&mut self.call, &self.wire)
+            && !self.is_stream
+            && call.messages.follow(&wire.data()[..size])
+        {
+            // No room for it: it keeps its slot, until `stream_after`.
+            self.become_stream(Instant::now());
+        }
     }
 
     fn moved(&mut self) {
@@ -338,7 +407,8 @@ impl FromUpstream {
             let patience = if quiet && may_be_quiet { stream_idle } else { idle };
             let gives_up = (self.mode != Mode::Off).then(|| self.moved_at + patience);
             let turns = (!self.is_stream).then(|| self.head_at + stream_after);
-            match gives_up.into_iter().chain(turns).min() {
+            let deadline = self.call.as_ref().and_then(|call| call.deadline);
+            match gives_up.into_iter().chain(turns).chain(deadline).min() {
                 Some(next) => self.timer.arm(next),
                 None => self.timer.disarm(),
             }
@@ -349,6 +419,9 @@ impl FromUpstream {
             if turns.is_some_and(|turns| turns <= now) && !self.become_stream(now) {
                 // No room for a stream: it keeps its slot, and asks again when as much time has passed.
                 self.head_at = now;
+            }
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Poll::Ready(Reason::DeadlineExceeded.into());
             }
             if gives_up.is_some_and(|gives_up| gives_up <= now) {
                 if self.mode == Mode::Enforce {
@@ -382,9 +455,7 @@ impl FromUpstream {
         let now = if self.has_waited { Instant::now() } else { self.moved_at };
         let Some(wire) = self.wire.take() else { return };
         self.trailers = wire.trailers().cloned();
-        let grpc = self.trailers().and_then(|trailers| grpc_status(trailers.get(Name::GrpcStatus)?));
-        let classifier = &self.routed.target().chain.classifier;
-        let verdict = grpc.map_or(self.hold.outcome.verdict, |code| classifier.grpc(code));
+        let verdict = self.call_ended().unwrap_or(self.hold.outcome.verdict);
         self.hold.settle(&self.worker, &self.routed, now, verdict);
         let sent_all = self.upload.is_none() && body.is_read() && !self.switches();
         if sent_all
@@ -398,6 +469,39 @@ impl FromUpstream {
             let settings = &self.routed.target().chain.upstream.settings.connections;
             self.worker.pool.give_back(connection, settings, now);
         }
+    }
+
+    /// What the end of a call says, where it is one whose status was still to come. One that should have and has none
+    /// gets one.
+    fn call_ended(&mut self) -> Option<Verdict> {
+        let call = self.call.as_mut().filter(|call| call.owes_status)?;
+        let classifier = &self.routed.target().chain.classifier;
+        let said = self.trailers.as_ref().and_then(|trailers| trailers.get(Name::GrpcStatus));
+        let (verdict, counted_as) = match said.map(status_or_unknown) {
+            Some(code) => {
+                call.status = Some(code);
+                (classifier.grpc(code), grpc::attempt_outcome(code, classifier))
+            }
+            None => {
+                let error = Error::new(Reason::ProtocolError, "the answer ended without a grpc-status");
+                self.ended_for = Some(error.reason);
+                self.trailers = Some(grpc::trailers(&error));
+                (Verdict::Failure, AttemptOutcome::Reason(error.reason))
+            }
+        };
+        self.hold.counted_as = self.hold.counted_as.map(|_| counted_as);
+        Some(verdict)
+    }
+
+    /// The answer will not be complete. A call of gRPC is told so by its end; of others the message is cut.
+    fn cut(&mut self, error: Error) -> Result<usize, Error> {
+        let error = self.broken(error);
+        if !self.is_final || !self.call.as_ref().is_some_and(|call| call.owes_status) {
+            return Err(error);
+        }
+        self.ended_for = Some(error.reason);
+        self.trailers = Some(grpc::trailers(&error));
+        Ok(0)
     }
 
     /// The answer will not be complete.
@@ -456,9 +560,4 @@ pub const WHOLE_WITHIN: Duration = Duration::from_millis(100);
 fn is_event_stream(content_type: &[u8]) -> bool {
     const EVENTS: &[u8] = b"text/event-stream";
     content_type.get(..EVENTS.len()).is_some_and(|start| start.eq_ignore_ascii_case(EVENTS))
-}
-
-/// The code in a `grpc-status`.
-pub fn grpc_status(value: &[u8]) -> Option<u8> {
-    std::str::from_utf8(value).ok()?.trim().parse().ok()
 }

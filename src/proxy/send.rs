@@ -42,6 +42,8 @@ pub struct Clock {
     pub caller: Option<Instant>,
     /// How long a body may stand still.
     pub idle: Option<Duration>,
+    /// How long a call of gRPC may say nothing where nothing else bounds it.
+    pub quiet: Option<Duration>,
     /// When the request had gone up, once it has.
     pub sent: Option<Instant>,
 }
@@ -136,7 +138,8 @@ impl Sending<'_> {
                                 if self.waits_for_word(request, progress) {
                                     clock.arm(self.timer, started);
                                 } else {
-                                    arm(self.timer, [clock.idle.map(|idle| moved.1 + idle), clock.caller]);
+                                    let idle = clock.patience(wire.is_blocked());
+                                    arm(self.timer, [idle.map(|idle| moved.1 + idle), clock.caller]);
                                 }
                             }
                         }
@@ -200,7 +203,14 @@ impl Sending<'_> {
 impl Clock {
     /// Arms `timer` for an attempt whose body has gone up at `now`.
     fn arm(&self, timer: &Timer, now: Instant) {
-        arm(timer, [self.attempt.map(|attempt| now + attempt), self.request, self.caller]);
+        let quiet = self.quiet.filter(|_| self.request.is_none());
+        let attempt = self.attempt.or(quiet);
+        arm(timer, [attempt.map(|attempt| now + attempt), self.request, self.caller]);
+    }
+
+    /// How long a body may stand still, because its upstream takes no more or because its client sends no more.
+    fn patience(&self, upstream_is_full: bool) -> Option<Duration> {
+        if upstream_is_full { self.idle } else { self.quiet.or(self.idle) }
     }
 }
 
@@ -221,6 +231,7 @@ fn elapsed(clock: &Clock, sent: bool, wire: &Wire) -> Error {
             Error::new(stalled, "the request's body made no progress for timeout.idle")
         }
         Some(reason) => reason.into(),
+        None if clock.attempt.is_none() && clock.quiet.is_some() => Reason::UpstreamStalled.into(),
         None => Reason::AttemptTimeout.into(),
     }
 }

@@ -15,6 +15,7 @@ mod connections;
 mod discovery;
 mod drain;
 mod everything_at_once;
+mod grpc;
 mod http2;
 mod http2_upstream;
 mod life;
