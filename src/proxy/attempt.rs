@@ -17,7 +17,7 @@ use super::client::Client;
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
+use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status, retry_after};
 use super::send::{self, Clock, Sending, Unanswered};
 use super::worker::Worker;
 use crate::http1::field::Name;
@@ -102,7 +102,7 @@ pub async fn admit(
     let chain = &*routed.target().chain;
     let settings = &chain.upstream.settings;
     let shard = chain.upstream.metrics.shard(worker.index);
-    let now = turn.now; // one reading for all admissions
+    let mut now = turn.now; // one reading for all admissions
     let is_retry = turn.number > 1;
 
     let mode = settings.breaker.mode.of(settings.breaker.rollout, request.context.hash);
@@ -133,6 +133,7 @@ pub async fn admit(
                     .gate
                     .enter(now, deadline, p50, timer, |waited| {
                         *queue += waited;
+                        now += waited;
                         shard.queue_wait.observe(waited);
                     })
                     .await
@@ -143,7 +144,8 @@ pub async fn admit(
         }
     };
 
-    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), now };
+    let key = settings.balance.key().and_then(|key| request.hash_of(key));
+    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), key, now };
     let endpoints = chain.upstream.endpoints();
     let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {
@@ -158,7 +160,7 @@ pub async fn admit(
     Ok(Admitted {
         permit,
         slot,
-        in_flight: endpoint.enter(),
+        in_flight: endpoint.enter(now),
         usable: endpoints.usable.len() as u32,
         clock: turn.clock,
         number: turn.number,
@@ -212,14 +214,20 @@ impl Admitted {
                 }
                 let endpoint = admitted.in_flight.endpoint();
                 chain.upstream.observe(endpoint, now, Observed::Head { verdict, latency });
+                let retry_after = match verdict {
+                    Verdict::Failure => retry_after(&head.fields).unwrap_or_default(),
+                    _ => Duration::ZERO,
+                };
                 let outcome = admitted.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
-                let Self { permit, slot, in_flight, clock, .. } = admitted;
+                let Self { permit, slot, mut in_flight, clock, .. } = admitted;
+                in_flight.answered(now);
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let hold = Hold { permit, slot, in_flight, outcome, counted_as, is_observed: false };
+                let hold =
+                    Hold { permit, slot, in_flight, outcome, counted_as, retry_after, is_observed: false };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
@@ -252,7 +260,8 @@ impl Admitted {
         let evidence = timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
-        let observed = Observed::End { verdict, latency, connect: is_connect };
+        let retry_after = Duration::ZERO;
+        let observed = Observed::End { verdict, latency, connect: is_connect, retry_after };
         chain.upstream.observe(self.in_flight.endpoint(), now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);

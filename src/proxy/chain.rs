@@ -14,6 +14,7 @@ use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
+use crate::upstream::standing::nanos;
 use crate::upstream::{Settings, Upstream};
 
 use super::queue::Gate;
@@ -98,11 +99,16 @@ impl Chain {
     pub fn view(&self, now: Instant) -> serde_json::Value {
         let (in_flight, limit, waiting) = self.gate.counts();
         let endpoints = self.upstream.endpoints();
+        let (at, window) = (nanos(now), self.upstream.settings.balance.slow_start_nanos());
         let usable = endpoints.usable.iter().map(|choice| {
+            let (load, since) = (&choice.endpoint.load, choice.endpoint.standing.in_service_since());
             serde_json::json!({
                 "address": choice.endpoint.address.to_string(),
                 "endpoint": &*choice.endpoint.label,
                 "weight": choice.weight,
+                "priority": choice.priority,
+                "ewma_ms": load.latency(at, since).map(|seconds| f64::from(seconds) * 1000.0),
+                "slow_start": load.ramp(at, since, window),
                 "in_flight": choice.endpoint.in_flight(),
                 "health": "usable",
             })

@@ -7,13 +7,14 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::load::Load;
 use super::standing::{Standing, nanos};
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::units::within;
@@ -73,8 +74,8 @@ pub struct Endpoint {
     pub metrics: Arc<EndpointMetrics>,
     /// Whether it may take requests.
     pub standing: Standing,
-    /// Attempts without an outcome.
-    in_flight: AtomicU32,
+    /// How loaded it looks, and what is in flight there.
+    pub load: Load,
     /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
 }
@@ -86,6 +87,7 @@ const MAX_UNIX_PATH: usize = 107;
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
     is_counted: bool,
+    has_head: bool,
 }
 
 impl Endpoint {
@@ -102,7 +104,7 @@ impl Endpoint {
             is_gone: AtomicBool::new(false),
             metrics,
             standing: Standing::new(Instant::now()),
-            in_flight: AtomicU32::new(0),
+            load: Load::default(),
             failed_at: AtomicU64::new(0),
         }
     }
@@ -130,15 +132,15 @@ impl Endpoint {
         self.is_gone.store(is_gone, Relaxed);
     }
 
-    /// Counts an attempt in flight.
-    pub fn enter(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Relaxed);
-        InFlight { endpoint: Arc::clone(self), is_counted: true }
+    /// Counts an attempt in flight from `now` on.
+    pub fn enter(self: &Arc<Self>, now: Instant) -> InFlight {
+        self.load.enter(nanos(now));
+        InFlight { endpoint: Arc::clone(self), is_counted: true, has_head: false }
     }
 
     /// Attempts in flight.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        self.load.in_flight()
     }
 
     /// An attempt there failed at `now`.
@@ -158,10 +160,17 @@ impl InFlight {
         &self.endpoint
     }
 
+    /// The head of its answer came at `now`.
+    pub fn answered(&mut self, now: Instant) {
+        if self.is_counted && !std::mem::replace(&mut self.has_head, true) {
+            self.endpoint.load.answered(nanos(now));
+        }
+    }
+
     /// The attempt is over, though its answer is kept.
     pub fn release(&mut self) {
         if std::mem::take(&mut self.is_counted) {
-            self.endpoint.in_flight.fetch_sub(1, Relaxed);
+            self.endpoint.load.leave(self.has_head);
         }
     }
 }

@@ -6,8 +6,12 @@ pub mod balance;
 pub mod counts;
 pub mod discovery;
 pub mod endpoint;
+pub mod key;
+pub mod load;
+pub mod maglev;
 pub mod pool;
 pub mod resolve;
+pub mod share;
 pub mod standing;
 
 use std::sync::Arc;
@@ -17,11 +21,13 @@ use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use self::balance::Weighted;
+use self::balance::{Tables, Want, Weighted};
 use self::counts::Counts;
 use self::discovery::Found;
 use self::endpoint::{Address, Endpoint, Socket};
+use self::standing::nanos;
 use crate::policy::failure::Verdict;
+use crate::policy::mode::Mode;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 
@@ -75,6 +81,8 @@ pub struct Endpoints {
     pub usable: Vec<Weighted>,
     /// Names without an address, and why; empty as to why until they have been looked up.
     pub unresolved: Vec<(Address, String)>,
+    /// The tables by which one is picked.
+    pub balance: Tables,
 }
 
 /// What a request asks for when it needs an endpoint.
@@ -83,6 +91,8 @@ pub struct Ask<'a> {
     pub tried: &'a [u64],
     /// A random number.
     pub draw: u64,
+    /// The hash of its key, where `balance.kind` is `hash` and it has one.
+    pub key: Option<u64>,
     /// Now.
     pub now: Instant,
 }
@@ -105,21 +115,31 @@ pub enum Observed {
         latency: Duration,
         /// Whether no connection could be made.
         connect: bool,
+        /// How long the answer, a failure, asked to be left alone.
+        retry_after: Duration,
     },
 }
 
 impl Upstream {
     /// The endpoint for the next attempt; none where the list is empty.
     pub fn choose(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
-        balance::pick(&self.endpoints().usable, ask.tried, ask.draw).map(Arc::clone)
+        let want = Want { tried: ask.tried, draw: ask.draw, key: ask.key, now: nanos(ask.now) };
+        self.endpoints().balance.pick(&want).map(Arc::clone)
     }
 
     /// Learns from an attempt at `endpoint`. Each tells of its end once; of its head only if one came.
     pub fn observe(&self, endpoint: &Endpoint, now: Instant, observed: Observed) {
-        if let Observed::End { verdict, connect, .. } = observed
-            && (verdict == Verdict::Failure || connect)
-        {
-            endpoint.failed(now);
+        let (load, at) = (&endpoint.load, nanos(now));
+        match observed {
+            Observed::Head { verdict: Verdict::Success, latency } => load.sample(at, latency),
+            Observed::End { verdict, latency, connect, retry_after }
+                if verdict == Verdict::Failure || connect =>
+            {
+                endpoint.failed(now);
+                load.failed(at, latency, retry_after);
+            }
+            Observed::End { verdict: Verdict::Success, .. } => load.succeeded(at),
+            Observed::Head { .. } | Observed::End { .. } => {}
         }
     }
 
@@ -160,7 +180,9 @@ impl Upstream {
 
     /// Puts another list in the place of `known`, an earlier one of this upstream or of the one before a reload.
     fn replace(&self, known: &Endpoints, found: Vec<Found>, unresolved: Vec<(Address, String)>) {
-        let mut endpoints = Endpoints { usable: Vec::with_capacity(found.len()), unresolved };
+        let mut usable: Vec<Weighted> = Vec::with_capacity(found.len());
+        // Where nobody has answered yet nobody is a newcomer.
+        let is_start = !known.usable.iter().any(|choice| choice.endpoint.load.is_known());
         for found in found {
             let same = |endpoint: &&Arc<Endpoint>| {
                 endpoint.socket == found.socket && endpoint.address == found.address
@@ -168,18 +190,31 @@ impl Upstream {
             let same = known.usable.iter().map(|choice| &choice.endpoint).find(same);
             let endpoint = same.map(Arc::clone).unwrap_or_else(|| {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
-                Arc::new(Endpoint::new(found.address, found.socket, metrics))
+                let endpoint = Arc::new(Endpoint::new(found.address, found.socket, metrics));
+                if is_start {
+                    endpoint.load.start_warm(endpoint.standing.in_service_since());
+                }
+                endpoint
             });
             endpoint.set_others(found.others);
             endpoint.set_gone(false);
-            endpoints.usable.push(Weighted { endpoint, weight: found.weight });
+            usable.push(Weighted { endpoint, weight: found.weight, priority: found.priority });
         }
         for Weighted { endpoint, .. } in &known.usable {
-            if !endpoints.usable.iter().any(|choice| Arc::ptr_eq(&choice.endpoint, endpoint)) {
+            if !usable.iter().any(|choice| Arc::ptr_eq(&choice.endpoint, endpoint)) {
                 endpoint.set_gone(true);
             }
         }
-        self.endpoints.store(Arc::new(endpoints));
+        let balance = Tables::new(&self.settings.balance, &usable, self.capacity());
+        self.endpoints.store(Arc::new(Endpoints { usable, unresolved, balance }));
+    }
+
+    /// The most attempts that may be in flight.
+    fn capacity(&self) -> u32 {
+        let concurrency = &self.settings.concurrency;
+        let concurrency::Limit::Fixed { max } = concurrency.limit;
+        let connections = self.settings.connections.max;
+        if concurrency.mode == Mode::Enforce { max.min(connections) } else { connections }
     }
 }
 
