@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 
 use super::context::Peer;
 use super::listener::Protocol;
 use super::worker::Worker;
 use super::{http1, http2};
 use crate::http1::connection::Connection;
-use crate::telemetry::metrics::{Limit, ListenerMetrics};
+use crate::telemetry::metrics::{Limit, ListenerMetrics, Refused};
 use crate::timer::Timer;
+use crate::transport::proxy_protocol::{self, Ends, Parsed, Refusal, Said};
+use crate::transport::{Transport, UNIX_PEER};
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -25,7 +27,7 @@ struct Counted(Arc<ListenerMetrics>);
 
 /// Serves a client's connection to its end. The listener is looked up by its name for every request, so a reload
 /// counts from the next request on; where it is gone, the connection ends with the request at hand.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) {
+pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, listener: Arc<str>) {
     let snapshot = worker.snapshot();
     let Some(index) = snapshot.listener(&listener) else { return };
     let settings = &snapshot.listener_at(index).settings;
@@ -33,10 +35,25 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
     let idle_timeout = *settings.limits.idle_timeout;
     let header_timeout = *settings.limits.header_timeout;
     let metrics = Arc::clone(&snapshot.listener_at(index).metrics);
-    let _counted = Counted::begin(metrics);
+    let _counted = Counted::begin(Arc::clone(&metrics));
     // Without its own address the connection is gone already.
     let Ok(local) = stream.local_addr() else { return };
-    let peer = Peer { peer, local, listener };
+    let mut ends = Ends { client: peer, local };
+    if settings.proxy_protocol {
+        let until = Instant::now() + header_timeout;
+        let introduced = worker.timer().within(until, introduction(&mut stream, ends)).await;
+        match introduced.unwrap_or(Err(Some(Refused::ProxyProtocolTimeout))) {
+            Ok(introduced) => ends = introduced,
+            Err(refused) => {
+                if let Some(refused) = refused {
+                    metrics.refused(refused).inc();
+                    tracing::debug!(%listener, client = %peer, reason = refused.label(), "connection closed");
+                }
+                return;
+            }
+        }
+    }
+    let peer = Peer { peer: ends.client, local: ends.local, listener };
     let mut connection = Connection::new(stream, Rc::clone(&worker.buffers));
     let is_http2 = match protocol {
         Protocol::Http1 => false,
@@ -58,6 +75,31 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
         Box::pin(http2::serve(worker, connection, peer)).await;
     } else {
         http1::serve(&worker, connection, &peer, snapshot).await;
+    }
+}
+
+/// Whose connection it is, as its PROXY header says; `ends` are its own. Reads the header and nothing behind it.
+///
+/// # Errors
+/// Why it is to be closed; nothing where its client has left without a word (who watches whether a port is open).
+async fn introduction(stream: &mut Transport, ends: Ends) -> Result<Ends, Option<Refused>> {
+    let mut header = Vec::new();
+    loop {
+        let more = match proxy_protocol::parse(&header) {
+            Ok(Parsed::Partial { more }) => more,
+            Ok(Parsed::Header { said: Said::Nothing, .. }) => return Ok(ends),
+            Ok(Parsed::Header { said: Said::Ends(said), .. }) => return Ok(said),
+            Ok(Parsed::Header { said: Said::Unix, .. }) => {
+                return Ok(Ends { client: UNIX_PEER, local: UNIX_PEER });
+            }
+            Err(Refusal::Missing) => return Err(Some(Refused::ProxyProtocolMissing)),
+            Err(Refusal::Malformed) => return Err(Some(Refused::ProxyProtocolMalformed)),
+        };
+        match stream.take(more as u64).read_buf(&mut header).await {
+            Ok(1..) => {}
+            _ if header.is_empty() => return Err(None),
+            _ => return Err(Some(Refused::ProxyProtocolMalformed)),
+        }
     }
 }
 

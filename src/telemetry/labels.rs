@@ -208,6 +208,32 @@ impl ConnectResult {
     }
 }
 
+/// Why a client's connection was closed before it could ask for anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It does not begin with a header of the PROXY protocol.
+    ProxyProtocolMissing,
+    /// The header breaks the protocol's rules.
+    ProxyProtocolMalformed,
+    /// The header was not complete within `limits.header_timeout`.
+    ProxyProtocolTimeout,
+}
+
+impl Refused {
+    /// All of them.
+    pub const ALL: [Self; 3] =
+        [Self::ProxyProtocolMissing, Self::ProxyProtocolMalformed, Self::ProxyProtocolTimeout];
+
+    /// The word in the metric's `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ProxyProtocolMissing => "proxy_protocol_missing",
+            Self::ProxyProtocolMalformed => "proxy_protocol_malformed",
+            Self::ProxyProtocolTimeout => "proxy_protocol_timeout",
+        }
+    }
+}
+
 /// A bound that was reached, or a thing ignored because it was beyond one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -245,17 +271,19 @@ pub enum Limit {
     MirrorBody,
     /// A request that was not mirrored, since too many are already.
     Mirrors,
+    /// More endpoints than an upstream may have: some are left out.
+    Endpoints,
 }
 
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 17] = {
+    pub const ALL: [Self; 18] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
-            AdminConnections, OpenFiles, MirrorBody, Mirrors,
+            AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints,
         ]
     };
 
@@ -279,6 +307,7 @@ impl Limit {
             Self::OpenFiles => "open_files",
             Self::MirrorBody => "mirror_body",
             Self::Mirrors => "mirrors",
+            Self::Endpoints => "endpoints",
         }
     }
 }
@@ -343,6 +372,7 @@ mod tests {
         assert!(RequestOutcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
         assert!(BreakerState::ALL.iter().enumerate().all(|(index, state)| *state as usize == index));
         assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
+        assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));
         assert!(AttemptOutcome::all().enumerate().all(|(index, outcome)| outcome.index() == index));

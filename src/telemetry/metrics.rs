@@ -22,7 +22,9 @@ use std::time::{Duration, Instant, SystemTime};
 use super::cells::{
     Counter, DURATIONS, Distribution, Gauge, Histogram, Layout, LocalGauge, OVERHEAD, SharedCounter,
 };
-pub use super::labels::{AttemptOutcome, BreakerState, ConnectResult, Effect, Limit, RequestOutcome, Words};
+pub use super::labels::{
+    AttemptOutcome, BreakerState, ConnectResult, Effect, Limit, Refused, RequestOutcome, Words,
+};
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
 
@@ -122,6 +124,11 @@ pub struct UpstreamMetrics {
     pub queue_depth: Gauge,
     /// Copies of requests that were sent to it.
     pub mirrored: SharedCounter,
+    /// Milliseconds since DNS last gave a definite answer, for the name for which that is longest ago; below 0: it is
+    /// not asked.
+    pub dns_age: Gauge,
+    /// Look-ups that failed, and files of endpoints that could not be taken.
+    pub discovery_failures: SharedCounter,
 }
 
 /// One worker's part of an upstream's metrics.
@@ -177,6 +184,7 @@ pub struct EndpointShard {
 pub struct ListenerMetrics {
     /// Connections from clients.
     pub connections: Gauge,
+    refused: [SharedCounter; Refused::ALL.len()],
 }
 
 impl Metrics {
@@ -311,6 +319,12 @@ impl UpstreamMetrics {
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
             mirrored: SharedCounter::default(),
+            dns_age: {
+                let gauge = Gauge::default();
+                gauge.set(-1);
+                gauge
+            },
+            discovery_failures: SharedCounter::default(),
         }
     }
 
@@ -396,6 +410,13 @@ impl UpstreamShard {
     #[inline]
     pub fn connects(&self, result: ConnectResult) -> &Counter {
         &self.connects[result as usize]
+    }
+}
+
+impl ListenerMetrics {
+    /// Connections that were closed before they could ask for anything.
+    pub fn refused(&self, reason: Refused) -> &SharedCounter {
+        &self.refused[reason as usize]
     }
 }
 

@@ -17,9 +17,9 @@
 //! weight. Latency and failures are what `load` has learnt, silence included. Not (in flight + 1) / weight, as it is
 //! usually written: an idle upstream would never ask a light endpoint, since 1 / weight alone decides. Draws by
 //! weight and ties to the first drawn give exact shares to an idle one.
-//! - Latencies within a factor of two count as equal, and in flight decides. A peak-EWMA is an extreme value, so
-//!   equal endpoints differ in it by a half all the time; without the band the one that looks best takes most of the
-//!   requests until its own peak comes.
+//! - Latencies within a factor of two, or within a millisecond, count as equal, and in flight decides. A peak-EWMA is
+//!   an extreme value, so equal endpoints differ in it by a half all the time; without the band the one that looks
+//!   best takes most of the requests until its own peak comes.
 //! - Failures count beyond those of the other endpoint by more than half a second, that is 10 % of attempts at 5 s
 //!   each. So one failure among thousands moves nothing, and where everybody fails alike nobody is avoided; an
 //!   endpoint that fails alone crosses the line with its fourth failure and then gets about one request a second, by
@@ -150,8 +150,9 @@ const BOUND: f64 = 1.25;
 const REDRAWS: usize = 8;
 /// How many more are drawn where the better of two is a bad one.
 const MORE: usize = 4;
-/// Latencies within this factor are equal.
+/// Latencies within this factor are equal, and so are those within so many seconds.
 const BAND: f32 = 2.0;
+const BAND_SECONDS: f32 = 1e-3;
 /// An endpoint is a bad one where its latency is this often the best.
 const BAD: f32 = 8.0;
 /// Seconds that failures may cost more than the other's.
@@ -550,8 +551,8 @@ impl Tier {
             let worse = (other.is_taken, other.busy) < (one.is_taken, one.busy);
             return if worse { other } else { one };
         }
-        let is_equal = one.latency <= other.latency * BAND && other.latency <= one.latency * BAND;
-        let higher = one.latency.max(other.latency);
+        let (lower, higher) = (one.latency.min(other.latency), one.latency.max(other.latency));
+        let is_equal = higher <= (lower * BAND).max(lower + BAND_SECONDS);
         let cost = |state: State, than: State| {
             let latency = if is_equal { higher } else { state.latency };
             let failures = (state.failures - than.failures - TOLERATED_SECONDS).max(0.0);
@@ -564,7 +565,7 @@ impl Tier {
     fn is_bad(&self, state: State) -> bool {
         state.is_taken
             || state.failures > load(&self.seen.soundest) + TOLERATED_SECONDS
-            || state.latency > load(&self.seen.fastest) * BAD
+            || state.latency > load(&self.seen.fastest) * BAD + BAND_SECONDS
     }
 
     /// Whose turn it is.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::load::Load;
 use super::standing::{Standing, nanos};
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::transport::unix_path;
 use crate::units::within;
 
 /// An entry of `endpoints`.
@@ -38,7 +39,7 @@ pub enum Address {
     Tcp {
         /// A name or an IP address, without brackets.
         host: String,
-        /// From 1 to 65535.
+        /// From 1 to 65535; 0 for the name of a service (SRV), which says the ports itself.
         port: u16,
     },
     /// `unix:/path`: a Unix socket.
@@ -78,10 +79,9 @@ pub struct Endpoint {
     pub load: Load,
     /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
+    /// Whether IPv4 led to it last, of its addresses.
+    by_ipv4: AtomicBool,
 }
-
-/// The longest path that a Unix socket may have (`sun_path`, without its end).
-const MAX_UNIX_PATH: usize = 107;
 
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
@@ -106,6 +106,7 @@ impl Endpoint {
             standing: Standing::new(Instant::now()),
             load: Load::default(),
             failed_at: AtomicU64::new(0),
+            by_ipv4: AtomicBool::new(false),
         }
     }
 
@@ -119,6 +120,16 @@ impl Endpoint {
         if **self.others.load() != others {
             self.others.store(Arc::new(others));
         }
+    }
+
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
     }
 
     /// Whether it has left its upstream's list: it gets no new requests, those that run finish, and connections to it
@@ -212,6 +223,7 @@ impl Address {
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Address::Tcp { host, port: 0 } => f.write_str(host),
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
@@ -238,10 +250,7 @@ impl std::str::FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
-            let is_absolute = path.starts_with('/') && path.len() <= MAX_UNIX_PATH;
-            return is_absolute.then(|| Address::Unix(path.into())).ok_or_else(|| {
-                format!("{text:?} is not a socket; write \"unix:/path\", with at most {MAX_UNIX_PATH} bytes")
-            });
+            return unix_path(path).map(Address::Unix);
         }
         let wrong =
             |why: &str| format!("{text:?} is not an address: {why}; write \"host:port\" or \"[ipv6]:port\"");

@@ -2,9 +2,10 @@
 //!
 //! **Latency** is a peak-EWMA (Finagle's `PeakEwma`): a higher sample replaces the average, lower ones let it decay
 //! with exp(-dt/10 s), so that trouble shows at once and calm has to prove itself. Two things differ from Finagle's:
-//! - One sample raises it to four times of what it was at most. Else a single request that is slow by nature (one
-//!   report among thousands of look-ups) takes an endpoint's whole share for half a minute, and with three endpoints
-//!   the others are overloaded for it. What has really become slow shows by its second and third sample.
+//! - One sample doubles it at most, which `balance` still takes for equal. Else a single request that is slow by
+//!   nature (one report among thousands of look-ups) takes an endpoint's whole share for half a minute, and with three
+//!   endpoints the others are overloaded for it. What has really become slow shows by its second and third sample,
+//!   and until then by its silence and by what is in flight there.
 //! - What nobody has confirmed for a quarter of a second ages, with exp(-dt/5 s). Else an endpoint that is avoided
 //!   is never asked again and its recovery never seen.
 //!
@@ -35,7 +36,7 @@ const FRESH_SECONDS: f32 = 0.25;
 /// The decay of failures.
 const FORGIVING_SECONDS: f32 = 3.0;
 /// By how much one sample can raise the latency.
-const STEP: f32 = 4.0;
+const STEP: f32 = 2.0;
 /// What a failure counts as at least, and at most, in seconds.
 const FAILURE_SECONDS: f32 = 5.0;
 const MAX_FAILURE_SECONDS: f32 = 300.0;
@@ -251,26 +252,24 @@ mod tests {
         assert_eq!(load.latency(START, START), None);
         load.sample(after(0.0), millis(5.0));
         about(latency(&load, after(0.0)), 5.0);
-        load.sample(after(0.1), millis(15.0));
-        about(latency(&load, after(0.1)), 15.0);
+        load.sample(after(0.1), millis(9.0));
+        about(latency(&load, after(0.1)), 9.0);
         for step in 1..=100 {
             load.sample(after(0.1 + f64::from(step) / 10.0), millis(5.0));
         }
-        // 5 + 10 x exp(-10/10)
-        about(latency(&load, after(10.1)), 5.0 + 10.0 * (-1f32).exp());
+        about(latency(&load, after(10.1)), 5.0 + 4.0 * (-1f32).exp());
     }
 
     #[test]
-    fn one_slow_request_raises_it_fourfold_and_three_tell_the_truth() {
+    fn one_slow_request_doubles_it_and_the_next_ones_tell_the_truth() {
         let load = Load::default();
         load.sample(after(0.0), millis(5.0));
-        load.sample(after(0.1), millis(1000.0));
-        about(latency(&load, after(0.1)), 20.0);
-        load.sample(after(0.15), millis(1000.0));
-        about(latency(&load, after(0.15)), 80.0);
-        load.sample(after(0.2), millis(1000.0));
-        load.sample(after(0.25), millis(1000.0));
-        about(latency(&load, after(0.25)), 1000.0);
+        load.sample(after(0.1), millis(35.0));
+        about(latency(&load, after(0.1)), 10.0);
+        load.sample(after(0.15), millis(35.0));
+        about(latency(&load, after(0.15)), 20.0);
+        load.sample(after(0.2), millis(35.0));
+        about(latency(&load, after(0.2)), 35.0);
     }
 
     #[test]
