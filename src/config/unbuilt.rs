@@ -31,8 +31,6 @@ const ROWS: &[Row] = &[
     ("upstream.*.balance.slow_start",         &[], REMOVE),
     ("upstream.*.concurrency.limit.kind",     &["gradient", "aimd", "vegas"], "give a fixed limit: { kind = \"fixed\", max = 1000 }"),
     ("upstream.*.concurrency.queue.order",    &["priority", "lifo_when_full"], "give \"fifo\""),
-    ("upstream.*.outlier",                    &[], REMOVE),
-    ("upstream.*.health",                     &[], REMOVE),
     ("upstream.*.rate_limit",                 &[], REMOVE),
     ("upstream.*.shed",                       &[], REMOVE),
     ("upstream.*.hedge",                      &[], REMOVE),

@@ -11,6 +11,7 @@
 //! Nothing here is on the way of a request.
 
 mod accept;
+mod checks;
 mod control;
 mod drain;
 mod files;
@@ -146,6 +147,7 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let background = Background::start(|| {
         let new_names = Arc::new(Notify::new());
         tokio::spawn(names::keep_resolved(process.clone(), new_names.clone(), tell_settled));
+        tokio::spawn(checks::keep_checked(process.clone()));
         tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watch, new_names));
         tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));
         let admin = TcpListener::from_std(admin)?;

@@ -39,6 +39,8 @@ pub struct Weighted {
     pub endpoint: Arc<Endpoint>,
     /// From 1 to 1000.
     pub weight: u32,
+    /// From 0 to 9; the lowest comes first.
+    pub priority: u8,
 }
 
 /// The next endpoint; none where the list is empty. `draw` is random; `tried` are the ids of those that this
@@ -49,7 +51,10 @@ pub fn pick<'a>(endpoints: &'a [Weighted], tried: &[u64], draw: u64) -> Option<&
         [only] => return Some(&only.endpoint),
         _ => {}
     }
-    let untried = |choice: &&Weighted| !tried.contains(&choice.endpoint.id);
+    let is_open =
+        |choice: &&Weighted| choice.endpoint.standing.is_in_service() && !tried.contains(&choice.endpoint.id);
+    let all_out = !endpoints.iter().any(|choice| is_open(&choice));
+    let untried = |choice: &&Weighted| is_open(choice) || all_out && !tried.contains(&choice.endpoint.id);
     let total = endpoints.iter().filter(untried).map(|choice| choice.weight).sum::<u32>();
     if total == 0 {
         return endpoints

@@ -14,7 +14,9 @@ use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::health::Check;
 use super::standing::{Standing, nanos};
+use super::traffic::Traffic;
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::units::within;
 
@@ -73,6 +75,10 @@ pub struct Endpoint {
     pub metrics: Arc<EndpointMetrics>,
     /// Whether it may take requests.
     pub standing: Standing,
+    /// What its requests have shown.
+    pub traffic: Traffic,
+    /// What its health checks have shown.
+    pub check: Check,
     /// Attempts without an outcome.
     in_flight: AtomicU32,
     /// When it last failed, in [`nanos`]; 0: it never did.
@@ -85,6 +91,8 @@ const MAX_UNIX_PATH: usize = 107;
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
+    /// The era of its traffic in which it began.
+    era: u32,
     is_counted: bool,
 }
 
@@ -102,6 +110,8 @@ impl Endpoint {
             is_gone: AtomicBool::new(false),
             metrics,
             standing: Standing::new(Instant::now()),
+            traffic: Traffic::default(),
+            check: Check::default(),
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
         }
@@ -133,7 +143,7 @@ impl Endpoint {
     /// Counts an attempt in flight.
     pub fn enter(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Relaxed);
-        InFlight { endpoint: Arc::clone(self), is_counted: true }
+        InFlight { endpoint: Arc::clone(self), era: self.traffic.era(), is_counted: true }
     }
 
     /// Attempts in flight.
@@ -156,6 +166,12 @@ impl InFlight {
     /// The endpoint.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// Whether its endpoint has gone out of service, was probed, or came back since it began: then its outcome says
+    /// nothing about now.
+    pub fn is_outdated(&self) -> bool {
+        self.era != self.endpoint.traffic.era()
     }
 
     /// The attempt is over, though its answer is kept.

@@ -3,12 +3,17 @@
 //! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
+mod changes;
+pub mod checkup;
 pub mod counts;
 pub mod discovery;
 pub mod endpoint;
+pub mod health;
+pub mod outlier;
 pub mod pool;
 pub mod resolve;
 pub mod standing;
+pub mod traffic;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,8 +25,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use self::balance::Weighted;
 use self::counts::Counts;
 use self::discovery::Found;
-use self::endpoint::{Address, Endpoint, Socket};
+use self::endpoint::{Address, Endpoint, InFlight, Socket};
+use self::outlier::{Outlier, Peer, Shown};
+use self::standing::Out;
 use crate::policy::failure::Verdict;
+use crate::policy::mode::Mode;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 
@@ -52,6 +60,10 @@ pub struct Settings {
     pub concurrency: concurrency::Settings,
     /// Which endpoint is next.
     pub balance: balance::Settings,
+    /// When an endpoint that is worse than its peers is taken out of service.
+    pub outlier: outlier::Settings,
+    /// Checks of endpoints whose traffic says nothing.
+    pub health: health::Settings,
 }
 
 /// A service that requests go to, with who can answer at the moment. One for the process.
@@ -66,6 +78,8 @@ pub struct Upstream {
     endpoints: Arc<ArcSwap<Endpoints>>,
     /// What all workers together hold of it.
     pub counts: Arc<Counts>,
+    /// Who is worse than its peers.
+    outlier: Outlier,
 }
 
 /// Who can answer at the moment.
@@ -85,6 +99,8 @@ pub struct Ask<'a> {
     pub draw: u64,
     /// Now.
     pub now: Instant,
+    /// Whether it is a first attempt that can be sent again: it may probe an endpoint that was ejected.
+    pub may_probe: bool,
 }
 
 /// What an attempt shows of its endpoint.
@@ -106,21 +122,59 @@ pub enum Observed {
         /// Whether no connection could be made.
         connect: bool,
     },
+    /// After an end that was told as good, since the answer became a stream: it broke off.
+    Broke,
+}
+
+impl Endpoints {
+    /// How many are in service, as far as two: more than one is all that the breaker asks.
+    pub fn in_service(&self) -> u32 {
+        self.usable.iter().filter(|choice| choice.endpoint.standing.is_in_service()).take(2).count() as u32
+    }
 }
 
 impl Upstream {
     /// The endpoint for the next attempt; none where the list is empty.
     pub fn choose(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
+        self.outlier.probe(ask.now, ask.may_probe, || self.peers()).or_else(|| self.pick(ask))
+    }
+
+    /// The same, but never an ejected endpoint whose probe this would be: for what is no request.
+    pub fn pick(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
         balance::pick(&self.endpoints().usable, ask.tried, ask.draw).map(Arc::clone)
     }
 
-    /// Learns from an attempt at `endpoint`. Each tells of its end once; of its head only if one came.
-    pub fn observe(&self, endpoint: &Endpoint, now: Instant, observed: Observed) {
-        if let Observed::End { verdict, connect, .. } = observed
-            && (verdict == Verdict::Failure || connect)
-        {
-            endpoint.failed(now);
+    /// Learns from an attempt at an endpoint. Each tells of its end once; of its head only if one came.
+    pub fn observe(&self, attempt: &InFlight, now: Instant, observed: Observed) {
+        let (verdict, latency, connect) = match observed {
+            Observed::Head { verdict: Verdict::Success, latency } => {
+                return self.outlier.took(attempt, latency);
+            }
+            Observed::Head { .. } => return,
+            Observed::End { verdict, latency, connect } => (verdict, latency, connect),
+            Observed::Broke => (Verdict::Failure, Duration::ZERO, false),
+        };
+        let shown = match verdict {
+            Verdict::Failure => Shown::Failure,
+            _ if connect => Shown::Failure,
+            Verdict::Success => Shown::Success,
+            Verdict::Throttled | Verdict::Ignored => Shown::Nothing,
+        };
+        if shown == Shown::Failure {
+            attempt.endpoint().failed(now);
         }
+        self.tell(&self.outlier.observe(attempt, now, shown, latency, || self.peers()));
+    }
+
+    /// Whether an ejected endpoint waits for a live probe ([`Ask::may_probe`]).
+    pub fn awaits_probe(&self, now: Instant) -> bool {
+        self.outlier.is_due(now)
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        let of =
+            |choice: &Weighted| Peer { endpoint: Arc::clone(&choice.endpoint), priority: choice.priority };
+        self.endpoints().usable.iter().map(of).collect()
     }
 
     /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
@@ -131,6 +185,11 @@ impl Upstream {
             metrics: registry.upstream(name),
             registry: Arc::clone(registry),
             endpoints: Arc::default(),
+            outlier: Outlier::new(
+                &settings.outlier,
+                previous.map(|previous| &previous.outlier),
+                fastrand::u64(..),
+            ),
             counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
             settings,
         };
@@ -161,6 +220,10 @@ impl Upstream {
     /// Puts another list in the place of `known`, an earlier one of this upstream or of the one before a reload.
     fn replace(&self, known: &Endpoints, found: Vec<Found>, unresolved: Vec<(Address, String)>) {
         let mut endpoints = Endpoints { usable: Vec::with_capacity(found.len()), unresolved };
+        let now = Instant::now();
+        let enforced = self.settings.health.mode == Mode::Enforce;
+        // A new endpoint waits for its first check where others serve meanwhile.
+        let waits = enforced && known.usable.iter().any(|choice| choice.endpoint.standing.is_in_service());
         for found in found {
             let same = |endpoint: &&Arc<Endpoint>| {
                 endpoint.socket == found.socket && endpoint.address == found.address
@@ -168,11 +231,20 @@ impl Upstream {
             let same = known.usable.iter().map(|choice| &choice.endpoint).find(same);
             let endpoint = same.map(Arc::clone).unwrap_or_else(|| {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
-                Arc::new(Endpoint::new(found.address, found.socket, metrics))
+                let endpoint = Endpoint::new(found.address, found.socket, metrics);
+                endpoint.standing.set(Out::Unchecked, waits, now);
+                Arc::new(endpoint)
             });
+            if !enforced {
+                endpoint.standing.set(Out::Unhealthy, false, now);
+                endpoint.standing.set(Out::Unchecked, false, now);
+            }
+            if !self.is_checked() {
+                endpoint.check.forget();
+            }
             endpoint.set_others(found.others);
             endpoint.set_gone(false);
-            endpoints.usable.push(Weighted { endpoint, weight: found.weight });
+            endpoints.usable.push(Weighted { endpoint, weight: found.weight, priority: found.priority });
         }
         for Weighted { endpoint, .. } in &known.usable {
             if !endpoints.usable.iter().any(|choice| Arc::ptr_eq(&choice.endpoint, endpoint)) {
@@ -180,6 +252,7 @@ impl Upstream {
             }
         }
         self.endpoints.store(Arc::new(endpoints));
+        self.tell(&self.outlier.adopt(&self.peers(), now));
     }
 }
 
