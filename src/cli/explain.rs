@@ -162,11 +162,14 @@ fn explain(loaded: &Loaded, args: &Args) -> Result<Explanation, String> {
         };
         let upstream_path = format!("upstream.{}", arm.upstream);
         let endpoints = loaded.origins.get(&format!("{upstream_path}.endpoints"));
-        let addresses: Vec<String> = upstream.endpoints.iter().map(|e| e.address.to_string()).collect();
+        let discovery = &upstream.discovery;
+        let discovered = loaded.origins.get(&format!("{upstream_path}.discovery"));
+        let addresses = upstream.endpoints.iter().map(|endpoint| endpoint.address.to_string());
+        let addresses: Vec<String> = addresses.chain(discovery.source()).collect();
         explanation.upstream = Some(Part {
             name: arm.upstream.clone(),
             line: loaded.origins.first_line(&upstream_path),
-            what: if endpoints.is_some_and(|origin| origin.secret) {
+            what: if [endpoints, discovered].iter().flatten().any(|origin| origin.secret) {
                 "***".to_owned()
             } else {
                 addresses.join(", ")

@@ -16,6 +16,7 @@ use crate::policy::{breaker, retry, timeout};
 use crate::proxy::listener::{self, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::units::Span;
+use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
 use crate::upstream::{self, endpoint::Socket, health};
 
 /// Checks `config`, which was read from `root`. Unless the file is `whole`, what seems to be missing may only be
@@ -175,7 +176,10 @@ impl<'a> Lint<'a> {
             }
         }
         for (name, node) in self.root.get("upstream").into_iter().flat_map(Node::entries) {
-            if node.get("endpoints").is_none() && !node.lost_like("endpoints") {
+            let kind = node.get("discovery").and_then(|discovery| discovery.get("kind"));
+            let brought = matches!(kind.and_then(Node::text), Some("dns_srv" | "file"));
+            let lost = node.lost_like("endpoints") || node.lost_like("discovery");
+            if node.get("endpoints").is_none() && !brought && !lost {
                 let cure = "add `endpoints = [\"host:port\"]`";
                 let problem = Problem::new(format!("the upstream \"{name}\" has no endpoints"), cure);
                 gaps.push(problem.at(&Path::of(&["upstream", name]), node));
@@ -233,6 +237,12 @@ impl<'a> Lint<'a> {
                 "set `token_file`; or keep the admin API on 127.0.0.1 and give `metrics_address` to the others",
             );
             self.say(&Path::of(&["admin", "address"]), problem.warning());
+        }
+        let server = Path::of(&["server"]);
+        let upgrades = At(server.key("upgrade_drain_timeout"), quoted(config.server.upgrade_drain_timeout));
+        if config.server.upgrade_drain_timeout > config.server.drain_timeout && self.find(&upgrades.0).1 {
+            let drain = At(server.key("drain_timeout"), quoted(config.server.drain_timeout));
+            self.warn(&upgrades, "is longer than", &drain, "everything ends then: make it shorter");
         }
         if let Some(service) = config.server.service
             && let Some(listener) = config.listener.iter().find(|listener| listener.address == service)
@@ -364,6 +374,8 @@ impl<'a> Lint<'a> {
         self.health(&path.key("health"), &settings.health);
         self.capacity(path, settings, config);
 
+        self.discovery(path, settings);
+
         let (node, _) = self.root.follow(&path.0);
         let endpoints: Vec<_> = elements(node, "endpoints").zip(&settings.endpoints).collect();
         for (number, ((index, node), endpoint)) in endpoints.iter().enumerate() {
@@ -392,6 +404,46 @@ impl<'a> Lint<'a> {
                 );
                 self.report.add(problem.at(&path, node));
             }
+        }
+    }
+
+    /// Endpoints come from somewhere, and what discovery says has a use.
+    fn discovery(&mut self, path: &Path, settings: &upstream::Settings) {
+        let (upstream, _) = self.root.follow(&path.0);
+        let at = path.key("endpoints");
+        let (node, written) = self.root.follow(&at.0);
+        // A list whose elements were taken out is not empty by its own fault.
+        if written && node.all_elements().is_empty() && !settings.discovery.brings_endpoints() {
+            let cure = "give at least one \"host:port\"";
+            self.report.add(Problem::new("there are no endpoints", cure).at(&at, node));
+        }
+        if settings.endpoints.len() > MAX_ENDPOINTS {
+            let message = format!("`{at}` has {} endpoints", settings.endpoints.len());
+            self.report.add(Problem::new(message, format!("give at most {MAX_ENDPOINTS}")).at(&at, node));
+        }
+        let named = elements(upstream, "endpoints")
+            .zip(&settings.endpoints)
+            .find(|(_, endpoint)| endpoint.address.name().is_some());
+        match (&settings.discovery, named) {
+            (Discovery::None {}, Some(((index, node), endpoint))) => {
+                let problem = Problem::new(
+                    format!("the endpoint {} is a name, and `discovery.kind` is \"none\"", endpoint.address),
+                    "give an address, or say `discovery = { kind = \"dns\" }`",
+                );
+                self.report.add(problem.at(&at.index(index), node));
+            }
+            (Discovery::Dns { .. }, None) if !upstream.lost_like("endpoints") && !node.is_torn() => {
+                let at = path.key("discovery");
+                let (node, written) = self.root.follow(&at.0);
+                if written && !node.is_torn() {
+                    let problem = Problem::new(
+                        "`discovery.kind` is \"dns\", and no endpoint is a name",
+                        "remove it, or give a name in `endpoints`",
+                    );
+                    self.report.add(problem.at(&at, node).warning());
+                }
+            }
+            _ => {}
         }
     }
 

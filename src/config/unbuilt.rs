@@ -24,7 +24,7 @@ const ROWS: &[Row] = &[
     ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.protocol",                   &["http2"], "give \"http1\" or \"auto\""),
-    ("upstream.*.discovery",                  &[], "remove it; names in `endpoints` are resolved every 30 s"),
+    ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
     ("upstream.*.tls",                        &[], "remove it; upstreams are spoken to in plain HTTP"),
     ("upstream.*.balance.kind",               &["least_loaded", "round_robin", "random", "hash"], "give \"least_request\""),
     ("upstream.*.balance.hash",               &[], REMOVE),

@@ -303,7 +303,8 @@ impl Admitted {
         let grpc_path = request.context.grpc.then(|| head.path_and_query());
         let has_key = head.fields.has(Name::IdempotencyKey);
         let may_resend = routed.target().rules.method_allows(head.method_text(), has_key, grpc_path);
-        let mut pooled = worker.pool.take(&endpoint, started, !may_resend);
+        let replayable = request.body.is_surely_replayable();
+        let mut pooled = worker.pool.take(&endpoint, started, !(may_resend && replayable));
         loop {
             let (mut connection, now) = match pooled.take() {
                 Some(connection) => (connection, started),
@@ -335,9 +336,12 @@ impl Admitted {
                     worker.reuse_response_head(head);
                     let stale = connection.reused
                         && !unanswered.begun
-                        && unanswered.error.reason == Reason::UpstreamReset
-                        && request.body.is_replayable().is_ok();
-                    if stale && (may_resend || unanswered.unprocessed) {
+                        && unanswered.error.reason == Reason::UpstreamReset;
+                    if stale {
+                        connection.was_stale();
+                    }
+                    let may_resend = may_resend || unanswered.unprocessed;
+                    if stale && may_resend && request.body.is_replayable().is_ok() {
                         continue;
                     }
                     return Err(unanswered);
@@ -355,8 +359,7 @@ impl Admitted {
         let now = Instant::now();
         let endpoint = self.in_flight.endpoint();
         let connects = chain.upstream.metrics.shard(worker.index);
-        let max = chain.upstream.settings.connections.max;
-        let connecting = worker.pool.connect(&chain.upstream.counts, max, endpoint);
+        let connecting = worker.pool.connect(chain.upstream.wanted(endpoint));
         let connect = self.clock.connect.into_iter().chain(self.clock.attempt).min();
         let until = self.clock.cuts(connect.map(|connect| now + connect));
         let until = until.into_iter().chain(self.clock.end()).min();

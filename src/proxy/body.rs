@@ -123,6 +123,17 @@ impl Body {
         self.replay.lost.map_or(Ok(()), Err)
     }
 
+    /// Whether it is known before it has come that it could be sent again: one that is too large to be kept, or may
+    /// turn out to be, can not.
+    pub fn is_surely_replayable(&self) -> bool {
+        let fits = match self.framing {
+            Framing::None => true,
+            Framing::Length(length) => length <= self.replay.bound,
+            Framing::Chunked | Framing::UntilClose => false,
+        };
+        fits && self.replay.lost.is_none()
+    }
+
     /// Whether all of it has been read from the client.
     pub fn is_read(&self) -> bool {
         matches!(self.source, Source::Ended)

@@ -94,6 +94,8 @@ impl Chain {
         for choice in &self.upstream.endpoints().usable {
             choice.endpoint.metrics.set_healthy(choice.endpoint.standing.is_in_service());
         }
+        let age = self.upstream.known().age(Instant::now());
+        metrics.dns_age.set(age.map_or(-1, |age| age.as_millis() as i64));
         metrics.breaker_stands(series_state(self.breaker.view(Instant::now()).state));
     }
 
@@ -108,6 +110,7 @@ impl Chain {
         });
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
+            "discovery": self.upstream.known().view(now),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
             "connections": self.upstream.counts.connections(),
@@ -124,7 +127,9 @@ impl Chain {
     pub fn health(&self, now: Instant) -> (bool, String) {
         let endpoints = self.upstream.endpoints();
         if endpoints.usable.is_empty() {
-            let why = endpoints.unresolved.first().map_or("it has none", |(_, why)| why.as_str());
+            let known = self.upstream.known();
+            let why = endpoints.unresolved.first().map(|(_, why)| why.as_str());
+            let why = why.or(known.list_error()).unwrap_or("it has none");
             return (false, format!("no usable endpoint: {why}"));
         }
         if endpoints.in_service() == 0 {

@@ -10,7 +10,7 @@ use super::route::{self, normal_path};
 use super::snapshot::{Held, Listener, Target};
 use super::worker::Worker;
 use crate::http1::field::Name;
-use crate::http1::head::RequestHead;
+use crate::http1::head::{Framing, RequestHead, Version};
 use crate::policy::deadline;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
@@ -35,6 +35,8 @@ pub struct Context {
     pub grpc: bool,
     /// Whether it came by HTTP/2.
     pub http2: bool,
+    /// Whether its client wants to go on in another protocol over this connection (RFC 9110 §7.8).
+    pub upgrade: bool,
     /// The caller's deadline.
     pub deadline: Option<Instant>,
     /// How often the caller has sent it before.
@@ -107,6 +109,7 @@ impl Context {
             trusted,
             grpc,
             http2,
+            upgrade: !http2 && wants_upgrade(head),
             deadline: None,
             caller_attempt: 0,
             stood_still: Duration::ZERO,
@@ -204,6 +207,21 @@ impl Routed {
     pub fn target(&self) -> &Target {
         self.listener().target(self.route)
     }
+}
+
+/// Whether a request asks for another protocol. Not where it has a body, which would have to be read first; and not
+/// for HTTP/2, which no client speaks this way any more (RFC 9113 §3.1) and which would bypass every policy.
+fn wants_upgrade(head: &RequestHead) -> bool {
+    head.fields.has(Name::Upgrade)
+        && head.version == Version::Http11
+        && head.framing == Framing::None
+        && head.is_connection_option(b"upgrade")
+        && head.fields.all(Name::Upgrade).all(|value| {
+            let mut protocols = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            protocols.all(|protocol| {
+                !protocol.eq_ignore_ascii_case(b"h2c") && !protocol.eq_ignore_ascii_case(b"h2")
+            })
+        })
 }
 
 /// Whether a `content-type` is gRPC's.

@@ -25,5 +25,6 @@ pub mod route;
 pub mod send;
 pub mod shared;
 pub mod snapshot;
+pub mod tunnel;
 pub mod words;
 pub mod worker;

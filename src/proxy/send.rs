@@ -157,6 +157,10 @@ pub fn queue_head(
         // TE is a hop-by-hop field, so this hop must name it too (RFC 9110 §10.1.4).
         out.extend_from_slice(b"connection: te\r\n");
     }
+    if context.upgrade {
+        out.extend_from_slice(b"connection: upgrade\r\n");
+        head.fields.all(Name::Upgrade).for_each(|protocols| encode::field(out, b"upgrade", protocols));
+    }
     match request.body.framing() {
         Framing::Length(length) => number(out, b"content-length: ", length),
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
@@ -339,6 +343,9 @@ impl Sending<'_> {
                     return Poll::Ready(Err(Unanswered::of(Reason::ClientStalled.into(), true)));
                 }
                 match wire.poll_response_head(cx, answer, &mut scanned, is_head, &RESPONSE_LIMITS) {
+                    Poll::Ready(Ok(())) if answer.status == 101 && request.context.upgrade => {
+                        return Poll::Ready(Ok(()));
+                    }
                     Poll::Ready(Ok(())) if answer.status == 101 => {
                         let error =
                             Error::new(Reason::ProtocolError, "the upstream switches protocols unasked");

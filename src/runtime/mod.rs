@@ -4,7 +4,7 @@
 //!
 //! - the **workers** (`workers`, `accept`) serve connections, and know nothing of what follows;
 //! - the **background** thread has a runtime of its own for all that is not a request: the admin API, reloads
-//!   (`reload`, woken by `watch`), names (`names`), signals (`signals`) and draining (`drain`). What blocks goes
+//!   (`reload`, woken by `watch`), endpoints (`discovery`), signals (`signals`) and draining (`drain`). What blocks goes
 //!   to threads of its own, so that neither a slow resolver nor a hung file system is felt;
 //! - whoever called `start` holds [`Running`], and waits.
 //!
@@ -13,9 +13,9 @@
 mod accept;
 mod checks;
 mod control;
+mod discovery;
 mod drain;
 mod files;
-mod names;
 mod panics;
 mod process;
 mod reload;
@@ -33,10 +33,11 @@ use std::time::SystemTime;
 
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use self::accept::Gate;
 use self::control::Control;
+use self::discovery::Discovery;
 use self::process::Process;
 use self::sockets::Open;
 use self::workers::Workers;
@@ -55,7 +56,7 @@ pub use self::sockets::BindError;
 /// Version and commit, for people.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("OUTRIGGER_COMMIT"), ")");
 
-/// Threads for what blocks on the background's side: look-ups of names, and reading the configuration.
+/// Threads for what blocks on the background's side: reading files.
 const BLOCKING_THREADS: usize = 32;
 
 /// Why it could not start; one line that says what to do.
@@ -145,10 +146,10 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let watch = reload::watch(&process, &reloads);
     let metrics_address = public.as_ref().map(|(_, address)| *address);
     let background = Background::start(|| {
-        let new_names = Arc::new(Notify::new());
-        tokio::spawn(names::keep_resolved(process.clone(), new_names.clone(), tell_settled));
+        let discovery = Discovery::new();
+        tokio::spawn(discovery.clone().keep(process.clone(), tell_settled));
         tokio::spawn(checks::keep_checked(process.clone()));
-        tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watch, new_names));
+        tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watch, discovery));
         tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));
         let admin = TcpListener::from_std(admin)?;
         tokio::spawn(admin::serve(admin, Scope::All, token.clone(), control.clone()));

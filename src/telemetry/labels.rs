@@ -286,17 +286,19 @@ pub enum Limit {
     MirrorBody,
     /// A request that was not mirrored, since too many are already.
     Mirrors,
+    /// More endpoints than an upstream may have: some are left out.
+    Endpoints,
 }
 
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 17] = {
+    pub const ALL: [Self; 18] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
-            AdminConnections, OpenFiles, MirrorBody, Mirrors,
+            AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints,
         ]
     };
 
@@ -320,6 +322,7 @@ impl Limit {
             Self::OpenFiles => "open_files",
             Self::MirrorBody => "mirror_body",
             Self::Mirrors => "mirrors",
+            Self::Endpoints => "endpoints",
         }
     }
 }

@@ -124,6 +124,11 @@ pub struct UpstreamMetrics {
     pub queue_depth: Gauge,
     /// Copies of requests that were sent to it.
     pub mirrored: SharedCounter,
+    /// Milliseconds since DNS last gave a definite answer, for the name for which that is longest ago; below 0: it is
+    /// not asked.
+    pub dns_age: Gauge,
+    /// Look-ups that failed, and files of endpoints that could not be taken.
+    pub discovery_failures: SharedCounter,
 }
 
 /// One worker's part of an upstream's metrics.
@@ -316,6 +321,12 @@ impl UpstreamMetrics {
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
             mirrored: SharedCounter::default(),
+            dns_age: {
+                let gauge = Gauge::default();
+                gauge.set(-1);
+                gauge
+            },
+            discovery_failures: SharedCounter::default(),
         }
     }
 

@@ -5,7 +5,6 @@
 //! Not here: when to ask and what follows (`health`).
 
 use std::future::Future;
-use std::io;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -13,18 +12,14 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 
-use super::endpoint::{Endpoint, Socket};
+use super::connect;
+use super::endpoint::Endpoint;
 use super::health::{Kind, Settings};
+use crate::transport::Transport;
 
 /// The answer to a gRPC check is a few bytes; more is no answer.
 const MAX_MESSAGE: usize = 1024;
-
-/// What connections are made of here.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Asks `endpoint`. `http2`: HTTP is spoken in its second version.
 ///
@@ -38,7 +33,8 @@ pub async fn check(endpoint: &Endpoint, settings: &Settings, http2: bool) -> Res
 }
 
 async fn ask(endpoint: &Endpoint, settings: &Settings, http2: bool) -> Result<(), String> {
-    let stream = connect(&endpoint.socket).await.map_err(|error| format!("cannot connect: {error}"))?;
+    let stream = connect::open(endpoint, *settings.timeout).await;
+    let stream = stream.map_err(|error| format!("cannot connect: {error}"))?;
     let host = settings.host.as_deref().unwrap_or(&endpoint.host);
     match settings.kind {
         Kind::Tcp => Ok(()),
@@ -71,16 +67,9 @@ async fn ask(endpoint: &Endpoint, settings: &Settings, http2: bool) -> Result<()
     }
 }
 
-async fn connect(socket: &Socket) -> io::Result<Box<dyn Stream>> {
-    Ok(match socket {
-        Socket::Tcp(address) => Box::new(TcpStream::connect(address).await?),
-        Socket::Unix(path) => Box::new(UnixStream::connect(path).await?),
-    })
-}
-
 /// Sends `request` and gives what `read` makes of the answer.
 async fn over_http1<T, F: Future<Output = Result<T, String>>>(
-    stream: Box<dyn Stream>,
+    stream: Transport,
     request: Request<Full<Bytes>>,
     read: impl FnOnce(Response<Incoming>) -> F,
 ) -> Result<T, String> {
@@ -90,7 +79,7 @@ async fn over_http1<T, F: Future<Output = Result<T, String>>>(
 }
 
 async fn over_http2<T, F: Future<Output = Result<T, String>>>(
-    stream: Box<dyn Stream>,
+    stream: Transport,
     request: Request<Full<Bytes>>,
     read: impl FnOnce(Response<Incoming>) -> F,
 ) -> Result<T, String> {

@@ -39,7 +39,7 @@ pub enum Address {
     Tcp {
         /// A name or an IP address, without brackets.
         host: String,
-        /// From 1 to 65535.
+        /// From 1 to 65535; 0 for the name of a service (SRV), which says the ports itself.
         port: u16,
     },
     /// `unix:/path`: a Unix socket.
@@ -83,6 +83,8 @@ pub struct Endpoint {
     in_flight: AtomicU32,
     /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
+    /// Whether IPv4 led to it last, of its addresses.
+    by_ipv4: AtomicBool,
 }
 
 /// The longest path that a Unix socket may have (`sun_path`, without its end).
@@ -114,6 +116,7 @@ impl Endpoint {
             check: Check::default(),
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
+            by_ipv4: AtomicBool::new(false),
         }
     }
 
@@ -154,6 +157,16 @@ impl Endpoint {
     /// An attempt there failed at `now`.
     pub fn failed(&self, now: Instant) {
         self.failed_at.fetch_max(nanos(now).max(1), Relaxed);
+    }
+
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
     }
 
     /// Grows with the instant of its last failure; 0: it never failed.
@@ -219,6 +232,7 @@ impl Address {
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Address::Tcp { host, port: 0 } => f.write_str(host),
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),

@@ -1,32 +1,36 @@
-//! Who can answer and how to reach them: endpoints, balancing, pools, names.
+//! Who can answer and how to reach them: endpoints, balancing, pools, discovery.
 //!
 //! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
 mod changes;
 pub mod checkup;
+mod connect;
 pub mod counts;
 pub mod discovery;
 pub mod endpoint;
 pub mod health;
+pub mod keep_alive;
 pub mod outlier;
 pub mod pool;
-pub mod resolve;
 pub mod standing;
 pub mod traffic;
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use self::balance::Weighted;
 use self::counts::Counts;
 use self::discovery::Found;
+use self::discovery::known::Known;
 use self::endpoint::{Address, Endpoint, InFlight, Socket};
 use self::outlier::{Outlier, Peer, Shown};
+use self::pool::Wanted;
 use self::standing::Out;
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
@@ -37,15 +41,17 @@ use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Who can answer: `"host:port"`, `"ip:port"`, or `{ address = "…", weight = 2 }`. At least one.
-    #[serde(deserialize_with = "endpoints")]
-    #[schemars(length(min = 1))]
+    /// Who can answer: `"host:port"`, `"ip:port"`, or `{ address = "…", weight = 2 }`. At least one, unless
+    /// `discovery` brings them.
     pub endpoints: Vec<endpoint::Settings>,
+    /// Where endpoints come from besides: `none`, `dns`, `dns_srv` or `file`. Default
+    /// `{ kind = "dns", refresh = "auto" }`.
+    pub discovery: discovery::Settings,
     /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
-    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "4s", max_age = "none",
+    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "auto", max_age = "none",
     /// max_requests = 0, max_streams = 1000 }`.
     pub connections: pool::Settings,
     /// What is an upstream's fault.
@@ -75,7 +81,9 @@ pub struct Upstream {
     /// Its series.
     pub metrics: Arc<UpstreamMetrics>,
     registry: Arc<Metrics>,
-    endpoints: Arc<ArcSwap<Endpoints>>,
+    endpoints: ArcSwap<Endpoints>,
+    /// What discovery knows of it.
+    known: Mutex<Known>,
     /// What all workers together hold of it.
     pub counts: Arc<Counts>,
     /// Who is worse than its peers.
@@ -87,7 +95,7 @@ pub struct Upstream {
 pub struct Endpoints {
     /// Those that have an address.
     pub usable: Vec<Weighted>,
-    /// Names without an address, and why; empty as to why until they have been looked up.
+    /// Names without an address, and why; empty as to why until they have been looked up. An SRV name has port 0.
     pub unresolved: Vec<(Address, String)>,
 }
 
@@ -178,13 +186,17 @@ impl Upstream {
     }
 
     /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
-    /// counts. Endpoints that are names wait for their first look-up (`resolve`).
+    /// counts, and what discovery knows. What is not known waits for its first look-up (`discovery::keep`).
     pub fn new(name: &str, settings: Settings, previous: Option<&Upstream>, registry: &Arc<Metrics>) -> Self {
         let upstream = Self {
             name: name.into(),
             metrics: registry.upstream(name),
             registry: Arc::clone(registry),
-            endpoints: Arc::default(),
+            endpoints: ArcSwap::default(),
+            known: Mutex::new({
+                let previous = previous.map(Upstream::known);
+                Known::new(&settings.discovery, &settings.endpoints, previous.as_deref(), Instant::now())
+            }),
             outlier: Outlier::new(
                 &settings.outlier,
                 previous.map(|previous| &previous.outlier),
@@ -194,8 +206,8 @@ impl Upstream {
             settings,
         };
         let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
-        let (found, unresolved) = compose(&upstream.settings.endpoints, &known, None);
-        upstream.replace(&known, found, unresolved);
+        let composed = upstream.known().compose();
+        upstream.replace(&known, composed.found, composed.unresolved);
         upstream
     }
 
@@ -204,9 +216,27 @@ impl Upstream {
         self.endpoints.load()
     }
 
-    /// Whether any endpoint is a name.
-    pub fn has_names(&self) -> bool {
-        self.settings.endpoints.iter().any(|entry| entry.address.name().is_some())
+    /// What discovery knows of it.
+    pub fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Discovery has learnt something before the upstream came into force.
+    pub fn take_over(&self, known: Known) {
+        let composed = known.compose();
+        *self.known() = known;
+        self.set_endpoints(composed.found, composed.unresolved);
+    }
+
+    /// A connection to `endpoint`, one of its own.
+    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>) -> Wanted<'a> {
+        let Settings { connections, timeout, .. } = &self.settings;
+        Wanted { endpoint, counts: &self.counts, max: connections.max, within: *timeout.connect }
+    }
+
+    /// The configuration does not have it any more: its idle connections are closed.
+    pub fn leave(&self) {
+        self.endpoints().usable.iter().for_each(|choice| choice.endpoint.set_gone(true));
     }
 
     /// Those of `found` are who can answer from now on, in this order; `unresolved` are the names without an address,
@@ -214,26 +244,41 @@ impl Upstream {
     /// learnt of it; one that vanished gets no new requests and finishes those that it has. One caller at a time.
     pub fn set_endpoints(&self, found: Vec<Found>, unresolved: Vec<(Address, String)>) {
         let known = self.endpoints.load_full();
-        self.replace(&known, found, unresolved);
+        let Changes { added, removed } = self.replace(&known, found, unresolved);
+        if !added.is_empty() || !removed.is_empty() {
+            tracing::info!(
+                upstream = &*self.name,
+                added = some_of(&added),
+                removed = some_of(&removed),
+                "endpoints changed: {} more, {} less, {} in all",
+                added.len(),
+                removed.len(),
+                self.endpoints().usable.len()
+            );
+        }
     }
 
     /// Puts another list in the place of `known`, an earlier one of this upstream or of the one before a reload.
-    fn replace(&self, known: &Endpoints, found: Vec<Found>, unresolved: Vec<(Address, String)>) {
+    fn replace(&self, known: &Endpoints, found: Vec<Found>, unresolved: Vec<(Address, String)>) -> Changes {
+        let mut changes = Changes::default();
+        let of_known: HashMap<(&Address, &Socket), &Arc<Endpoint>> = known
+            .usable
+            .iter()
+            .map(|Weighted { endpoint, .. }| ((&endpoint.address, &endpoint.socket), endpoint))
+            .collect();
         let mut endpoints = Endpoints { usable: Vec::with_capacity(found.len()), unresolved };
         let now = Instant::now();
         let enforced = self.settings.health.mode == Mode::Enforce;
         // A new endpoint waits for its first check where others serve meanwhile.
         let waits = enforced && known.usable.iter().any(|choice| choice.endpoint.standing.is_in_service());
         for found in found {
-            let same = |endpoint: &&Arc<Endpoint>| {
-                endpoint.socket == found.socket && endpoint.address == found.address
-            };
-            let same = known.usable.iter().map(|choice| &choice.endpoint).find(same);
-            let endpoint = same.map(Arc::clone).unwrap_or_else(|| {
+            let same = of_known.get(&(&found.address, &found.socket));
+            let endpoint = same.map(|endpoint| Arc::clone(endpoint)).unwrap_or_else(|| {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
-                let endpoint = Endpoint::new(found.address, found.socket, metrics);
+                let endpoint = Arc::new(Endpoint::new(found.address, found.socket, metrics));
                 endpoint.standing.set(Out::Unchecked, waits, now);
-                Arc::new(endpoint)
+                changes.added.push(Arc::clone(&endpoint.label));
+                endpoint
             });
             if !enforced {
                 endpoint.standing.set(Out::Unhealthy, false, now);
@@ -246,48 +291,30 @@ impl Upstream {
             endpoint.set_gone(false);
             endpoints.usable.push(Weighted { endpoint, weight: found.weight, priority: found.priority });
         }
-        for Weighted { endpoint, .. } in &known.usable {
-            if !endpoints.usable.iter().any(|choice| Arc::ptr_eq(&choice.endpoint, endpoint)) {
-                endpoint.set_gone(true);
-            }
+        let stay: HashSet<u64> = endpoints.usable.iter().map(|choice| choice.endpoint.id).collect();
+        for Weighted { endpoint, .. } in
+            known.usable.iter().filter(|choice| !stay.contains(&choice.endpoint.id))
+        {
+            endpoint.set_gone(true);
+            changes.removed.push(Arc::clone(&endpoint.label));
         }
         self.endpoints.store(Arc::new(endpoints));
         self.tell(&self.outlier.adopt(&self.peers(), now));
+        changes
     }
 }
 
-/// Who can answer: addresses, what `answer` says of its name, and what `known` says of the others.
-fn compose(
-    entries: &[endpoint::Settings],
-    known: &Endpoints,
-    answer: Option<(&Address, Result<Vec<Socket>, String>)>,
-) -> (Vec<Found>, Vec<(Address, String)>) {
-    let (mut all, mut unresolved) = (Vec::new(), Vec::new());
-    for entry in entries {
-        let address = &entry.address;
-        let news = answer.as_ref().filter(|(name, _)| *name == address).map(|(_, answer)| answer);
-        let sockets = match (address.socket(), news) {
-            (Some(socket), _) => vec![socket],
-            (None, Some(Ok(sockets))) => sockets.clone(),
-            (None, _) => {
-                let of_name = known.usable.iter().filter(|choice| choice.endpoint.address == *address);
-                of_name.map(|choice| choice.endpoint.socket.clone()).collect()
-            }
-        };
-        if sockets.is_empty() {
-            let before = known.unresolved.iter().find(|(name, _)| name == address);
-            let before = before.map_or(String::new(), |(_, why)| why.clone());
-            unresolved.push((address.clone(), news.and_then(|news| news.clone().err()).unwrap_or(before)));
-        }
-        all.extend(sockets.into_iter().map(|socket| Found {
-            address: address.clone(),
-            socket,
-            others: Vec::new(),
-            weight: entry.weight,
-            priority: entry.priority,
-        }));
-    }
-    (all, unresolved)
+/// What another list changed: the endpoints' labels.
+#[derive(Default)]
+struct Changes {
+    added: Vec<Arc<str>>,
+    removed: Vec<Arc<str>>,
+}
+
+/// The first few of them, for a line of the log.
+fn some_of(labels: &[Arc<str>]) -> String {
+    let shown = labels.iter().take(10).map(|label| &**label).collect::<Vec<_>>().join(" ");
+    if labels.len() > 10 { format!("{shown} …") } else { shown }
 }
 
 /// `protocol`: how to speak with endpoints.
@@ -348,14 +375,6 @@ pub fn check_authority(text: &str) -> Result<(), String> {
         return Err(format!("{text:?} is not a host; give a name such as \"payments.internal\""));
     }
     Ok(())
-}
-
-fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<endpoint::Settings>, D::Error> {
-    let endpoints = Vec::deserialize(deserializer)?;
-    if endpoints.is_empty() {
-        return Err(serde::de::Error::custom("there are no endpoints; give at least one \"host:port\""));
-    }
-    Ok(endpoints)
 }
 
 impl From<Host> for String {

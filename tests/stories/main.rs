@@ -25,3 +25,4 @@ mod retries;
 mod split_and_mirror;
 mod steps;
 mod timeouts;
+mod upgrades;

@@ -46,6 +46,8 @@ families! {
     LIMIT_REACHED = Counter "outrigger_limit_reached_total" ["what"] "How often a bound was reached.";
     UPSTREAM_CONNECTIONS = Gauge "outrigger_upstream_connections" ["upstream", "endpoint", "state"] "Connections to an endpoint.";
     UPSTREAM_CONNECTS = Counter "outrigger_upstream_connects_total" ["upstream", "result"] "Attempts to connect to an endpoint, by what they came to.";
+    DNS_AGE = Gauge "outrigger_dns_age_seconds" ["upstream"] "Time since DNS last gave a definite answer, for the name of the upstream for which that is longest ago.";
+    DISCOVERY_FAILURES = Counter "outrigger_discovery_failures_total" ["upstream"] "Look-ups of names that failed, and files of endpoints that could not be taken.";
     CLIENT_CONNECTIONS = Gauge "outrigger_client_connections" ["listener"] "Connections from clients.";
     CONFIG_RELOADS = Counter "outrigger_config_reloads_total" ["result"] "Reloads of the configuration.";
     CONFIG_INFO = Gauge "outrigger_config_info" ["digest"] "The configuration in force; always 1.";
@@ -224,6 +226,15 @@ impl Metrics {
         }));
         page.push(each(&QUEUE_WAIT, &|series, name, upstream| {
             series.distribution(&[name], &upstream.merged(&DURATIONS, |shard| &shard.queue_wait));
+        }));
+        page.push(each(&DNS_AGE, &|series, name, upstream| {
+            let millis = upstream.dns_age.get();
+            if millis >= 0 {
+                series.value(&[name], millis as f64 / 1000.0);
+            }
+        }));
+        page.push(each(&DISCOVERY_FAILURES, &|series, name, upstream| {
+            series.value(&[name], upstream.discovery_failures.get() as f64);
         }));
         page.push(each(&UPSTREAM_CONNECTS, &|series, name, upstream| {
             for result in ConnectResult::ALL {

@@ -104,6 +104,7 @@ fn every_line_of_the_page_parses_whatever_the_names_are() {
     endpoint.set_healthy(true);
     endpoint.ejections(Ejection::Slow).inc();
     listener.connections.inc();
+    upstream.dns_age.set(1500);
     upstream.shard(1).attempt_duration.observe(Duration::from_millis(3));
     metrics.set_config("abc", SystemTime::now());
 

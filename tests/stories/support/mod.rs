@@ -8,6 +8,7 @@ pub mod config;
 pub mod http2;
 pub mod metrics;
 pub mod proxy;
+pub mod python;
 pub mod upstream;
 
 use std::time::Duration;
