@@ -26,8 +26,6 @@ const ROWS: &[Row] = &[
     ("upstream.*.tls",                        &[], "remove it; upstreams are spoken to in plain HTTP"),
     ("upstream.*.concurrency.limit.kind",     &["gradient", "aimd", "vegas"], "give a fixed limit: { kind = \"fixed\", max = 1000 }"),
     ("upstream.*.concurrency.queue.order",    &["priority", "lifo_when_full"], "give \"fifo\""),
-    ("upstream.*.outlier",                    &[], REMOVE),
-    ("upstream.*.health",                     &[], REMOVE),
     ("upstream.*.rate_limit",                 &[], REMOVE),
     ("upstream.*.shed",                       &[], REMOVE),
     ("upstream.*.hedge",                      &[], REMOVE),

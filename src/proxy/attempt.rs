@@ -147,7 +147,8 @@ pub async fn admit(
     };
 
     let key = settings.balance.key().and_then(|key| request.hash_of(key));
-    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), key, now };
+    let may_probe = !is_retry && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
+    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), key, now, may_probe };
     let endpoints = chain.upstream.endpoints();
     let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {
@@ -163,10 +164,21 @@ pub async fn admit(
         permit,
         slot,
         in_flight: endpoint.enter(now),
-        usable: endpoints.usable.len() as u32,
+        usable: endpoints.in_service(),
         clock: turn.clock,
         number: turn.number,
     })
+}
+
+/// Whether another attempt may follow if this one fails.
+fn may_be_sent_again(routed: &Routed, request: &Request) -> bool {
+    let target = routed.target();
+    let grpc_path = request.context.grpc.then(|| request.head.path_and_query());
+    let has_key = request.head.fields.has(Name::IdempotencyKey);
+    target.retry.mode == Mode::Enforce
+        && target.retry.attempts > 1
+        && target.rules.method_allows(request.head.method_text(), has_key, grpc_path)
+        && request.body.is_replayable().is_ok()
 }
 
 impl Admitted {
@@ -214,22 +226,32 @@ impl Admitted {
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
                 }
-                let endpoint = admitted.in_flight.endpoint();
-                chain.upstream.observe(endpoint, now, Observed::Head { verdict, latency });
+                chain.upstream.observe(&admitted.in_flight, now, Observed::Head { verdict, latency });
                 let retry_after = match verdict {
                     Verdict::Failure => retry_after(&head.fields).unwrap_or_default(),
                     _ => Duration::ZERO,
                 };
                 let outcome = admitted.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
+                if head.fields.get(Name::XOutriggerImmediateFail).is_some_and(|value| value == b"true") {
+                    chain.upstream.immediate_fail(&admitted.in_flight, now);
+                }
                 let Self { permit, slot, mut in_flight, clock, .. } = admitted;
                 in_flight.answered(now);
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let hold =
-                    Hold { permit, slot, in_flight, outcome, counted_as, retry_after, is_observed: false };
+                let hold = Hold {
+                    permit,
+                    slot,
+                    in_flight,
+                    outcome,
+                    counted_as,
+                    retry_after,
+                    is_observed: false,
+                    may_break: false,
+                };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
@@ -255,7 +277,7 @@ impl Admitted {
     ) -> Failed {
         let chain = &*routed.target().chain;
         let Unanswered { error, unprocessed, .. } = unanswered;
-        let is_connect = error.reason == Reason::ConnectError;
+        let is_connect = matches!(error.reason, Reason::ConnectError | Reason::TlsError);
         let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
         // What is cut short by the rest of a request's time has not had its whole time.
         let allowed = self.clock.whole_attempt.unwrap_or(Duration::MAX);
@@ -264,7 +286,7 @@ impl Admitted {
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
         let retry_after = Duration::ZERO;
         let observed = Observed::End { verdict, latency, connect: is_connect, retry_after };
-        chain.upstream.observe(self.in_flight.endpoint(), now, observed);
+        chain.upstream.observe(&self.in_flight, now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
         }

@@ -56,6 +56,8 @@ pub struct Hold {
     pub retry_after: Duration,
     /// Whether the upstream has been told how the attempt ended.
     pub is_observed: bool,
+    /// Whether what it was told may turn out too good: a stream that breaks off.
+    pub may_break: bool,
 }
 
 /// An answer's head, and what it came over.
@@ -105,7 +107,9 @@ impl Hold {
         if !std::mem::replace(&mut self.is_observed, true) {
             let (latency, retry_after) = (self.outcome.latency, self.retry_after);
             let observed = Observed::End { verdict, latency, connect: false, retry_after };
-            routed.target().chain.upstream.observe(self.in_flight.endpoint(), now, observed);
+            routed.target().chain.upstream.observe(&self.in_flight, now, observed);
+        } else if std::mem::take(&mut self.may_break) && verdict == Verdict::Failure {
+            routed.target().chain.upstream.observe(&self.in_flight, now, Observed::Broke);
         }
         if let Some(outcome) = self.counted_as.take() {
             let shard = routed.target().chain.upstream.metrics.shard(worker.index);
@@ -363,6 +367,7 @@ impl FromUpstream {
         let verdict = self.hold.outcome.verdict;
         self.hold.settle(&self.worker, &self.routed, now, verdict);
         self.hold.counted_as = counted_as;
+        self.hold.may_break = verdict != Verdict::Failure;
         true
     }
 

@@ -11,6 +11,7 @@
 //! Nothing here is on the way of a request.
 
 mod accept;
+mod checks;
 mod control;
 mod discovery;
 mod drain;
@@ -148,6 +149,7 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let background = Background::start(|| {
         let discovery = Discovery::new();
         tokio::spawn(discovery.clone().keep(process.clone(), tell_settled));
+        tokio::spawn(checks::keep_checked(process.clone()));
         tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watch, discovery));
         tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));
         let admin = TcpListener::from_std(admin)?;

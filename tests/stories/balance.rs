@@ -61,7 +61,11 @@ async fn a_slow_replica_gets_less() {
     for _ in 0..100 {
         assert_eq!(client.exchange(&get("/")).await.status, 200);
     }
-    assert!(slow.seen() <= 5, "{} of 100: at one request at a time only latency tells them apart", slow.seen());
+    assert!(
+        slow.seen() <= 5,
+        "{} of 100: at one request at a time only latency tells them apart",
+        slow.seen()
+    );
 }
 
 #[tokio::test]
@@ -93,7 +97,11 @@ async fn a_key_leads_to_the_same_endpoint() {
         let config = |endpoints: &[Upstream]| {
             let config = Config::over(endpoints)
                 .upstream(&format!("balance = {{ kind = \"hash\", hash = {{ key = \"{key}\" }} }}"));
-            if key == "client_ip" { config.listener("proxy_protocol = true\ntrust = \"all\"") } else { config }
+            if key == "client_ip" {
+                config.listener("proxy_protocol = true\ntrust = \"all\"")
+            } else {
+                config
+            }
         };
         let proxy = config(&endpoints).start().await;
         let home = async |endpoints: &[Upstream], n: usize| {
