@@ -136,8 +136,9 @@ impl Client {
     pub async fn connect(&self, endpoint: u64, host: &str, stream: Transport) -> Result<Transport, String> {
         let name = match &self.server_name {
             Some(host) => host.0.clone(),
-            None => ServerName::try_from(host.to_owned())
-                .map_err(|_| format!("{host:?} is no name that a certificate can have; set tls.server_name"))?,
+            None => ServerName::try_from(host.to_owned()).map_err(|_| {
+                format!("{host:?} is no name that a certificate can have; set tls.server_name")
+            })?,
         };
         let connector = TlsConnector::from(self.current.load().of(endpoint));
         // Boxed: it is large, and lives for a moment inside of each attempt.

@@ -8,7 +8,9 @@ use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 pub fn words(error: &io::Error) -> String {
     match of_rustls(error) {
         Some(error) => of_tls(error),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => "the peer closed during the handshake".to_owned(),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the peer closed during the handshake".to_owned()
+        }
         None => error.to_string(),
     }
 }
@@ -47,9 +49,9 @@ fn of_tls(error: &Error) -> String {
         }
         Error::NoCertificatesPresented => "the peer showed no certificate".to_owned(),
         Error::PeerIncompatible(why) => format!("no common ground with the peer: {why:?}"),
-        Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
-            "the peer does not speak TLS".to_owned()
-        }
+        Error::InvalidMessage(
+            InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
+        ) => "the peer does not speak TLS".to_owned(),
         error => error.to_string(),
     }
 }
@@ -62,9 +64,10 @@ fn of_alert(alert: AlertDescription) -> String {
         Alert::UnknownCA => "it does not trust the authority of our certificate",
         Alert::CertificateExpired => "our certificate has expired for it",
         Alert::CertificateRevoked => "our certificate was revoked",
-        Alert::BadCertificate | Alert::CertificateUnknown | Alert::UnsupportedCertificate | Alert::AccessDenied => {
-            "it does not take our certificate"
-        }
+        Alert::BadCertificate
+        | Alert::CertificateUnknown
+        | Alert::UnsupportedCertificate
+        | Alert::AccessDenied => "it does not take our certificate",
         Alert::UnrecognisedName => "it has no certificate for the name that was asked for",
         Alert::NoApplicationProtocol => "it speaks none of the protocols that were offered (ALPN)",
         Alert::ProtocolVersion => "it speaks neither TLS 1.2 nor TLS 1.3",

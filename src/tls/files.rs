@@ -121,7 +121,9 @@ impl Content for Key {
             Err(_) if has_section(pem, "CERTIFICATE-----") => {
                 Err("holds a certificate, but no private key; name the key's own file".to_owned())
             }
-            Err(_) if has_section(pem, "PRIVATE KEY-----") => Err("holds a key that is cut short or damaged; copy it again".to_owned()),
+            Err(_) if has_section(pem, "PRIVATE KEY-----") => {
+                Err("holds a key that is cut short or damaged; copy it again".to_owned())
+            }
             Err(_) => Err(no_pem(pem, "private key")),
         }
     }
@@ -141,7 +143,8 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
 
 fn has_section(pem: &[u8], title: &str) -> bool {
     let mut lines = pem.split(|byte| *byte == b'\n').map(String::from_utf8_lossy);
-    lines.any(|line| (line.starts_with("-----BEGIN") || line.starts_with("Proc-Type")) && line.contains(title))
+    lines
+        .any(|line| (line.starts_with("-----BEGIN") || line.starts_with("Proc-Type")) && line.contains(title))
 }
 
 fn no_pem(pem: &[u8], what: &str) -> String {

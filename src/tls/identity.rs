@@ -38,7 +38,8 @@ impl Identity {
     /// If the key is not the certificate's, or cannot be used; with the cure behind a `;`.
     pub fn new(cert: File<Chain>, key: File<Key>) -> Result<Self, String> {
         let provider: &CryptoProvider = provider();
-        let certified = CertifiedKey::from_der(cert.content.certificates.clone(), key.content.0.clone_key(), provider);
+        let certified =
+            CertifiedKey::from_der(cert.content.certificates.clone(), key.content.0.clone_key(), provider);
         match certified {
             Ok(certified) => Ok(Self { cert, key, certified: Arc::new(certified) }),
             Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(format!(

@@ -48,7 +48,8 @@ pub fn dns_covers(pattern: &str, name: &str) -> bool {
 impl TryFrom<String> for Name {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
-        let is_dns = |name: &str| ServerName::try_from(name).is_ok_and(|name| matches!(name, ServerName::DnsName(_)));
+        let is_dns =
+            |name: &str| ServerName::try_from(name).is_ok_and(|name| matches!(name, ServerName::DnsName(_)));
         if let Ok(ip) = text.parse() {
             return Ok(Name::Ip(ip));
         }

@@ -83,7 +83,8 @@ impl Settings {
     /// # Errors
     /// What is wrong with a file.
     pub fn read_again(&self) -> Result<Self, String> {
-        let mut identities = self.identities.iter().map(Identity::read_again).collect::<Result<Vec<_>, _>>()?;
+        let mut identities =
+            self.identities.iter().map(Identity::read_again).collect::<Result<Vec<_>, _>>()?;
         let mut written = Written::default();
         if self.written.cert.is_some() {
             let (cert, key) = identities.remove(0).files();
@@ -113,7 +114,11 @@ impl Server {
         if let Ok(ticketer) = Ticketer::new() {
             config.ticketer = ticketer;
         }
-        Self { settings: settings.clone(), protocols, acceptor: TlsAcceptor::from(Arc::<ServerConfig>::new(config)) }
+        Self {
+            settings: settings.clone(),
+            protocols,
+            acceptor: TlsAcceptor::from(Arc::<ServerConfig>::new(config)),
+        }
     }
 
     /// Whether it is the server for just these settings, what their files hold included.
@@ -188,8 +193,11 @@ impl TryFrom<Written> for Settings {
             Some(ca) => {
                 let roots = Arc::clone(&ca.content.0);
                 let verifier =
-                    WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider::provider())).build();
-                verifier.map_err(|error| format!("`client_ca` ({}) cannot be used: {error}; check the file", ca.path))?
+                    WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider::provider()))
+                        .build();
+                verifier.map_err(|error| {
+                    format!("`client_ca` ({}) cannot be used: {error}; check the file", ca.path)
+                })?
             }
         };
         Ok(Self { written, identities, clients })

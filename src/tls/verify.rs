@@ -117,10 +117,12 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.check(leaf, intermediates, server_name, now).map(|()| ServerCertVerified::assertion()).map_err(|error| {
-            let refused = Refused(self.words(leaf, server_name, &error));
-            CertificateError::Other(OtherError(Arc::new(refused))).into()
-        })
+        self.check(leaf, intermediates, server_name, now).map(|()| ServerCertVerified::assertion()).map_err(
+            |error| {
+                let refused = Refused(self.words(leaf, server_name, &error));
+                CertificateError::Other(OtherError(Arc::new(refused))).into()
+            },
+        )
     }
 
     fn verify_tls12_signature(
