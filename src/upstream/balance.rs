@@ -263,7 +263,7 @@ impl Tables {
         let mut bits = Bits(want.draw);
         // A key that overflows does so to the same tier each time.
         let mut place = want.key.map_or(bits, |key| Bits(!key));
-        let place = place.next() >> 32;
+        let place = place.roll() >> 32;
         let first = self.tiers.iter().position(|tier| place < tier.seen.until.load(Relaxed)).unwrap_or(0);
         let turn = Turn { tables: self, want };
         for number in std::iter::once(first).chain((0..self.tiers.len()).filter(|tier| *tier != first)) {
@@ -485,7 +485,7 @@ impl Tier {
     fn draw(&self, turn: &Turn<'_>, bits: &mut Bits, fits: impl Fn(usize, &Member) -> bool) -> Option<usize> {
         let warmest = load(&self.seen.ramp);
         for _ in 0..REDRAWS {
-            let number = self.alias.draw(bits.next());
+            let number = self.alias.draw(bits.roll());
             let member = &self.members[number];
             if fits(number, member) {
                 let ramp = turn.ramp(member);
@@ -604,7 +604,7 @@ impl Tier {
             if is_warm && turn.suits(member) && has_room(member) {
                 return Some(number);
             }
-            number = self.alias.draw(order.next());
+            number = self.alias.draw(order.roll());
         }
         let from = key as usize % self.members.len();
         let around = || (from..self.members.len()).chain(0..from);

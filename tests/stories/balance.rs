@@ -82,10 +82,13 @@ async fn a_replica_that_fails_at_once_gets_hardly_anything() {
     assert!(liar.seen() <= 20, "{} of 300", liar.seen());
 }
 
+/// The request with a key of this number.
+type Asks = fn(usize) -> String;
+
 #[tokio::test]
 async fn a_key_leads_to_the_same_endpoint() {
     // Kind of key, and a request whose key is the number; a listener may need more.
-    let requests: [(&str, fn(usize) -> String); 4] = [
+    let requests: [(&str, Asks); 4] = [
         ("header:X-User", |n| format!("GET / HTTP/1.1\r\nHost: app\r\nx-user: {n}\r\n\r\n")),
         ("cookie:session", |n| format!("GET / HTTP/1.1\r\nHost: app\r\nCookie: a=b; session={n}\r\n\r\n")),
         ("path", |n| format!("GET /{n}?{n} HTTP/1.1\r\nHost: app\r\n\r\n")),

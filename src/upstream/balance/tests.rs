@@ -60,7 +60,7 @@ impl House {
     }
 
     fn pick_with(&mut self, tried: &[u64], key: Option<u64>) -> usize {
-        let want = Want { tried, draw: self.bits.next(), key, now: self.now };
+        let want = Want { tried, draw: self.bits.roll(), key, now: self.now };
         let picked = Arc::clone(self.tables.pick(&want).expect("there are endpoints"));
         self.number(&picked)
     }
@@ -98,6 +98,9 @@ impl House {
 /// What an endpoint of the simulation does with a request that comes at this time: how long it takes, and whether
 /// it is good. `None`: it never answers.
 type Behaviour<'a> = &'a dyn Fn(usize, u64, &mut Bits) -> Option<(u64, bool)>;
+
+/// How long a request takes.
+type Service<'a> = &'a dyn Fn(&mut Bits) -> u64;
 
 /// What a simulation saw.
 struct Seen {
@@ -344,7 +347,7 @@ fn equals_get_equal_shares() {
     let steady = |dice: &mut Bits| 4_800_000 + about(0.2, dice);
     let plain = |dice: &mut Bits| about(5.0, dice);
     let tiny = |dice: &mut Bits| if dice.fraction() < 0.03 { about(7.0, dice) } else { about(0.3, dice) };
-    let services: [(&str, &dyn Fn(&mut Bits) -> u64); 4] =
+    let services: [(&str, Service<'_>); 4] =
         [("exponential", &plain), ("steady", &steady), ("a long tail", &tail), ("tiny and noisy", &tiny)];
     let mut wrong = Vec::new();
     for (what, service) in services {
