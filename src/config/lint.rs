@@ -556,14 +556,16 @@ impl<'a> Lint<'a> {
     /// A key is hashed where the kind is `hash`, and nowhere else.
     fn balance(&mut self, path: &Path, balance: &balance::Settings) {
         let kind = At(path.key("kind"), "\"hash\"");
+        // One that could not be read is there, and told already.
+        let is_written = self.find(path).0.all_entries().iter().any(|(key, _)| key == "hash");
         match (balance.kind, &balance.hash) {
-            (Kind::Hash, None) => {
+            (Kind::Hash, None) if !is_written => {
                 let cure = "add `hash = { key = \"header:NAME\" }`; it may also be \"cookie:NAME\", \"path\" or \
                             \"client_ip\"";
                 let problem = Problem::new(format!("`{}` is \"hash\", but there is no key", kind.0), cure);
                 self.say(&kind.0, problem);
             }
-            (Kind::Hash, Some(_)) | (_, None) => {}
+            (Kind::Hash, _) | (_, None) => {}
             (_, Some(_)) => {
                 let hash = path.key("hash");
                 let message =

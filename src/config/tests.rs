@@ -124,7 +124,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         ),
         (
             "balance = { kind = \"hash\", hash = { key = \"query:id\" } }",
-            "t.toml:6:46: error: \"query:id\" is no part of a request that can be a key (upstream.app.balance.hash.key); give \"header:NAME\", \"cookie:NAME\", \"path\" or \"client_ip\"",
+            "t.toml:6:43: error: \"query:id\" is no part of a request that can be a key (upstream.app.balance.hash.key); give \"header:NAME\", \"cookie:NAME\", \"path\" or \"client_ip\"",
         ),
         (
             "balance.kind = \"least_requests\"",

@@ -17,7 +17,7 @@
 //! weight. Latency and failures are what `load` has learnt, silence included. Not (in flight + 1) / weight, as it is
 //! usually written: an idle upstream would never ask a light endpoint, since 1 / weight alone decides. Draws by
 //! weight and ties to the first drawn give exact shares to an idle one.
-//! - Latencies within a factor of two, or within a millisecond, count as equal, and in flight decides. A peak-EWMA is
+//! - Latencies within a factor of two, or within two milliseconds, count as equal, and in flight decides. A peak-EWMA is
 //!   an extreme value, so equal endpoints differ in it by a half all the time; without the band the one that looks
 //!   best takes most of the requests until its own peak comes.
 //! - Failures count beyond those of the other endpoint by more than half a second, that is 10 % of attempts at 5 s
@@ -152,7 +152,7 @@ const REDRAWS: usize = 8;
 const MORE: usize = 4;
 /// Latencies within this factor are equal, and so are those within so many seconds.
 const BAND: f32 = 2.0;
-const BAND_SECONDS: f32 = 1e-3;
+const BAND_SECONDS: f32 = 2e-3;
 /// An endpoint is a bad one where its latency is this often the best.
 const BAD: f32 = 8.0;
 /// Seconds that failures may cost more than the other's.
@@ -254,16 +254,16 @@ impl Tables {
 
     /// The next endpoint; none where there are none.
     pub fn pick(&self, want: &Want<'_>) -> Option<&Arc<Endpoint>> {
-        if let [tier] = &*self.tiers
-            && let [only] = &*tier.members
-        {
-            return Some(&only.endpoint);
+        match &*self.tiers {
+            [] => return None,
+            [Tier { members, .. }] if members.len() == 1 => return Some(&members[0].endpoint),
+            _ => {}
         }
         self.look(want.now);
         let mut bits = Bits(want.draw);
         // A key that overflows does so to the same tier each time.
         let mut place = want.key.map_or(bits, |key| Bits(!key));
-        let place = place.next() >> 32;
+        let place = place.roll() >> 32;
         let first = self.tiers.iter().position(|tier| place < tier.seen.until.load(Relaxed)).unwrap_or(0);
         let turn = Turn { tables: self, want };
         for number in std::iter::once(first).chain((0..self.tiers.len()).filter(|tier| *tier != first)) {
@@ -485,7 +485,7 @@ impl Tier {
     fn draw(&self, turn: &Turn<'_>, bits: &mut Bits, fits: impl Fn(usize, &Member) -> bool) -> Option<usize> {
         let warmest = load(&self.seen.ramp);
         for _ in 0..REDRAWS {
-            let number = self.alias.draw(bits.next());
+            let number = self.alias.draw(bits.roll());
             let member = &self.members[number];
             if fits(number, member) {
                 let ramp = turn.ramp(member);
@@ -604,7 +604,7 @@ impl Tier {
             if is_warm && turn.suits(member) && has_room(member) {
                 return Some(number);
             }
-            number = self.alias.draw(order.next());
+            number = self.alias.draw(order.roll());
         }
         let from = key as usize % self.members.len();
         let around = || (from..self.members.len()).chain(0..from);

@@ -30,7 +30,7 @@ impl Maglev {
             .iter()
             .map(|number| {
                 let mut bits = Bits(members[*number as usize].0);
-                let (place, step) = (bits.next() as usize % PLACES, 1 + bits.next() as usize % (PLACES - 1));
+                let (place, step) = (bits.roll() as usize % PLACES, 1 + bits.roll() as usize % (PLACES - 1));
                 (place, step)
             })
             .collect();
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     fn members(weights: &[u32]) -> Vec<(u64, u32)> {
-        weights.iter().zip(1u64..).map(|(weight, name)| (Bits(name).next(), *weight)).collect()
+        weights.iter().zip(1u64..).map(|(weight, name)| (Bits(name).roll(), *weight)).collect()
     }
 
     fn shares(members: &[(u64, u32)]) -> Vec<f64> {

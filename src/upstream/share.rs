@@ -38,7 +38,7 @@ impl Alias {
 
     /// The number that these random bits fall to.
     pub fn draw(&self, bits: u64) -> usize {
-        let number = ((bits >> 32) * self.rows.len() as u64 >> 32) as usize;
+        let number = (((bits >> 32) * self.rows.len() as u64) >> 32) as usize;
         let (stays, other) = self.rows[number];
         if bits as u32 <= stays { number } else { other as usize }
     }
@@ -51,7 +51,7 @@ pub struct Bits(pub u64);
 
 impl Bits {
     /// The next 64 of them.
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -61,7 +61,7 @@ impl Bits {
 
     /// From 0 to 1, 1 excluded.
     pub fn fraction(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u32 << 24) as f32
+        (self.roll() >> 40) as f32 / (1u32 << 24) as f32
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
             let mut bits = Bits(7);
             const DRAWS: u32 = 200_000;
             for _ in 0..DRAWS {
-                counts[alias.draw(bits.next())] += 1;
+                counts[alias.draw(bits.roll())] += 1;
             }
             let total: u32 = weights.iter().sum();
             for (count, weight) in counts.iter().zip(&weights) {

@@ -8,7 +8,8 @@ use crate::support::*;
 async fn equal_endpoints_get_equal_shares() {
     let mut endpoints = Vec::new();
     for _ in 0..3 {
-        endpoints.push(Upstream::that().answers(200).start().await);
+        // Beside this the machine's own delays are small.
+        endpoints.push(Upstream::that().answers(200).delays(Duration::from_millis(5)).start().await);
     }
     let proxy = Config::over(&endpoints).start().await;
     let mut client = proxy.connect().await;
@@ -38,17 +39,18 @@ fn endpoint(upstream: &Upstream, weight: u32, priority: u8) -> String {
 #[tokio::test]
 async fn weights_are_shares_whatever_the_kind() {
     for kind in ["least_loaded", "least_request", "round_robin", "random"] {
-        let light = Upstream::that().answers(200).start().await;
-        let heavy = Upstream::that().answers(200).start().await;
+        // Beside this the machine's own delays are small.
+        let answers = || Upstream::that().answers(200).delays(Duration::from_millis(3));
+        let (light, heavy) = (answers().start().await, answers().start().await);
         let endpoints = [endpoint(&light, 1, 0), endpoint(&heavy, 4, 0)];
         let proxy = beside(&light, &endpoints, &format!("balance.kind = \"{kind}\"")).start().await;
         let mut client = proxy.connect().await;
-        for _ in 0..300 {
+        for _ in 0..200 {
             assert_eq!(client.exchange(&get("/w/")).await.status, 200);
         }
-        // 60 and 240 expected; what the machine does meanwhile moves `least_loaded`.
+        // 40 and 160 expected.
         assert!(light.seen() * 2 < heavy.seen(), "{kind}: {} and {}", light.seen(), heavy.seen());
-        assert!(light.seen() > 10, "{kind}: {}", light.seen());
+        assert!(light.seen() > 8, "{kind}: {}", light.seen());
     }
 }
 
@@ -80,10 +82,13 @@ async fn a_replica_that_fails_at_once_gets_hardly_anything() {
     assert!(liar.seen() <= 20, "{} of 300", liar.seen());
 }
 
+/// The request with a key of this number.
+type Asks = fn(usize) -> String;
+
 #[tokio::test]
 async fn a_key_leads_to_the_same_endpoint() {
     // Kind of key, and a request whose key is the number; a listener may need more.
-    let requests: [(&str, fn(usize) -> String); 4] = [
+    let requests: [(&str, Asks); 4] = [
         ("header:X-User", |n| format!("GET / HTTP/1.1\r\nHost: app\r\nx-user: {n}\r\n\r\n")),
         ("cookie:session", |n| format!("GET / HTTP/1.1\r\nHost: app\r\nCookie: a=b; session={n}\r\n\r\n")),
         ("path", |n| format!("GET /{n}?{n} HTTP/1.1\r\nHost: app\r\n\r\n")),
@@ -95,7 +100,9 @@ async fn a_key_leads_to_the_same_endpoint() {
             endpoints.push(Upstream::that().answers(200).start().await);
         }
         let config = |endpoints: &[Upstream]| {
+            // One worker: a request is over for it before it reads the next.
             let config = Config::over(endpoints)
+                .one_worker()
                 .upstream(&format!("balance = {{ kind = \"hash\", hash = {{ key = \"{key}\" }} }}"));
             if key == "client_ip" {
                 config.listener("proxy_protocol = true\ntrust = \"all\"")

@@ -60,7 +60,7 @@ impl House {
     }
 
     fn pick_with(&mut self, tried: &[u64], key: Option<u64>) -> usize {
-        let want = Want { tried, draw: self.bits.next(), key, now: self.now };
+        let want = Want { tried, draw: self.bits.roll(), key, now: self.now };
         let picked = Arc::clone(self.tables.pick(&want).expect("there are endpoints"));
         self.number(&picked)
     }
@@ -98,6 +98,9 @@ impl House {
 /// What an endpoint of the simulation does with a request that comes at this time: how long it takes, and whether
 /// it is good. `None`: it never answers.
 type Behaviour<'a> = &'a dyn Fn(usize, u64, &mut Bits) -> Option<(u64, bool)>;
+
+/// How long a request takes.
+type Service<'a> = &'a dyn Fn(&mut Bits) -> u64;
 
 /// What a simulation saw.
 struct Seen {
@@ -180,6 +183,21 @@ fn shares_follow_the_weights_whatever_the_kind() {
     }
     for (count, expected) in counts.into_iter().zip([1000, 2000, 5000]) {
         assert!(count.abs_diff(expected) < 250, "hash: {counts:?}");
+    }
+}
+
+#[test]
+fn of_none_none_is_picked_and_of_one_that_one() {
+    for kind in [Kind::LeastLoaded, Kind::LeastRequest, Kind::RoundRobin, Kind::Random, Kind::Hash] {
+        let none = House::equal(kind, 0);
+        assert!(
+            none.tables.pick(&Want { tried: &[], draw: 1, key: Some(1), now: START }).is_none(),
+            "{kind:?}"
+        );
+        let mut one = House::equal(kind, 1);
+        one.set_out(0, true);
+        let id = one.endpoint(0).id;
+        assert_eq!(one.pick_with(&[id], Some(1)), 0, "{kind:?}");
     }
 }
 
@@ -321,16 +339,33 @@ fn a_stalled_endpoint_costs_a_handful() {
 
 #[test]
 fn equals_get_equal_shares() {
-    for (count, per_second) in [(2, 100.0), (3, 600.0), (3, 20.0), (5, 2000.0), (20, 2000.0)] {
-        let mut house = House::equal(Kind::LeastLoaded, count);
-        let seen = simulate(&mut house, per_second, 60, &|_, _, dice| Some((about(5.0, dice), true)));
-        let fair = seen.log.len() as f64 / count as f64;
-        let noise = 3.0 * fair.sqrt();
-        for share in &seen.shares {
-            let off = (*share as f64 - fair).abs();
-            assert!(off < 0.1 * fair + noise, "{count} at {per_second}: {:?}", seen.shares);
+    let tail = |dice: &mut Bits| match dice.fraction() {
+        low if low < 0.001 => about(80.0, dice),
+        low if low < 0.02 => about(40.0, dice),
+        _ => about(3.0, dice),
+    };
+    let steady = |dice: &mut Bits| 4_800_000 + about(0.2, dice);
+    let plain = |dice: &mut Bits| about(5.0, dice);
+    let tiny = |dice: &mut Bits| if dice.fraction() < 0.03 { about(7.0, dice) } else { about(0.3, dice) };
+    let services: [(&str, Service<'_>); 4] =
+        [("exponential", &plain), ("steady", &steady), ("a long tail", &tail), ("tiny and noisy", &tiny)];
+    let mut wrong = Vec::new();
+    for (what, service) in services {
+        for (count, per_second) in [(2, 100.0), (3, 600.0), (3, 20.0), (5, 2000.0), (20, 2000.0)] {
+            let mut house = House::equal(Kind::LeastLoaded, count);
+            let seen = simulate(&mut house, per_second, 30, &|_, _, dice| Some((service(dice), true)));
+            let fair = seen.log.len() as f64 / count as f64;
+            let noise = 3.0 * fair.sqrt();
+            for share in &seen.shares {
+                let off = (*share as f64 - fair).abs();
+                if off > 0.1 * fair + noise {
+                    wrong.push(format!("{what}: {count} at {per_second}: {:?}", seen.shares));
+                    break;
+                }
+            }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
