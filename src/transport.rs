@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,6 +21,20 @@ pub mod proxy_protocol;
 /// What stands for the address of a client at a Unix socket, and of the listener that it came to: they have none. Such
 /// a client is on this machine, so it counts as loopback; port 0 is nobody's.
 pub const UNIX_PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// The longest path that a Unix socket may have (`sun_path`, without its end).
+const MAX_UNIX_PATH: usize = 107;
+
+/// The path of a Unix socket.
+///
+/// # Errors
+/// What cannot be one, with the cure.
+pub fn unix_path(path: &str) -> Result<PathBuf, String> {
+    let fits = path.starts_with('/') && path.len() <= MAX_UNIX_PATH && !path.contains('\0');
+    fits.then(|| path.into()).ok_or_else(|| {
+        format!("\"unix:{path}\" is not a socket; write \"unix:/path\", with at most {MAX_UNIX_PATH} bytes")
+    })
+}
 
 /// A connected stream of bytes.
 #[derive(Debug)]

@@ -255,7 +255,7 @@ fn choose_listener(
     let host = args.url.host().unwrap_or_default().trim_matches(['[', ']']);
     let ip: Option<IpAddr> = if host == "localhost" { "127.0.0.1".parse().ok() } else { host.parse().ok() };
     let addressed =
-        ip.and_then(|ip| listeners.iter().position(|listener| reaches(listener.address, ip, port)));
+        ip.and_then(|ip| listeners.iter().position(|listener| reaches(&listener.address, ip, port)));
     let takes = |listener: &listener::Settings| {
         listener.upstream.is_some()
             || listener.route.iter().any(|route| target.differs(&route.matches).is_empty())

@@ -6,15 +6,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
 use crate::policy::{breaker, retry, timeout};
-use crate::proxy::listener::{self, Direction, Trust};
+use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
+use crate::tls::identity::Identity;
+use crate::transport::UNIX_PEER;
 use crate::units::Span;
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
 use crate::upstream::{self, endpoint::Socket, health};
@@ -198,21 +200,24 @@ impl<'a> Lint<'a> {
 
     /// No two sockets want the same address, no two listeners have the same name.
     fn addresses(&mut self, config: &Config) {
-        let mut taken: Vec<At<SocketAddr>> = vec![At(Path::of(&["admin", "address"]), config.admin.address)];
+        let mut taken: Vec<At<Address>> =
+            vec![At(Path::of(&["admin", "address"]), config.admin.address.into())];
         if let Some(address) = config.admin.metrics_address {
-            taken.push(At(Path::of(&["admin", "metrics_address"]), address));
+            taken.push(At(Path::of(&["admin", "metrics_address"]), address.into()));
         }
         let mut names: Vec<At<String>> = Vec::new();
         let root = self.root;
         for ((index, _), listener) in elements(root, "listener").zip(&config.listener) {
             let path = Path::of(&["listener"]).index(index);
-            taken.push(At(path.key("address"), listener.address));
+            taken.push(At(path.key("address"), listener.address.clone()));
             let key = if listener.name.is_some() { "name" } else { "address" };
             names.push(At(path.key(key), listener.name()));
         }
         for (number, later) in taken.iter().enumerate() {
-            if let Some(earlier) = taken[..number].iter().find(|earlier| overlap(earlier.1, later.1)) {
-                self.error(later, "is taken by", earlier, "give each its own port");
+            if let Some(earlier) = taken[..number].iter().find(|earlier| overlap(&earlier.1, &later.1)) {
+                let cure =
+                    if later.1.tcp().is_some() { "give each its own port" } else { "give each its own path" };
+                self.error(later, "is taken by", earlier, cure);
             }
         }
         for (number, later) in names.iter().enumerate() {
@@ -245,7 +250,8 @@ impl<'a> Lint<'a> {
             self.warn(&upgrades, "is longer than", &drain, "everything ends then: make it shorter");
         }
         if let Some(service) = config.server.service
-            && let Some(listener) = config.listener.iter().find(|listener| listener.address == service)
+            && let Some(listener) =
+                config.listener.iter().find(|listener| listener.address.tcp() == Some(service))
         {
             let problem = Problem::new(
                 format!("`server.service` ({service}) is the listener {:?} of this file", listener.name()),
@@ -300,7 +306,23 @@ impl<'a> Lint<'a> {
                 });
             }
         }
-        let open = !settings.address.ip().is_loopback();
+        if let Some(tls) = &settings.tls {
+            self.certificates(&path.key("tls"), tls.identities().iter());
+        }
+        let open = settings.address.tcp().is_some_and(|address| !address.ip().is_loopback());
+        if let (Address::Unix(_), Some(Trust::Networks(networks)), false) =
+            (&settings.address, &settings.trust, settings.proxy_protocol)
+            && !networks.iter().any(|network| network.contains(UNIX_PEER.ip()))
+        {
+            let problem = Problem::new(
+                format!(
+                    "`{path}.trust` holds for nobody: clients at a Unix socket count as {}",
+                    UNIX_PEER.ip()
+                ),
+                "give \"all\" or \"none\": whoever may open the socket decides",
+            );
+            self.say(&path.key("trust"), problem.warning());
+        }
         if open && settings.direction == Direction::Ingress && settings.trust == Some(Trust::All) {
             let problem = Problem::new(
                 format!(
@@ -334,6 +356,24 @@ impl<'a> Lint<'a> {
             _ => return,
         };
         self.report.add(problem);
+    }
+
+    /// The certificates of the table at `path` are valid, and will be for a while.
+    fn certificates<'i>(&mut self, path: &Path, identities: impl Iterator<Item = &'i Identity>) {
+        let own = path.key("cert");
+        let others = (0..).map(|index| path.key("certificates").index(index).key("cert"));
+        let paths = self.find(&own).1.then_some(own).into_iter().chain(others);
+        let now = SystemTime::now();
+        for (path, identity) in paths.zip(identities) {
+            let leaf = &identity.cert.content.leaf;
+            if let Some(complaint) = leaf.complaint(now) {
+                let message = format!("the certificate {leaf} {complaint}");
+                self.say(
+                    &path,
+                    Problem::new(message, "renew it: peers refuse one that is not valid").warning(),
+                );
+            }
+        }
     }
 
     /// Each route can match: none above it takes all that it could take.
@@ -372,6 +412,9 @@ impl<'a> Lint<'a> {
         self.breaker(&path.key("breaker"), &settings.breaker);
         self.outlier(path, settings);
         self.health(&path.key("health"), &settings.health);
+        if let Some(tls) = &settings.tls {
+            self.certificates(&path.key("tls"), tls.identity().into_iter());
+        }
         self.capacity(path, settings, config);
 
         self.discovery(path, settings);
@@ -389,10 +432,12 @@ impl<'a> Lint<'a> {
                 );
                 self.report.add(problem.at(&path, node).with(first, "the first").warning());
             }
-            let own = config.listener.iter().find(|listener| match endpoint.address.socket() {
-                Some(Socket::Tcp(address)) => overlap(address, listener.address),
-                _ => false,
+            let own = endpoint.address.socket().map(|socket| match socket {
+                Socket::Tcp(address) => Address::Tcp(address),
+                Socket::Unix(path) => Address::Unix(path),
             });
+            let own =
+                own.and_then(|own| config.listener.iter().find(|listener| overlap(&own, &listener.address)));
             if let Some(listener) = own {
                 let problem = Problem::new(
                     format!(
@@ -652,7 +697,11 @@ fn quoted(value: impl Display) -> String {
 }
 
 /// Whether two sockets cannot have these addresses at the same time.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+fn overlap(one: &Address, other: &Address) -> bool {
+    let (one, other) = match (one, other) {
+        (Address::Tcp(one), Address::Tcp(other)) => (one, other),
+        (one, other) => return one == other,
+    };
     let same_ip = one.ip() == other.ip()
         || one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
     one.port() == other.port() && one.port() != 0 && same_ip

@@ -25,7 +25,7 @@ const MAX_ID: usize = 128;
 pub struct Context {
     /// When its head was complete.
     pub arrived: Instant,
-    /// Who sent it.
+    /// Who sent it, as [`Peer`] has it.
     pub peer: SocketAddr,
     /// The address it came to.
     pub local: SocketAddr,
@@ -37,6 +37,8 @@ pub struct Context {
     pub http2: bool,
     /// Whether its client wants to go on in another protocol over this connection (RFC 9110 §7.8).
     pub upgrade: bool,
+    /// Whether it came in TLS.
+    pub tls: bool,
     /// The caller's deadline.
     pub deadline: Option<Instant>,
     /// How often the caller has sent it before.
@@ -51,10 +53,13 @@ pub struct Context {
 /// Who is at the other end, and where it came in.
 #[derive(Clone)]
 pub struct Peer {
-    /// The client's address.
+    /// The client's address, as the PROXY protocol says it where the listener speaks that. One at a Unix socket has
+    /// none: [`UNIX_PEER`](crate::transport::UNIX_PEER) stands for it, so it counts as loopback for `trust`.
     pub peer: SocketAddr,
     /// The address it connected to.
     pub local: SocketAddr,
+    /// Whether it came in TLS.
+    pub tls: bool,
     /// The listener's name.
     pub listener: Arc<str>,
 }
@@ -84,11 +89,11 @@ impl Context {
         worker: &Worker,
         listener: &Listener,
         head: &RequestHead,
-        addresses: (SocketAddr, SocketAddr),
+        from: &Peer,
         http2: bool,
         arrived: Instant,
     ) -> (Self, Result<(), Error>) {
-        let (peer, local) = addresses;
+        let Peer { peer, local, tls, .. } = *from;
         let trusted = listener.trust.holds(peer.ip());
         let fields = &head.fields;
         let kept = fields.get(Name::XRequestId).filter(|id| {
@@ -110,6 +115,7 @@ impl Context {
             grpc,
             http2,
             upgrade: !http2 && wants_upgrade(head),
+            tls,
             deadline: None,
             caller_attempt: 0,
             stood_still: Duration::ZERO,

@@ -106,7 +106,7 @@ impl Worker {
         let ask = Ask { tried: &[], draw: self.draw_bits(), now: Instant::now(), may_probe: false };
         let Some(endpoint) = chain.upstream.pick(&ask) else { return };
         let settings = &chain.upstream.settings;
-        let connecting = self.pool.connect(chain.upstream.wanted(&endpoint));
+        let connecting = self.pool.connect(chain.upstream.wanted(&endpoint, None));
         let until = Instant::now() + *settings.timeout.connect;
         if let Ok(Ok(connection)) = self.timer().within(until, connecting).await {
             chain.breaker.connect_probe_succeeded(probe);

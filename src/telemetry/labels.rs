@@ -249,6 +249,60 @@ impl ConnectResult {
     }
 }
 
+/// Why a client's connection was closed before it could ask for anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It does not begin with a header of the PROXY protocol.
+    ProxyProtocolMissing,
+    /// The header breaks the protocol's rules.
+    ProxyProtocolMalformed,
+    /// The header was not complete within `limits.header_timeout`.
+    ProxyProtocolTimeout,
+}
+
+impl Refused {
+    /// All of them.
+    pub const ALL: [Self; 3] =
+        [Self::ProxyProtocolMissing, Self::ProxyProtocolMalformed, Self::ProxyProtocolTimeout];
+
+    /// The word in the metric's `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ProxyProtocolMissing => "proxy_protocol_missing",
+            Self::ProxyProtocolMalformed => "proxy_protocol_malformed",
+            Self::ProxyProtocolTimeout => "proxy_protocol_timeout",
+        }
+    }
+}
+
+/// What a client's TLS handshake came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeResult {
+    /// A new session.
+    Ok,
+    /// The client went on with an earlier session.
+    Resumed,
+    /// `limits.header_timeout` passed.
+    Timeout,
+    /// No common ground, a certificate that was refused on either side, no TLS at all.
+    Error,
+}
+
+impl HandshakeResult {
+    /// All results.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error];
+
+    /// The word in the metric's `result`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Resumed => "resumed",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// A bound that was reached, or a thing ignored because it was beyond one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -388,6 +442,8 @@ mod tests {
         assert!(BreakerState::ALL.iter().enumerate().all(|(index, state)| *state as usize == index));
         assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Ejection::ALL.iter().enumerate().all(|(index, why)| *why as usize == index));
+        assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
+        assert!(HandshakeResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));
         assert!(AttemptOutcome::all().enumerate().all(|(index, outcome)| outcome.index() == index));

@@ -26,17 +26,16 @@ const STAGGER: Duration = Duration::from_millis(250);
 
 /// Connects to `endpoint`; `within` is what its caller gives it.
 pub(super) async fn open(endpoint: &Endpoint, within: Duration) -> io::Result<Transport> {
-    let others = endpoint.others().clone();
+    let others = endpoint.others();
     let address = match &endpoint.socket {
-        Socket::Tcp(address) if others.is_empty() => {
-            return dial(*address).await.map(Transport::from);
-        }
+        Socket::Tcp(address) if others.is_empty() => return dial(*address).await.map(Transport::from),
         Socket::Tcp(address) => *address,
         Socket::Unix(path) => return UnixStream::connect(path).await.map(Transport::from),
     };
     let mut addresses = Vec::with_capacity(1 + others.len());
     addresses.push(address);
     addresses.extend_from_slice(&others);
+    drop(others);
     in_turns(&mut addresses, endpoint.is_reached_by_ipv6());
     let (winner, stream) = race(&addresses, dial, STAGGER.min(within / 2)).await?;
     endpoint.reached_by(winner);

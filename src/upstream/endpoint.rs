@@ -18,6 +18,8 @@ use super::health::Check;
 use super::standing::{Standing, nanos};
 use super::traffic::Traffic;
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::tls::client::Client;
+use crate::transport::unix_path;
 use crate::units::within;
 
 /// An entry of `endpoints`.
@@ -73,6 +75,9 @@ pub struct Endpoint {
     pub label: Arc<str>,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
+    /// Makes the TLS connections to it, where it speaks TLS. Another one makes another endpoint: its connections would
+    /// not be what is wanted now.
+    pub tls: Option<Arc<Client>>,
     /// Whether it may take requests.
     pub standing: Standing,
     /// What its requests have shown.
@@ -86,9 +91,6 @@ pub struct Endpoint {
     /// Whether IPv4 led to it last, of its addresses.
     by_ipv4: AtomicBool,
 }
-
-/// The longest path that a Unix socket may have (`sun_path`, without its end).
-const MAX_UNIX_PATH: usize = 107;
 
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
@@ -111,6 +113,7 @@ impl Endpoint {
             others: ArcSwap::default(),
             is_gone: AtomicBool::new(false),
             metrics,
+            tls: None,
             standing: Standing::new(Instant::now()),
             traffic: Traffic::default(),
             check: Check::default(),
@@ -132,6 +135,16 @@ impl Endpoint {
         }
     }
 
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
+    }
+
     /// Whether it has left its upstream's list: it gets no new requests, those that run finish, and connections to it
     /// are not kept.
     pub fn is_gone(&self) -> bool {
@@ -141,6 +154,28 @@ impl Endpoint {
     /// It has left its upstream's list, or come back to it.
     pub(super) fn set_gone(&self, is_gone: bool) {
         self.is_gone.store(is_gone, Relaxed);
+    }
+
+    /// The same, spoken to in TLS if there is a client for it.
+    pub fn over(self, tls: Option<Arc<Client>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// Whether connections to it are made by `tls`, or without TLS.
+    pub fn is_over(&self, tls: Option<&Arc<Client>>) -> bool {
+        match (&self.tls, tls) {
+            (None, None) => true,
+            (Some(mine), Some(tls)) => Arc::ptr_eq(mine, tls),
+            _ => false,
+        }
+    }
+
+    /// The name that it is asked for and must have in TLS; that of a Unix socket is on this host.
+    pub fn server_name(&self) -> &str {
+        match &self.address {
+            Address::Tcp { host, .. } => host,
+            Address::Unix(_) => "localhost",
+        }
     }
 
     /// Counts an attempt in flight.
@@ -157,16 +192,6 @@ impl Endpoint {
     /// An attempt there failed at `now`.
     pub fn failed(&self, now: Instant) {
         self.failed_at.fetch_max(nanos(now).max(1), Relaxed);
-    }
-
-    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
-    pub(super) fn is_reached_by_ipv6(&self) -> bool {
-        !self.by_ipv4.load(Relaxed)
-    }
-
-    /// This of its addresses led to it.
-    pub(super) fn reached_by(&self, address: SocketAddr) {
-        self.by_ipv4.store(address.is_ipv4(), Relaxed);
     }
 
     /// Grows with the instant of its last failure; 0: it never failed.
@@ -223,6 +248,10 @@ impl Address {
     /// The address as `Host` has it; a Unix socket is on this host.
     pub fn authority(&self) -> String {
         match self {
+            // The dot at the end of a whole name is DNS's, not HTTP's.
+            Address::Tcp { host, port } if host.ends_with('.') => {
+                format!("{}:{port}", host.trim_end_matches('.'))
+            }
             Address::Tcp { .. } => self.to_string(),
             Address::Unix(_) => "localhost".to_owned(),
         }
@@ -259,10 +288,7 @@ impl std::str::FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
-            let is_absolute = path.starts_with('/') && path.len() <= MAX_UNIX_PATH;
-            return is_absolute.then(|| Address::Unix(path.into())).ok_or_else(|| {
-                format!("{text:?} is not a socket; write \"unix:/path\", with at most {MAX_UNIX_PATH} bytes")
-            });
+            return unix_path(path).map(Address::Unix);
         }
         let wrong =
             |why: &str| format!("{text:?} is not an address: {why}; write \"host:port\" or \"[ipv6]:port\"");

@@ -36,6 +36,8 @@ use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
+use crate::tls::client::{self, Client};
+use crate::transport::proxy_protocol::{Ends, Introduction, Version};
 
 /// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -49,6 +51,11 @@ pub struct Settings {
     pub discovery: discovery::Settings,
     /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
+    /// The version of the PROXY protocol, `v1` or `v2`, whose header tells an endpoint at the beginning of each
+    /// connection which client it is for; such a connection serves that client alone. Default: none is sent.
+    pub proxy_protocol: Option<Version>,
+    /// Speak TLS: `{}`, or with `ca`, `server_name`, `cert`, `key`, `san`. Default: clear text.
+    pub tls: Option<client::Settings>,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
     /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "auto", max_age = "none",
@@ -88,6 +95,7 @@ pub struct Upstream {
     pub counts: Arc<Counts>,
     /// Who is worse than its peers.
     outlier: Outlier,
+    tls: Option<Arc<Client>>,
 }
 
 /// Who can answer at the moment.
@@ -203,6 +211,7 @@ impl Upstream {
                 fastrand::u64(..),
             ),
             counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
+            tls: tls(&settings, previous),
             settings,
         };
         let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
@@ -228,10 +237,16 @@ impl Upstream {
         self.set_endpoints(composed.found, composed.unresolved);
     }
 
-    /// A connection to `endpoint`, one of its own.
-    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>) -> Wanted<'a> {
-        let Settings { connections, timeout, .. } = &self.settings;
-        Wanted { endpoint, counts: &self.counts, max: connections.max, within: *timeout.connect }
+    /// A connection to `endpoint`, one of its own, for the client at one of these `ends`, or for nobody's request.
+    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>, ends: Option<Ends>) -> Wanted<'a> {
+        let Settings { connections, timeout, proxy_protocol, .. } = &self.settings;
+        Wanted {
+            endpoint,
+            counts: &self.counts,
+            max: connections.max,
+            within: *timeout.connect,
+            introduction: proxy_protocol.map(|version| Introduction { version, ends }),
+        }
     }
 
     /// The configuration does not have it any more: its idle connections are closed.
@@ -273,9 +288,11 @@ impl Upstream {
         let waits = enforced && known.usable.iter().any(|choice| choice.endpoint.standing.is_in_service());
         for found in found {
             let same = of_known.get(&(&found.address, &found.socket));
+            let same = same.filter(|endpoint| endpoint.is_over(self.tls.as_ref()));
             let endpoint = same.map(|endpoint| Arc::clone(endpoint)).unwrap_or_else(|| {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
-                let endpoint = Arc::new(Endpoint::new(found.address, found.socket, metrics));
+                let endpoint = Endpoint::new(found.address, found.socket, metrics).over(self.tls.clone());
+                let endpoint = Arc::new(endpoint);
                 endpoint.standing.set(Out::Unchecked, waits, now);
                 changes.added.push(Arc::clone(&endpoint.label));
                 endpoint
@@ -317,6 +334,22 @@ fn some_of(labels: &[Arc<str>]) -> String {
     if labels.len() > 10 { format!("{shown} …") } else { shown }
 }
 
+/// Who makes the TLS connections: the client of `previous`, unless the settings say something else. What their files
+/// hold is new to it.
+fn tls(settings: &Settings, previous: Option<&Upstream>) -> Option<Arc<Client>> {
+    let (wanted, protocols) = (settings.tls.as_ref()?, settings.protocol.alpn());
+    let known = previous.and_then(|previous| Some((previous.tls.as_ref()?, previous.settings.tls.as_ref()?)));
+    match known {
+        Some((client, before)) if client.serves(wanted, protocols) => {
+            if before != wanted {
+                client.renew(wanted);
+            }
+            Some(Arc::clone(client))
+        }
+        _ => Some(Arc::new(Client::new(wanted, protocols))),
+    }
+}
+
 /// `protocol`: how to speak with endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -326,6 +359,15 @@ pub enum Protocol {
     Auto,
     /// HTTP/1.1.
     Http1,
+}
+
+impl Protocol {
+    /// What is offered by ALPN, the preferred one first.
+    pub fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Protocol::Auto | Protocol::Http1 => &[b"http/1.1"],
+        }
+    }
 }
 
 /// `host`: the Host sent up.

@@ -18,12 +18,14 @@ use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
 
 use super::connect;
 use super::counts::{Counted, Counts};
 use super::endpoint::Endpoint;
-use super::keep_alive::Probe;
+use super::keep_alive::{Probe, UNKNOWN};
 use crate::http1::connection::{Buffers, Connection};
+use crate::transport::proxy_protocol::Introduction;
 use crate::units::{OrAuto, OrNone, Span, within};
 
 /// `connections`: bounds of an upstream's connections.
@@ -92,6 +94,8 @@ pub struct Wanted<'a> {
     pub max: u32,
     /// `timeout.connect`, which the caller keeps; here it says when another address is tried.
     pub within: Duration,
+    /// What it begins with.
+    pub introduction: Option<Introduction>,
 }
 
 /// A connection to an endpoint.
@@ -100,6 +104,8 @@ pub struct ToEndpoint {
     pub wire: Connection,
     /// Whether it has served a request before: then the endpoint may have closed it just now.
     pub reused: bool,
+    /// Whether HTTP/2 is spoken on it, as both ends have settled in the handshake of TLS.
+    pub is_http2: bool,
     /// Its place among the upstream's connections or streams.
     pub counted: Counted,
     endpoint: Arc<Endpoint>,
@@ -108,6 +114,8 @@ pub struct ToEndpoint {
     /// The part of `max_age` that this one may reach: from 0.9 to 1.1.
     age: f32,
     requests: u32,
+    /// What it began with: whom else it may serve.
+    introduction: Option<Introduction>,
     /// How long it had been idle when it was taken.
     was_idle: Duration,
 }
@@ -119,6 +127,8 @@ pub enum ConnectError {
     TooMany,
     /// The endpoint refuses, or cannot be reached.
     Io(io::Error),
+    /// The handshake of TLS failed, in words.
+    Tls(String),
 }
 
 impl Pool {
@@ -127,19 +137,20 @@ impl Pool {
         Self { worker, buffers, idle: RefCell::default() }
     }
 
-    /// An idle connection to `endpoint` that still stands. `careful`: its request cannot be sent again, so only one
-    /// that was used just now will do, and the kernel is asked however fresh it is.
-    pub fn take(&self, endpoint: &Endpoint, now: Instant, careful: bool) -> Option<Box<ToEndpoint>> {
+    /// An idle connection as `wanted` that still stands. `careful`: its request cannot be sent again, so only one that
+    /// was used just now will do, and the kernel is asked however fresh it is.
+    pub fn take(&self, wanted: &Wanted<'_>, now: Instant, careful: bool) -> Option<Box<ToEndpoint>> {
         let mut pool = self.idle.borrow_mut();
-        let idle = pool.get_mut(&endpoint.id)?;
-        while let Some(newest) = idle.last() {
-            let was_idle = now.saturating_duration_since(newest.since);
-            if careful && was_idle >= SURELY_OPEN || newest.probe.is_some() {
-                // Neither will those below it do, which are older.
+        let idle = pool.get_mut(&wanted.endpoint.id)?;
+        loop {
+            // All but those that are introduced serve anybody, so it is the last.
+            let newest = idle.iter().rposition(|idle| idle.connection.introduction == wanted.introduction)?;
+            let was_idle = now.saturating_duration_since(idle[newest].since);
+            if careful && was_idle >= SURELY_OPEN || idle[newest].probe.is_some() {
+                // Neither will those before it do, which are older.
                 return None;
             }
-            let Idle { connection, limits, .. } = idle.pop()?;
-            let mut connection = connection;
+            let Idle { mut connection, limits, .. } = idle.remove(newest);
             connection.leaves_the_pool();
             if !connection.may_be_idle(was_idle, &limits) || connection.is_worn_out(now, &limits) {
                 continue;
@@ -151,7 +162,6 @@ impl Pool {
             }
             connection.counted.keep_alive().closed(was_idle);
         }
-        None
     }
 
     /// A new connection, one of the `max` of its upstream.
@@ -159,12 +169,25 @@ impl Pool {
     /// # Errors
     /// [`ConnectError`]. How long it may take is the caller's affair.
     pub async fn connect(&self, wanted: Wanted<'_>) -> Result<Box<ToEndpoint>, ConnectError> {
-        let Wanted { endpoint, counts, max, within } = wanted;
+        let Wanted { endpoint, counts, max, within, introduction } = wanted;
         let counted = counts.add(max);
         let counted = counted.ok_or(ConnectError::TooMany)?;
-        let stream = connect::open(endpoint, within).await.map_err(ConnectError::Io)?;
+        let mut stream = connect::open(endpoint, within).await.map_err(ConnectError::Io)?;
+        if let Some(introduction) = introduction {
+            let mut header = Vec::new();
+            introduction.write(&mut header);
+            stream.write_all(&header).await.map_err(ConnectError::Io)?;
+        }
+        let stream = match &endpoint.tls {
+            Some(tls) => {
+                let connected = tls.connect(endpoint.id, endpoint.server_name(), stream).await;
+                connected.map_err(ConnectError::Tls)?
+            }
+            None => stream,
+        };
         endpoint.metrics.shard(self.worker).connections_active.inc();
         Ok(Box::new(ToEndpoint {
+            is_http2: stream.protocol() == Some(b"h2"),
             wire: Connection::new(stream, Rc::clone(&self.buffers)),
             reused: false,
             counted,
@@ -173,6 +196,7 @@ impl Pool {
             born: Instant::now(),
             age: 0.9 + 0.2 * fastrand::f32(),
             requests: 0,
+            introduction,
             was_idle: Duration::ZERO,
         }))
     }
@@ -181,7 +205,11 @@ impl Pool {
     pub fn give_back(&self, mut connection: Box<ToEndpoint>, settings: &Settings, now: Instant) {
         connection.requests += 1;
         let has_served = settings.max_requests > 0 && connection.requests >= settings.max_requests;
-        if has_served || connection.is_worn_out(now, settings) || !connection.wire.is_reusable(false) {
+        if has_served
+            || connection.is_worn_out(now, settings)
+            || !connection.counted.is_within(settings.max)
+            || !connection.wire.is_reusable(false)
+        {
             return;
         }
         connection.wire.rest();
@@ -223,7 +251,7 @@ impl Idle {
             return false;
         }
         if probe.is_none() && !connection.may_be_idle(was_idle, limits) {
-            *probe = connection.counted.keep_alive().probe(limits.idle_timeout.map(|span| *span));
+            *probe = connection.counted.keep_alive().probe(connection.written(limits));
         }
         match probe {
             Some(probe) => probe.stands(was_idle),
@@ -250,8 +278,13 @@ impl ToEndpoint {
 
     /// Whether it may be used after it was idle for so long.
     fn may_be_idle(&self, was_idle: Duration, limits: &Settings) -> bool {
-        let written = limits.idle_timeout.map(|span| *span);
-        was_idle < self.counted.keep_alive().limit(written)
+        was_idle < self.counted.keep_alive().limit(self.written(limits))
+    }
+
+    /// What is written of how long it may be idle. One that serves a single client is not worth keeping for longer than
+    /// usual: the client may have left.
+    fn written(&self, limits: &Settings) -> Option<Duration> {
+        limits.idle_timeout.map(|span| *span).or(self.introduction.map(|_| UNKNOWN))
     }
 
     /// Whether nobody needs it any more, however fresh it is.

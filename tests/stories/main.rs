@@ -11,6 +11,7 @@ mod balance;
 mod breaker;
 mod client_leaves;
 mod concurrency;
+mod discovery;
 mod drain;
 mod everything_at_once;
 mod http2;

@@ -78,7 +78,7 @@ impl Way<'_> {
                 let (host, port) = target.host.rsplit_once(':').unwrap_or((&target.host, "80"));
                 let host = if host == "localhost" { "127.0.0.1" } else { host.trim_matches(['[', ']']) };
                 let own = host.parse().ok().zip(port.parse().ok());
-                if own.is_some_and(|(ip, port)| reaches(self.listener.address, ip, port)) {
+                if own.is_some_and(|(ip, port)| reaches(&self.listener.address, ip, port)) {
                     "the endpoint's address".to_owned()
                 } else {
                     target.host.clone()
