@@ -235,15 +235,7 @@ impl Admitted {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let hold = Hold {
-                    permit,
-                    slot,
-                    in_flight,
-                    outcome,
-                    counted_as,
-                    is_observed: false,
-                    may_break: false,
-                };
+                let hold = Hold { permit, slot, in_flight, outcome, counted_as, is_observed: false };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;

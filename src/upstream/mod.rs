@@ -129,7 +129,7 @@ pub enum Observed {
         /// From when the request had gone up.
         latency: Duration,
     },
-    /// The attempt is over: its answer has ended, broke off or became a stream, or none came.
+    /// The attempt is over: its answer has ended or broke off, or none came.
     End {
         /// What it came to.
         verdict: Verdict,
@@ -138,8 +138,11 @@ pub enum Observed {
         /// Whether no connection could be made.
         connect: bool,
     },
-    /// After an end that was told as good, since the answer became a stream: it broke off.
-    Broke,
+    /// The answer has become a stream; how it ends is told then.
+    Streams {
+        /// What its head means.
+        verdict: Verdict,
+    },
 }
 
 impl Endpoints {
@@ -162,24 +165,25 @@ impl Upstream {
 
     /// Learns from an attempt at an endpoint. Each tells of its end once; of its head only if one came.
     pub fn observe(&self, attempt: &InFlight, now: Instant, observed: Observed) {
-        let (verdict, latency, connect) = match observed {
-            Observed::Head { verdict: Verdict::Success, latency } => {
-                return self.outlier.took(attempt, latency);
-            }
-            Observed::Head { .. } => return,
-            Observed::End { verdict, latency, connect } => (verdict, latency, connect),
-            Observed::Broke => (Verdict::Failure, Duration::ZERO, false),
-        };
-        let shown = match verdict {
+        let shown = |verdict| match verdict {
             Verdict::Failure => Shown::Failure,
-            _ if connect => Shown::Failure,
             Verdict::Success => Shown::Success,
             Verdict::Throttled | Verdict::Ignored => Shown::Nothing,
         };
-        if shown == Shown::Failure {
-            attempt.endpoint().failed(now);
+        match observed {
+            Observed::Head { verdict: Verdict::Success, latency } => self.outlier.took(attempt, latency),
+            Observed::Head { .. } => {}
+            Observed::Streams { verdict } => {
+                self.tell(self.outlier.streams(attempt, now, shown(verdict), || self.peers()).as_slice());
+            }
+            Observed::End { verdict, latency, connect } => {
+                let shown = if connect { Shown::Failure } else { shown(verdict) };
+                if shown == Shown::Failure {
+                    attempt.endpoint().failed(now);
+                }
+                self.tell(&self.outlier.observe(attempt, now, shown, latency, || self.peers()));
+            }
         }
-        self.tell(&self.outlier.observe(attempt, now, shown, latency, || self.peers()));
     }
 
     /// Whether an ejected endpoint waits for a live probe ([`Ask::may_probe`]).

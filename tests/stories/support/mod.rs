@@ -6,6 +6,7 @@
 pub mod client;
 pub mod config;
 pub mod dns;
+pub mod endpoints;
 pub mod http2;
 pub mod metrics;
 pub mod proxy;
