@@ -242,16 +242,8 @@ impl Admitted {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let hold = Hold {
-                    permit,
-                    slot,
-                    in_flight,
-                    outcome,
-                    counted_as,
-                    retry_after,
-                    is_observed: false,
-                    may_break: false,
-                };
+                let hold =
+                    Hold { permit, slot, in_flight, outcome, counted_as, retry_after, is_observed: false };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
@@ -277,7 +269,7 @@ impl Admitted {
     ) -> Failed {
         let chain = &*routed.target().chain;
         let Unanswered { error, unprocessed, .. } = unanswered;
-        let is_connect = matches!(error.reason, Reason::ConnectError | Reason::TlsError);
+        let is_connect = error.reason == Reason::ConnectError;
         let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
         // What is cut short by the rest of a request's time has not had its whole time.
         let allowed = self.clock.whole_attempt.unwrap_or(Duration::MAX);
