@@ -350,6 +350,11 @@ async fn who_is_not_let_in_costs_nobody_else_anything() {
 
     proxy.connect().await.closes().await;
     assert_eq!(proxy.metric("outrigger_client_handshakes_total{result=timeout}").await, 1.0);
+
+    // Who only looks whether the port is open has done nothing wrong.
+    drop(proxy.connect().await);
+    proxy.metric_becomes("outrigger_client_handshakes_total{result=left}", 1.0).await;
+    assert_eq!(proxy.metric(counted).await, 4.0);
     assert_eq!(good.exchange(&get("/")).await.status, 200);
     assert_eq!(app.seen(), 2);
 }
