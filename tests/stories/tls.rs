@@ -3,8 +3,8 @@
 
 use std::process::Command;
 
-use crate::real_components::{Server, curl, must, program};
 use crate::support::certificates::{Authority, Folder, Issued, Leaf};
+use crate::support::servers::{Server, curl, must, program};
 use crate::support::tls::{Front, Tunnel, client, der, server};
 use crate::support::*;
 

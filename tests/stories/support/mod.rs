@@ -11,7 +11,9 @@ pub mod http2;
 pub mod metrics;
 pub mod proxy;
 pub mod python;
+pub mod servers;
 pub mod tls;
+pub mod unix;
 pub mod upstream;
 
 use std::time::Duration;
