@@ -286,11 +286,13 @@ pub enum HandshakeResult {
     Timeout,
     /// No common ground, a certificate that was refused on either side, no TLS at all.
     Error,
+    /// The client left without a word, as one does that only looks whether the port is open.
+    Left,
 }
 
 impl HandshakeResult {
     /// All results.
-    pub const ALL: [Self; 4] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error];
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error, Self::Left];
 
     /// The word in the metric's `result`.
     pub const fn label(self) -> &'static str {
@@ -299,6 +301,7 @@ impl HandshakeResult {
             Self::Resumed => "resumed",
             Self::Timeout => "timeout",
             Self::Error => "error",
+            Self::Left => "left",
         }
     }
 }
