@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::time::SystemTime;
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
@@ -13,6 +14,7 @@ use super::settings::Config;
 use crate::policy::{breaker, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
+use crate::tls::identity::Identity;
 use crate::transport::UNIX_PEER;
 use crate::units::Span;
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
@@ -303,6 +305,9 @@ impl<'a> Lint<'a> {
                 });
             }
         }
+        if let Some(tls) = &settings.tls {
+            self.certificates(&path.key("tls"), tls.identities().iter());
+        }
         let open = settings.address.tcp().is_some_and(|address| !address.ip().is_loopback());
         if let (Address::Unix(_), Some(Trust::Networks(networks)), false) =
             (&settings.address, &settings.trust, settings.proxy_protocol)
@@ -352,6 +357,24 @@ impl<'a> Lint<'a> {
         self.report.add(problem);
     }
 
+    /// The certificates of the table at `path` are valid, and will be for a while.
+    fn certificates<'i>(&mut self, path: &Path, identities: impl Iterator<Item = &'i Identity>) {
+        let own = path.key("cert");
+        let others = (0..).map(|index| path.key("certificates").index(index).key("cert"));
+        let paths = self.find(&own).1.then_some(own).into_iter().chain(others);
+        let now = SystemTime::now();
+        for (path, identity) in paths.zip(identities) {
+            let leaf = &identity.cert.content.leaf;
+            if let Some(complaint) = leaf.complaint(now) {
+                let message = format!("the certificate {leaf} {complaint}");
+                self.say(
+                    &path,
+                    Problem::new(message, "renew it: peers refuse one that is not valid").warning(),
+                );
+            }
+        }
+    }
+
     /// Each route can match: none above it takes all that it could take.
     fn shadowed_routes(&mut self, routes: &[(Path, Route)]) {
         for (number, (path, route)) in routes.iter().enumerate() {
@@ -386,6 +409,9 @@ impl<'a> Lint<'a> {
             upstream: settings,
         });
         self.breaker(&path.key("breaker"), &settings.breaker);
+        if let Some(tls) = &settings.tls {
+            self.certificates(&path.key("tls"), tls.identity().into_iter());
+        }
         self.capacity(path, settings, config);
 
         self.discovery(path, settings);

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value as Json;
 
 use super::*;
+use crate::tls::testing::{Authority, Folder, Leaf};
 use crate::units::Span;
 
 const REFERENCE: &str = include_str!("../../config/reference.toml");
@@ -248,8 +249,12 @@ fn mistakes_in_listeners_and_routes_are_told_too() {
             "t.toml:4:9: error: \"10.0.0.0/33\" is not a network (listener[0].trust); write an address or \"10.0.0.0/8\"",
         ),
         (
-            "tls = { cert = \"x\" }",
-            "t.toml:4:1: error: `tls` is not part of this version (listener[0].tls); remove it; clients speak plain HTTP to this version",
+            "tls = {}",
+            "t.toml:4:7: error: `tls` has no certificate (listener[0].tls); add `cert = \"…\"` and `key = \"…\"`",
+        ),
+        (
+            "tls = { cert = \"/nowhere/x.pem\" }",
+            "t.toml:4:16: error: /nowhere/x.pem cannot be read: No such file or directory (os error 2) (listener[0].tls.cert); check the path",
         ),
         (
             "name = \"a b\"",
@@ -319,6 +324,56 @@ fn mistakes_in_listeners_and_routes_are_told_too() {
     for (more, expected) in cases {
         assert_eq!(said(&format!("{LISTENER}{more}\n{UPSTREAM}")), [expected], "{more}");
     }
+}
+
+#[test]
+fn mistakes_in_files_of_certificates_are_told_at_their_keys() {
+    let folder = Folder::new();
+    let authority = Authority::new("Test CA");
+    let (app, other) = (authority.issue_for(&["app.internal"]), authority.issue_for(&["other.internal"]));
+    folder.write("ca.pem", authority.pem());
+    folder.write_pair("app", &app);
+    folder.write_pair("other", &other);
+    folder.write_pair("old", &authority.issue(&Leaf::of(&["old.internal"]).expired()));
+    folder.write("empty.pem", "");
+    folder.write("cut.pem", &app.cert[..app.cert.len() / 2]);
+    folder.write("der.pem", [0x30, 0x82, 1, 2]);
+    folder.write("encrypted.pem", app.key.replace("PRIVATE", "ENCRYPTED PRIVATE"));
+    let at = folder.path().display().to_string();
+    #[rustfmt::skip]
+    let cases = [
+        // what the upstream's tls says                     what is said of it
+        ("cert = \"A/app.pem\"",                            "error: `cert` stands without `key` (upstream.app.tls); add `key = \"…\"`"),
+        ("cert = \"A/app.pem\", key = \"A/other-key.pem\"", "error: `key` (A/other-key.pem) does not belong to the certificate in `cert` (A/app.pem), \"app.internal\" (issued by \"Test CA\") (upstream.app.tls); give the key that this certificate was made with"),
+        ("cert = \"A/app.pem\", key = \"A/none.pem\"",      "error: A/none.pem cannot be read: No such file or directory (os error 2) (upstream.app.tls.key); check the path"),
+        ("cert = \"A/app.pem\", key = \"A/encrypted.pem\"", "error: A/encrypted.pem holds an encrypted key (upstream.app.tls.key); decrypt it: `openssl pkey -in FILE -out NEW`"),
+        ("cert = \"A/app.pem\", key = \"A/app.pem\"",       "error: A/app.pem holds a certificate, but no private key (upstream.app.tls.key); name the key's own file"),
+        ("cert = \"A/app-key.pem\", key = \"A/app.pem\"",   "error: A/app-key.pem holds a private key, but no certificate (upstream.app.tls.cert); name the certificate's own file"),
+        ("cert = \"A/old.pem\", key = \"A/old-key.pem\"",   "warning: the certificate \"old.internal\" (issued by \"Test CA\") expired on 2021-01-01 (upstream.app.tls.cert); renew it: peers refuse one that is not valid"),
+        ("ca = \"A/none.pem\"",                             "error: A/none.pem cannot be read: No such file or directory (os error 2) (upstream.app.tls.ca); check the path"),
+        ("ca = \"A\"",                                      "error: A is not a regular file (upstream.app.tls.ca); name a file in PEM"),
+        ("ca = \"A/empty.pem\"",                            "error: A/empty.pem holds no certificate in PEM (upstream.app.tls.ca); it must have a line \"-----BEGIN …-----\""),
+        ("ca = \"A/cut.pem\"",                              "error: A/cut.pem holds a certificate that is cut short or damaged (upstream.app.tls.ca); copy it again"),
+        ("ca = \"A/der.pem\"",                              "error: A/der.pem holds no certificate in PEM (it seems to be DER) (upstream.app.tls.ca); it must have a line \"-----BEGIN …-----\""),
+        ("server_name = \"app:443\"",                       "error: this is no name of a server (upstream.app.tls.server_name); give a DNS name or an IP address, without a port"),
+        ("san = [\"a b\"]",                                 "error: \"a b\" is no name that a certificate can have (upstream.app.tls.san[0]); give a DNS name, an IP address or a URI such as \"spiffe://example.org/app\""),
+        ("sni = \"app\"",                                   "error: unknown key `sni` (upstream.app.tls.sni); did you mean `san`?"),
+        ("ca = \"A/ca.pem\"",                               ""),
+    ];
+    for (tls, expected) in cases {
+        let said = said(&with(&format!("tls = {{ {} }}", tls.replace('A', &at))));
+        let said: Vec<String> = said.iter().map(|line| line.replace(&at, "A")).collect();
+        let said: Vec<&str> =
+            said.iter().filter_map(|line| line.splitn(4, ':').nth(3)).map(str::trim).collect();
+        let expected: Vec<&str> = Some(expected).filter(|text| !text.is_empty()).into_iter().collect();
+        assert_eq!(said, expected, "{tls}");
+    }
+    let listener = format!(
+        "tls = {{ cert = \"{at}/app.pem\", key = \"{at}/app-key.pem\", certificates = [{{ cert = \"{at}/old.pem\", key = \"{at}/old-key.pem\" }}] }}"
+    );
+    let said = said(&format!("{LISTENER}{listener}\n{UPSTREAM}"));
+    assert_eq!(said.len(), 1, "{said:#?}");
+    assert!(said[0].contains("(listener[0].tls.certificates[0].cert)"), "{said:#?}");
 }
 
 #[test]
@@ -747,14 +802,22 @@ error: 50 is out of range
     assert_eq!(first["path"], "upstream.app.retry.attempts");
 }
 
-/// The reference with the examples of keys that have no default.
-fn with_examples() -> String {
+/// The reference with the examples of keys that have no default. Its certificates are in `folder`.
+fn with_examples(folder: &Folder) -> String {
+    let authority = Authority::new("Example CA");
+    folder.write("ca.pem", authority.pem());
+    let issued = authority.issue_for(&["app.internal"]);
+    folder.write("cert.pem", &issued.cert);
+    folder.write("key.pem", &issued.key);
+    folder.write_pair("other", &issued);
+    let reference = REFERENCE.replace("/etc/outrigger/tls", &folder.path().display().to_string());
+
     let uncommented = |line: &str| {
         let inner = line.trim_start().strip_prefix("# ")?;
         let key = inner.split_once(" = ")?.0;
         key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then(|| inner.to_owned())
     };
-    REFERENCE.lines().map(|line| uncommented(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+    reference.lines().map(|line| uncommented(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
 }
 
 #[test]
@@ -779,7 +842,8 @@ fn the_reference_says_the_defaults() {
 
 #[test]
 fn the_reference_has_every_key_and_its_examples_hold() {
-    let text = with_examples();
+    let folder = Folder::new();
+    let text = with_examples(&folder);
     assert!(said(&text).is_empty(), "{:#?}", said(&text));
     let value: Json = toml::from_str(&text).expect("it was parsed above");
     let mut missing = BTreeSet::new();
@@ -878,7 +942,6 @@ fn what_is_not_built_is_known_by_its_place() {
         telemetry.tracing = {}
         [[listener]]
         address = \"127.0.0.1:1\"
-        tls = {}
         [[listener.route]]
         upstream = \"a\"
         priority = \"high\"
@@ -890,7 +953,6 @@ fn what_is_not_built_is_known_by_its_place() {
         endpoints = [\"a:1\"]
         protocol = \"http2\"
         discovery = { kind = \"etcd\" }
-        tls = {}
         balance = { kind = \"least_loaded\", hash = {}, slow_start = \"10s\" }
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
         outlier = {}
@@ -906,7 +968,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 24);
+    assert_eq!(seen.len(), 22);
 }
 
 proptest! {

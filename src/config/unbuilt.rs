@@ -15,7 +15,6 @@ const REMOVE: &str = "remove it";
 const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
-    ("listener.*.tls",                        &[], "remove it; clients speak plain HTTP to this version"),
     ("listener.*.route.*.priority",           &[], REMOVE),
     ("listener.*.route.*.hedge",              &[], REMOVE),
     ("listener.*.route.*.fallback",           &[], REMOVE),
@@ -23,7 +22,6 @@ const ROWS: &[Row] = &[
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.protocol",                   &["http2"], "give \"http1\" or \"auto\""),
     ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
-    ("upstream.*.tls",                        &[], "remove it; upstreams are spoken to in plain HTTP"),
     ("upstream.*.balance.kind",               &["least_loaded", "round_robin", "random", "hash"], "give \"least_request\""),
     ("upstream.*.balance.hash",               &[], REMOVE),
     ("upstream.*.balance.slow_start",         &[], REMOVE),

@@ -254,7 +254,8 @@ impl Admitted {
         let evidence = timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
-        let observed = Observed::End { verdict, latency, connect: is_connect };
+        let unreached = is_connect || error.reason == Reason::TlsError;
+        let observed = Observed::End { verdict, latency, connect: unreached };
         chain.upstream.observe(self.in_flight.endpoint(), now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
@@ -371,6 +372,9 @@ impl Admitted {
                     _ => ConnectResult::Error,
                 };
                 (result, Error::new(Reason::ConnectError, format!("{}: {error}", endpoint.label)))
+            }
+            Ok(Err(ConnectError::Tls(why))) => {
+                (ConnectResult::Error, Error::new(Reason::TlsError, format!("{}: {why}", endpoint.label)))
             }
             Err(_) => {
                 let error = match self.clock.over(Instant::now()) {

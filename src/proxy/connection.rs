@@ -1,4 +1,4 @@
-//! One connection of a client: HTTP/1 or HTTP/2, told apart by its first bytes.
+//! One connection of a client: in TLS or not, HTTP/1 or HTTP/2, as the handshake or its first bytes say.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -14,8 +14,9 @@ use super::listener::Protocol;
 use super::worker::Worker;
 use super::{http1, http2};
 use crate::http1::connection::Connection;
-use crate::telemetry::metrics::{Limit, ListenerMetrics, Refused};
+use crate::telemetry::metrics::{HandshakeResult, Limit, ListenerMetrics, Refused};
 use crate::timer::Timer;
+use crate::tls::server::{Accepted, Server};
 use crate::transport::proxy_protocol::{self, Ends, Parsed, Refusal, Said};
 use crate::transport::{Transport, UNIX_PEER};
 
@@ -35,6 +36,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, 
     let idle_timeout = *settings.limits.idle_timeout;
     let header_timeout = *settings.limits.header_timeout;
     let metrics = Arc::clone(&snapshot.listener_at(index).metrics);
+    let tls = snapshot.listener_at(index).tls.clone();
     let _counted = Counted::begin(Arc::clone(&metrics));
     // Without its own address the connection is gone already.
     let Ok(local) = stream.local_addr() else { return };
@@ -53,12 +55,25 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, 
             }
         }
     }
-    let peer = Peer { peer: ends.client, local: ends.local, listener };
+    let peer = Peer { peer: ends.client, local: ends.local, tls: tls.is_some(), listener };
+    let stream = match tls {
+        None => stream,
+        Some(tls) => {
+            let handshake = Handshake { tls: &tls, metrics: &metrics, peer: &peer };
+            // Boxed: it is large, and an idle connection shall be small.
+            match Box::pin(handshake.run(stream, &worker.timer(), header_timeout)).await {
+                Some(stream) => stream,
+                None => return,
+            }
+        }
+    };
+    let is_settled = stream.protocol().map(|protocol| protocol == b"h2");
     let mut connection = Connection::new(stream, Rc::clone(&worker.buffers));
-    let is_http2 = match protocol {
-        Protocol::Http1 => false,
-        Protocol::Http2 => true,
-        Protocol::Auto => {
+    let is_http2 = match (protocol, is_settled) {
+        (Protocol::Http1, _) => false,
+        (Protocol::Http2, _) => true,
+        (Protocol::Auto, Some(is_http2)) => is_http2,
+        (Protocol::Auto, None) => {
             let timer = worker.timer();
             timer.arm(Instant::now() + idle_timeout);
             match tell(&mut connection, &timer, header_timeout).await {
@@ -100,6 +115,33 @@ async fn introduction(stream: &mut Transport, ends: Ends) -> Result<Ends, Option
             _ if header.is_empty() => return Err(None),
             _ => return Err(Some(Refused::ProxyProtocolMalformed)),
         }
+    }
+}
+
+/// What a client's handshake is made with.
+struct Handshake<'a> {
+    tls: &'a Server,
+    metrics: &'a ListenerMetrics,
+    peer: &'a Peer,
+}
+
+impl Handshake<'_> {
+    /// TLS over `stream`; none if the client does not come in. How often that happens is a metric; which client it was,
+    /// and why, is worth a line only to who asks for all: anybody could fill the log.
+    async fn run(self, stream: Transport, timer: &Timer, timeout: Duration) -> Option<Transport> {
+        let accepted = timer.within(Instant::now() + timeout, self.tls.accept(stream)).await;
+        let (result, why) = match accepted {
+            Ok(Ok(Accepted { stream, resumed })) => {
+                self.metrics.handshake(if resumed { HandshakeResult::Resumed } else { HandshakeResult::Ok });
+                return Some(stream);
+            }
+            Ok(Err(why)) => (HandshakeResult::Error, why),
+            Err(_) => (HandshakeResult::Timeout, "limits.header_timeout passed".to_owned()),
+        };
+        self.metrics.handshake(result);
+        let Peer { peer, listener, .. } = self.peer;
+        tracing::debug!(listener = &**listener, client = %peer, "TLS handshake failed: {why}");
+        None
     }
 }
 

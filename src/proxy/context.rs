@@ -37,6 +37,8 @@ pub struct Context {
     pub http2: bool,
     /// Whether its client wants to go on in another protocol over this connection (RFC 9110 §7.8).
     pub upgrade: bool,
+    /// Whether it came in TLS.
+    pub tls: bool,
     /// The caller's deadline.
     pub deadline: Option<Instant>,
     /// How often the caller has sent it before.
@@ -56,6 +58,8 @@ pub struct Peer {
     pub peer: SocketAddr,
     /// The address it connected to.
     pub local: SocketAddr,
+    /// Whether it came in TLS.
+    pub tls: bool,
     /// The listener's name.
     pub listener: Arc<str>,
 }
@@ -85,11 +89,11 @@ impl Context {
         worker: &Worker,
         listener: &Listener,
         head: &RequestHead,
-        addresses: (SocketAddr, SocketAddr),
+        from: &Peer,
         http2: bool,
         arrived: Instant,
     ) -> (Self, Result<(), Error>) {
-        let (peer, local) = addresses;
+        let Peer { peer, local, tls, .. } = *from;
         let trusted = listener.trust.holds(peer.ip());
         let fields = &head.fields;
         let kept = fields.get(Name::XRequestId).filter(|id| {
@@ -111,6 +115,7 @@ impl Context {
             grpc,
             http2,
             upgrade: !http2 && wants_upgrade(head),
+            tls,
             deadline: None,
             caller_attempt: 0,
             stood_still: Duration::ZERO,

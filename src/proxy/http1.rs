@@ -191,8 +191,7 @@ impl One<'_> {
         let index = self.listener();
         let listener = self.snapshot.listener_at(index);
         let limits = &listener.settings.limits;
-        let addresses = (self.peer.peer, self.peer.local);
-        let (context, checked) = Context::read(worker, listener, &head, addresses, false, arrived);
+        let (context, checked) = Context::read(worker, listener, &head, self.peer, false, arrived);
         let max_body = limits.max_body.map(|size| size.bytes());
         let body = Body::http1(self.client, head.framing, max_body);
         self.client.begin(!body.is_read(), head.version == Version::Http11);
@@ -228,8 +227,7 @@ impl One<'_> {
         let listener = self.snapshot.listener_at(index);
         head.clear();
         head.keep_alive = false;
-        let addresses = (self.peer.peer, self.peer.local);
-        let (context, _) = Context::read(self.worker, listener, &head, addresses, false, arrived);
+        let (context, _) = Context::read(self.worker, listener, &head, self.peer, false, arrived);
         let record = Record::begin(self.worker, Rc::clone(self.snapshot), index, arrived);
         let mut request = Request::new(self.worker, head, Body::none(), context, record);
         let answer = refuse(&mut request, &error);

@@ -193,7 +193,7 @@ async fn one(
     if bounded.is_err() {
         head.clear();
     }
-    let (context, checked) = Context::read(&worker, listener, &head, (peer.peer, peer.local), true, arrived);
+    let (context, checked) = Context::read(&worker, listener, &head, &peer, true, arrived);
     let max_body = limits.max_body.map(|size| size.bytes());
     let checked = bounded.and(checked).and_then(|()| match (head.framing, max_body) {
         (Framing::Length(length), Some(max)) if length > max => {

@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::route;
+use crate::tls::server;
 use crate::transport::unix_path;
 use crate::units::{OrNone, Size, Span, within};
 
@@ -40,6 +41,9 @@ pub struct Settings {
     /// without is closed. Whoever can reach the listener can then say that it is anybody. Default false.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// Clients speak TLS: `cert` and `key`, `client_ca`, `certificates`. Default: clear text.
+    #[serde(default)]
+    pub tls: Option<server::Settings>,
     /// Bounds of what a client may send. Default `{ header_timeout = "10s", idle_timeout = "5m",
     /// max_header_size = "64KiB", max_headers = 128, max_body = "none", max_streams = 128, half_close = false }`.
     #[serde(default)]
@@ -86,13 +90,24 @@ pub enum Forwarded {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// Either, told apart by the first bytes.
+    /// Either: told apart by the first bytes, in TLS by the handshake (ALPN).
     #[default]
     Auto,
     /// HTTP/1.0 and HTTP/1.1.
     Http1,
-    /// HTTP/2 with prior knowledge.
+    /// HTTP/2: with prior knowledge, or settled in the handshake of TLS.
     Http2,
+}
+
+impl Protocol {
+    /// What clients may choose by ALPN, the preferred one first.
+    pub fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Protocol::Auto => &[b"h2", b"http/1.1"],
+            Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Http2 => &[b"h2"],
+        }
+    }
 }
 
 /// `trust`: whose control headers (priority, deadline, retry, request id) are obeyed.

@@ -14,6 +14,7 @@ use super::route::{self, Route};
 use crate::policy::retry::Rules;
 use crate::policy::{retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
+use crate::tls::server::Server;
 use crate::units::Ratio;
 use crate::upstream;
 
@@ -36,6 +37,8 @@ pub struct Listener {
     pub settings: Settings,
     /// Whose control headers are obeyed.
     pub trust: Trust,
+    /// Takes its connections, where clients speak TLS.
+    pub tls: Option<Arc<Server>>,
     /// Whether `X-Forwarded-*` and `Via` are added.
     pub forwarded: bool,
     /// What it has going on.
@@ -111,6 +114,8 @@ impl Snapshot {
             .iter()
             .map(|settings| {
                 let name = settings.name();
+                let previous =
+                    previous.and_then(|previous| Some(previous.listener_at(previous.listener(&name)?)));
                 let last = settings.upstream.as_ref().map(|upstream| route::Settings::any(upstream));
                 let (mut routes, mut targets) = (Vec::new(), Vec::new());
                 for settings in settings.route.iter().chain(last.as_ref()) {
@@ -144,13 +149,12 @@ impl Snapshot {
                     targets,
                     trust: settings.trust(),
                     forwarded: settings.forwarded(),
-                    activity: previous
-                        .and_then(|previous| Some(previous.listener_at(previous.listener(&name)?)))
-                        .map_or_else(
-                            || Arc::new(Activity::new(metrics.workers())),
-                            |known| Arc::clone(&known.activity),
-                        ),
-                    metrics: metrics.listener(&name),
+                    tls: tls(settings, previous),
+                    activity: previous.map_or_else(
+                        || Arc::new(Activity::new(metrics.workers())),
+                        |known| Arc::clone(&known.activity),
+                    ),
+                    metrics: series(settings, &name, metrics),
                     unrouted: metrics.route(&name, "", ""),
                     settings: settings.clone(),
                     name: name.into(),
@@ -179,6 +183,22 @@ impl Snapshot {
     pub fn chains(&self) -> impl Iterator<Item = (&str, &Arc<Chain>)> {
         self.chains.iter().map(|(name, chain)| (name.as_str(), chain))
     }
+}
+
+/// Who takes a listener's TLS connections: who did before, while the settings are the same. Tickets stay good then.
+fn tls(settings: &Settings, previous: Option<&Listener>) -> Option<Arc<Server>> {
+    let (wanted, protocols) = (settings.tls.as_ref()?, settings.protocol.alpn());
+    let known = previous.and_then(|previous| previous.tls.as_ref());
+    let known = known.filter(|server| server.serves(wanted, protocols));
+    Some(known.map_or_else(|| Arc::new(Server::new(wanted, protocols)), Arc::clone))
+}
+
+fn series(settings: &Settings, name: &str, metrics: &Metrics) -> Arc<ListenerMetrics> {
+    let series = metrics.listener(name);
+    if settings.tls.is_some() {
+        series.expect_handshakes();
+    }
+    series
 }
 
 impl Listener {

@@ -4,13 +4,15 @@
 //!
 //! - the **workers** (`workers`, `accept`) serve connections, and know nothing of what follows;
 //! - the **background** thread has a runtime of its own for all that is not a request: the admin API, reloads
-//!   (`reload`, woken by `watch`), endpoints (`discovery`), signals (`signals`) and draining (`drain`). What blocks goes
+//!   (`reload`, woken by `watch`), certificates (`certificates`), endpoints (`discovery`), signals (`signals`) and
+//!   draining (`drain`). What blocks goes
 //!   to threads of its own, so that neither a slow resolver nor a hung file system is felt;
 //! - whoever called `start` holds [`Running`], and waits.
 //!
 //! Nothing here is on the way of a request.
 
 mod accept;
+mod certificates;
 mod control;
 mod discovery;
 mod drain;
@@ -38,6 +40,7 @@ use self::accept::Gate;
 use self::control::Control;
 use self::discovery::Discovery;
 use self::process::Process;
+use self::reload::Watching;
 use self::sockets::Open;
 use self::workers::Workers;
 use crate::admin::{self, Scope};
@@ -143,12 +146,15 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let (tell_settled, settled) = std_mpsc::channel();
     let control = Arc::new(Control { process: process.clone(), reloads: reloads.clone(), drains });
     // Watched before anybody is told that it runs: whoever changes the file then is noticed.
-    let watch = reload::watch(&process, &reloads);
+    let mut watching = Watching::default();
+    watching.follow(&process, &reloads);
+    certificates::measure(&process.loaded.load().config, &process.shared.metrics);
     let metrics_address = public.as_ref().map(|(_, address)| *address);
     let background = Background::start(|| {
         let discovery = Discovery::new();
         tokio::spawn(discovery.clone().keep(process.clone(), tell_settled));
-        tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watch, discovery));
+        tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watching, discovery));
+        tokio::spawn(certificates::warn_in_time(process.clone()));
         tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));
         let admin = TcpListener::from_std(admin)?;
         tokio::spawn(admin::serve(admin, Scope::All, token.clone(), control.clone()));

@@ -7,12 +7,13 @@
 //! Requests in flight keep the snapshot that they began with. A listener whose address stayed keeps its socket
 //! and loses nobody; one that is gone stops accepting, and its connections finish their requests and go.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::certificates;
 use super::discovery::{Discovery, Prepared};
 use super::files;
 use super::process::Process;
@@ -34,6 +35,8 @@ pub(super) enum Why {
     File,
     /// `POST /reload`.
     Admin,
+    /// Files of certificates have changed: they are read again, and nothing else is.
+    Certificates,
 }
 
 impl Why {
@@ -42,6 +45,7 @@ impl Why {
             Why::Signal => "SIGHUP",
             Why::File => "the file has changed",
             Why::Admin => "admin API",
+            Why::Certificates => "certificates have changed",
         }
     }
 }
@@ -91,31 +95,60 @@ pub(super) async fn obey(
     process: Arc<Process>,
     reloads: Reloads,
     mut orders: Orders,
-    mut watching: Option<Watch>,
+    mut watching: Watching,
     discovery: Arc<Discovery>,
 ) {
     while let Some(order) = orders.0.recv().await {
-        let outcome = reload(&process, order.why, &discovery).await;
+        let outcome = match order.why {
+            Why::Certificates => certificates::renew(&process).await,
+            why => reload(&process, why, &discovery).await,
+        };
         if outcome.is_ok() {
             discovery.snapshot_changed();
-            if process.loaded.load().config.server.watch != watching.is_some() {
-                watching = watch(&process, &reloads);
-            }
+            watching.follow(&process, &reloads);
+            certificates::measure(&process.loaded.load().config, &process.shared.metrics);
         }
         // Nobody may be listening.
         let _ = order.answer.send(outcome);
     }
 }
 
-/// Watches the file, if there is one and the configuration wants it.
-pub(super) fn watch(process: &Process, reloads: &Reloads) -> Option<Watch> {
-    let file = process.file.as_deref()?;
-    if !process.loaded.load().config.server.watch {
-        return None;
+/// What is watched: the configuration's file, if there is one and it wants that, and the files of its certificates.
+#[derive(Default)]
+pub(super) struct Watching {
+    file: Option<Watch>,
+    certificates: Option<(Vec<PathBuf>, Watch)>,
+}
+
+impl Watching {
+    /// Watches what the configuration in force wants watched.
+    pub(super) fn follow(&mut self, process: &Process, reloads: &Reloads) {
+        let config = &process.loaded.load().config;
+        match (&process.file, config.server.watch) {
+            (Some(file), true) if self.file.is_none() => {
+                self.file = watch(vec![file.clone()], reloads, Why::File)
+            }
+            (Some(_), true) => {}
+            _ => self.file = None,
+        }
+        let files = certificates::files(config);
+        if self.certificates.as_ref().map_or(&[][..], |(watched, _)| watched) != files {
+            self.certificates = None;
+            if !files.is_empty() {
+                self.certificates =
+                    watch(files.clone(), reloads, Why::Certificates).map(|watch| (files, watch));
+                // They may have changed between the reading and the watching.
+                reloads.order(Why::Certificates);
+            }
+        }
     }
+}
+
+/// Watches `files`, and orders a reload for each change.
+fn watch(files: Vec<PathBuf>, reloads: &Reloads, why: Why) -> Option<Watch> {
     let reloads = reloads.clone();
-    Watch::start(file, move || reloads.order(Why::File))
-        .inspect_err(|error| tracing::warn!(%error, "the configuration is not watched; reload with SIGHUP"))
+    Watch::start(files, move || reloads.order(why))
+        .inspect_err(|error| tracing::warn!(%error, "files are not watched; reload with SIGHUP"))
         .ok()
 }
 

@@ -385,6 +385,7 @@ mod tests {
             forwarded: None,
             protocol: listener::Protocol::default(),
             proxy_protocol: false,
+            tls: None,
             limits: listener::Limits::default(),
             route: Vec::new(),
             upstream: None,

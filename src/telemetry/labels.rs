@@ -234,6 +234,34 @@ impl Refused {
     }
 }
 
+/// What a client's TLS handshake came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeResult {
+    /// A new session.
+    Ok,
+    /// The client went on with an earlier session.
+    Resumed,
+    /// `limits.header_timeout` passed.
+    Timeout,
+    /// No common ground, a certificate that was refused on either side, no TLS at all.
+    Error,
+}
+
+impl HandshakeResult {
+    /// All results.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error];
+
+    /// The word in the metric's `result`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Resumed => "resumed",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// A bound that was reached, or a thing ignored because it was beyond one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -373,6 +401,7 @@ mod tests {
         assert!(BreakerState::ALL.iter().enumerate().all(|(index, state)| *state as usize == index));
         assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
+        assert!(HandshakeResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));
         assert!(AttemptOutcome::all().enumerate().all(|(index, outcome)| outcome.index() == index));

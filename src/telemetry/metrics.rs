@@ -16,14 +16,15 @@
 //! event; so does a series whose reason does not occur in ordinary life.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::cells::{
     Counter, DURATIONS, Distribution, Gauge, Histogram, Layout, LocalGauge, OVERHEAD, SharedCounter,
 };
 pub use super::labels::{
-    AttemptOutcome, BreakerState, ConnectResult, Effect, Limit, Refused, RequestOutcome, Words,
+    AttemptOutcome, BreakerState, ConnectResult, Effect, HandshakeResult, Limit, Refused, RequestOutcome,
+    Words,
 };
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
@@ -51,9 +52,19 @@ pub struct Metrics {
     panics: SharedCounter,
     log_dropped: Arc<SharedCounter>,
     config: ConfigMetrics,
+    certificates: CertificateMetrics,
     /// Requests that no route took: `upstream=""`.
     unrouted: Arc<UpstreamMetrics>,
     series: Mutex<AllSeries>,
+}
+
+/// What is told of the certificates that are shown to peers.
+#[derive(Debug, Default)]
+struct CertificateMetrics {
+    renewed: SharedCounter,
+    failed: SharedCounter,
+    /// By file: seconds from 1970 to the end of its validity.
+    expiry: Mutex<BTreeMap<String, i64>>,
 }
 
 /// What is told of the configuration.
@@ -185,6 +196,8 @@ pub struct ListenerMetrics {
     /// Connections from clients.
     pub connections: Gauge,
     refused: [SharedCounter; Refused::ALL.len()],
+    /// Where they speak TLS.
+    handshakes: OnceLock<[SharedCounter; HandshakeResult::ALL.len()]>,
 }
 
 impl Metrics {
@@ -207,6 +220,7 @@ impl Metrics {
                     loaded_at: SystemTime::now(),
                 }),
             },
+            certificates: CertificateMetrics::default(),
             unrouted: Arc::new(UpstreamMetrics::new(workers, &words)),
             series: Mutex::default(),
             words,
@@ -300,6 +314,18 @@ impl Metrics {
         let counter = if succeeded { &self.config.succeeded } else { &self.config.failed };
         counter.inc();
         lock(&self.config.state).last_succeeded = succeeded;
+    }
+
+    /// These are the certificates that are shown to peers: their files, and until when they are valid, in seconds from
+    /// 1970.
+    pub fn set_certificates(&self, expiry: BTreeMap<String, i64>) {
+        *lock(&self.certificates.expiry) = expiry;
+    }
+
+    /// Changed files with certificates were read again, well or not.
+    pub fn certificates_read(&self, succeeded: bool) {
+        let CertificateMetrics { renewed, failed, .. } = &self.certificates;
+        if succeeded { renewed.inc() } else { failed.inc() }
     }
 
     fn series(&self) -> MutexGuard<'_, AllSeries> {
@@ -417,6 +443,16 @@ impl ListenerMetrics {
     /// Connections that were closed before they could ask for anything.
     pub fn refused(&self, reason: Refused) -> &SharedCounter {
         &self.refused[reason as usize]
+    }
+
+    /// Clients speak TLS here: the series of their handshakes exist from now on.
+    pub fn expect_handshakes(&self) {
+        self.handshakes.get_or_init(Default::default);
+    }
+
+    /// A client's handshake came to `result`.
+    pub fn handshake(&self, result: HandshakeResult) {
+        self.handshakes.get_or_init(Default::default)[result as usize].inc();
     }
 }
 

@@ -19,3 +19,10 @@ mod provider;
 mod roots;
 pub mod server;
 mod verify;
+
+#[cfg(test)]
+#[path = "../../tests/stories/support/certificates.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the stories, which use other parts")]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

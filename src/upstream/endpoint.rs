@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::standing::{Standing, nanos};
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::tls::client::Client;
 use crate::transport::unix_path;
 use crate::units::within;
 
@@ -72,6 +73,9 @@ pub struct Endpoint {
     pub label: Arc<str>,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
+    /// Makes the TLS connections to it, where it speaks TLS. Another one makes another endpoint: its connections would
+    /// not be what is wanted now.
+    pub tls: Option<Arc<Client>>,
     /// Whether it may take requests.
     pub standing: Standing,
     /// Attempts without an outcome.
@@ -101,6 +105,7 @@ impl Endpoint {
             others: ArcSwap::default(),
             is_gone: AtomicBool::new(false),
             metrics,
+            tls: None,
             standing: Standing::new(Instant::now()),
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
@@ -139,6 +144,28 @@ impl Endpoint {
     /// It has left its upstream's list, or come back to it.
     pub(super) fn set_gone(&self, is_gone: bool) {
         self.is_gone.store(is_gone, Relaxed);
+    }
+
+    /// The same, spoken to in TLS if there is a client for it.
+    pub fn over(self, tls: Option<Arc<Client>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// Whether connections to it are made by `tls`, or without TLS.
+    pub fn is_over(&self, tls: Option<&Arc<Client>>) -> bool {
+        match (&self.tls, tls) {
+            (None, None) => true,
+            (Some(mine), Some(tls)) => Arc::ptr_eq(mine, tls),
+            _ => false,
+        }
+    }
+
+    /// The name that it is asked for and must have in TLS; that of a Unix socket is on this host.
+    pub fn server_name(&self) -> &str {
+        match &self.address {
+            Address::Tcp { host, .. } => host,
+            Address::Unix(_) => "localhost",
+        }
     }
 
     /// Counts an attempt in flight.
@@ -205,6 +232,10 @@ impl Address {
     /// The address as `Host` has it; a Unix socket is on this host.
     pub fn authority(&self) -> String {
         match self {
+            // The dot at the end of a whole name is DNS's, not HTTP's.
+            Address::Tcp { host, port } if host.ends_with('.') => {
+                format!("{}:{port}", host.trim_end_matches('.'))
+            }
             Address::Tcp { .. } => self.to_string(),
             Address::Unix(_) => "localhost".to_owned(),
         }

@@ -28,6 +28,7 @@ use self::pool::Wanted;
 use crate::policy::failure::Verdict;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
+use crate::tls::client::{self, Client};
 use crate::transport::proxy_protocol::{Ends, Introduction, Version};
 
 /// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
@@ -45,6 +46,8 @@ pub struct Settings {
     /// The version of the PROXY protocol, `v1` or `v2`, whose header tells an endpoint at the beginning of each
     /// connection which client it is for; such a connection serves that client alone. Default: none is sent.
     pub proxy_protocol: Option<Version>,
+    /// Speak TLS: `{}`, or with `ca`, `server_name`, `cert`, `key`, `san`. Default: clear text.
+    pub tls: Option<client::Settings>,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
     /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "auto", max_age = "none",
@@ -78,6 +81,7 @@ pub struct Upstream {
     known: Mutex<Known>,
     /// What all workers together hold of it.
     pub counts: Arc<Counts>,
+    tls: Option<Arc<Client>>,
 }
 
 /// Who can answer at the moment.
@@ -148,6 +152,7 @@ impl Upstream {
                 Known::new(&settings.discovery, &settings.endpoints, previous.as_deref(), Instant::now())
             }),
             counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
+            tls: tls(&settings, previous),
             settings,
         };
         let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
@@ -220,9 +225,11 @@ impl Upstream {
         let mut endpoints = Endpoints { usable: Vec::with_capacity(found.len()), unresolved };
         for found in found {
             let same = of_known.get(&(&found.address, &found.socket));
+            let same = same.filter(|endpoint| endpoint.is_over(self.tls.as_ref()));
             let endpoint = same.map(|endpoint| Arc::clone(endpoint)).unwrap_or_else(|| {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
-                let endpoint = Arc::new(Endpoint::new(found.address, found.socket, metrics));
+                let endpoint = Endpoint::new(found.address, found.socket, metrics).over(self.tls.clone());
+                let endpoint = Arc::new(endpoint);
                 changes.added.push(Arc::clone(&endpoint.label));
                 endpoint
             });
@@ -255,6 +262,22 @@ fn some_of(labels: &[Arc<str>]) -> String {
     if labels.len() > 10 { format!("{shown} …") } else { shown }
 }
 
+/// Who makes the TLS connections: the client of `previous`, unless the settings say something else. What their files
+/// hold is new to it.
+fn tls(settings: &Settings, previous: Option<&Upstream>) -> Option<Arc<Client>> {
+    let (wanted, protocols) = (settings.tls.as_ref()?, settings.protocol.alpn());
+    let known = previous.and_then(|previous| Some((previous.tls.as_ref()?, previous.settings.tls.as_ref()?)));
+    match known {
+        Some((client, before)) if client.serves(wanted, protocols) => {
+            if before != wanted {
+                client.renew(wanted);
+            }
+            Some(Arc::clone(client))
+        }
+        _ => Some(Arc::new(Client::new(wanted, protocols))),
+    }
+}
+
 /// `protocol`: how to speak with endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -264,6 +287,15 @@ pub enum Protocol {
     Auto,
     /// HTTP/1.1.
     Http1,
+}
+
+impl Protocol {
+    /// What is offered by ALPN, the preferred one first.
+    pub fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Protocol::Auto | Protocol::Http1 => &[b"http/1.1"],
+        }
+    }
 }
 
 /// `host`: the Host sent up.

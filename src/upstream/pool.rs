@@ -104,6 +104,8 @@ pub struct ToEndpoint {
     pub wire: Connection,
     /// Whether it has served a request before: then the endpoint may have closed it just now.
     pub reused: bool,
+    /// Whether HTTP/2 is spoken on it, as both ends have settled in the handshake of TLS.
+    pub is_http2: bool,
     /// Its place among the upstream's connections or streams.
     pub counted: Counted,
     endpoint: Arc<Endpoint>,
@@ -125,6 +127,8 @@ pub enum ConnectError {
     TooMany,
     /// The endpoint refuses, or cannot be reached.
     Io(io::Error),
+    /// The handshake of TLS failed, in words.
+    Tls(String),
 }
 
 impl Pool {
@@ -174,8 +178,16 @@ impl Pool {
             introduction.write(&mut header);
             stream.write_all(&header).await.map_err(ConnectError::Io)?;
         }
+        let stream = match &endpoint.tls {
+            Some(tls) => {
+                let connected = tls.connect(endpoint.id, endpoint.server_name(), stream).await;
+                connected.map_err(ConnectError::Tls)?
+            }
+            None => stream,
+        };
         endpoint.metrics.shard(self.worker).connections_active.inc();
         Ok(Box::new(ToEndpoint {
+            is_http2: stream.protocol() == Some(b"h2"),
             wire: Connection::new(stream, Rc::clone(&self.buffers)),
             reused: false,
             counted,

@@ -12,6 +12,7 @@ mod breaker;
 mod client_leaves;
 mod concurrency;
 mod connections;
+mod discovery;
 mod drain;
 mod everything_at_once;
 mod http2;

@@ -3,8 +3,8 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, EndpointMetrics, Limit, Metrics,
-    Refused, RequestOutcome, RouteName, UpstreamMetrics, lock,
+    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, EndpointMetrics, HandshakeResult,
+    Limit, Metrics, Refused, RequestOutcome, RouteName, UpstreamMetrics, lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -48,6 +48,9 @@ families! {
     DISCOVERY_FAILURES = Counter "outrigger_discovery_failures_total" ["upstream"] "Look-ups of names that failed, and files of endpoints that could not be taken.";
     CLIENT_CONNECTIONS = Gauge "outrigger_client_connections" ["listener"] "Connections from clients.";
     CLIENT_CONNECTIONS_REFUSED = Counter "outrigger_client_connections_refused_total" ["listener", "reason"] "Connections from clients that were closed before they could ask for anything.";
+    CLIENT_HANDSHAKES = Counter "outrigger_client_handshakes_total" ["listener", "result"] "TLS handshakes of clients, by what they came to.";
+    CERTIFICATE_EXPIRY = Gauge "outrigger_certificate_expiry_timestamp_seconds" ["name"] "Until when a certificate that is shown to peers is valid, in seconds since 1970, by its file.";
+    CERTIFICATE_RELOADS = Counter "outrigger_certificate_reloads_total" ["result"] "Readings of certificates whose files had changed.";
     CONFIG_RELOADS = Counter "outrigger_config_reloads_total" ["result"] "Reloads of the configuration.";
     CONFIG_INFO = Gauge "outrigger_config_info" ["digest"] "The configuration in force; always 1.";
     CONFIG_LAST_RELOAD = Gauge "outrigger_config_last_reload_successful" [] "Whether the last reload succeeded; 1 before the first.";
@@ -133,10 +136,15 @@ impl Metrics {
         );
 
         let mut connections = CLIENT_CONNECTIONS.series();
+        let mut handshakes = CLIENT_HANDSHAKES.series();
         for (name, listener) in &listeners {
             connections.value(&[name], listener.connections.get() as f64);
+            for (count, result) in listener.handshakes.get().into_iter().flatten().zip(HandshakeResult::ALL) {
+                handshakes.value(&[name, result.label()], count.get() as f64);
+            }
         }
         page.push(connections);
+        page.push(handshakes);
         let mut refused = CLIENT_CONNECTIONS_REFUSED.series();
         for (name, listener) in &listeners {
             for reason in Refused::ALL {
@@ -256,6 +264,16 @@ impl Metrics {
             limits.value(&[limit.label()], self.limit_reached(limit).get() as f64);
         }
         page.push(limits);
+
+        let mut expiry = CERTIFICATE_EXPIRY.series();
+        for (name, seconds) in &*lock(&self.certificates.expiry) {
+            expiry.value(&[name], *seconds as f64);
+        }
+        page.push(expiry);
+        let mut reloads = CERTIFICATE_RELOADS.series();
+        reloads.value(&["success"], self.certificates.renewed.get() as f64);
+        reloads.value(&["failure"], self.certificates.failed.get() as f64);
+        page.push(reloads);
 
         let mut reloads = CONFIG_RELOADS.series();
         reloads.value(&["success"], self.config.succeeded.get() as f64);

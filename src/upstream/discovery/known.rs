@@ -1,8 +1,9 @@
 //! What discovery knows of one upstream, and the list of endpoints that comes of it. Pure, as `names` is.
 //!
-//! **Weights and priorities of SRV** (RFC 2782) become ours. Weights count within all records together: in proportion
-//! to the largest, from 1 to 1000, in their lowest terms (10 and 20 become 1 and 2); 0 becomes the smallest there is,
-//! or 1 where all are 0. Priorities become ranks: the lowest is 0, the next one 1, and what is beyond 9 is 9.
+//! **Weights and priorities of SRV** (RFC 2782) become ours. Weights keep their proportions, in lowest terms (10 and 20
+//! become 1 and 2); where one is still above 1000, all are scaled so that the largest is 1000. 0 is "a very small chance":
+//! beside others it becomes 1 and the largest 1000; where all are 0, all are equal. Priorities become ranks: the lowest is
+//! 0, the next one 1, and what is beyond 9 is 9.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -258,26 +259,29 @@ fn paired(addresses: &Addresses, port: u16) -> Vec<(Socket, Vec<SocketAddr>)> {
 
 /// A service's hosts as entries with our weights and priorities.
 fn offered(services: &[Service]) -> Vec<endpoint::Settings> {
-    let largest = services.iter().map(|service| service.weight).max().unwrap_or_default();
-    let scaled = |weight: u16| match largest {
-        0 => 1,
-        _ => ((u32::from(weight) * 1000 + u32::from(largest) / 2) / u32::from(largest)).max(1),
+    let common = services.iter().fold(0, |common, service| divisor(common, service.weight)).max(1);
+    let largest = u32::from(services.iter().map(|service| service.weight / common).max().unwrap_or_default());
+    let has_none = services.iter().any(|service| service.weight == 0);
+    let ours = |weight: u16| match u32::from(weight / common) {
+        weight if largest > 0 && (has_none || largest > 1000) => {
+            ((weight * 1000 + largest / 2) / largest).max(1)
+        }
+        weight => weight.max(1),
     };
-    let common = services.iter().fold(0, |common, service| divisor(common, scaled(service.weight))).max(1);
     let ranks: BTreeSet<u16> = services.iter().map(|service| service.priority).collect();
     let rank = |priority: u16| ranks.range(..priority).count().min(9) as u8;
     services
         .iter()
         .map(|service| endpoint::Settings {
             address: Address::Tcp { host: service.host.clone(), port: service.port },
-            weight: scaled(service.weight) / common,
+            weight: ours(service.weight),
             priority: rank(service.priority),
         })
         .collect()
 }
 
 /// The greatest common divisor.
-fn divisor(one: u32, other: u32) -> u32 {
+fn divisor(one: u16, other: u16) -> u16 {
     if other == 0 { one } else { divisor(other, one % other) }
 }
 
@@ -319,7 +323,8 @@ mod tests {
 
     #[test]
     fn both_families_of_a_host_are_one_endpoint() {
-        let cases: [(&str, &[u8], &[u16], &[&str]); 5] = [
+        type Case = (&'static str, &'static [u8], &'static [u16], &'static [&'static str]);
+        let cases: [Case; 5] = [
             ("IPv4 alone", &[2, 1], &[], &["10.0.0.1:80 []", "10.0.0.2:80 []"]),
             ("IPv6 alone", &[], &[1], &["[fd00::1]:80 []"]),
             (
@@ -363,11 +368,13 @@ mod tests {
 
     #[test]
     fn weights_and_priorities_of_srv_become_ours() {
+        type Case = (&'static str, &'static [(u16, u16)], &'static [(u32, u8)]);
         #[rustfmt::skip]
-        let cases: [(&str, &[(u16, u16)], &[(u32, u8)]); 6] = [
+        let cases: [Case; 7] = [
             // why                               priority and weight             ours: weight and priority
             ("equal ones are equal",             &[(0, 5), (0, 5)],              &[(1, 0), (1, 0)]),
             ("in proportion, in lowest terms",   &[(0, 10), (0, 20)],            &[(1, 0), (2, 0)]),
+            ("as they are where they fit",       &[(0, 60), (0, 7)],             &[(60, 0), (7, 0)]),
             ("all 0 are equal",                  &[(0, 0), (0, 0)],              &[(1, 0), (1, 0)]),
             ("a 0 beside others is the least",   &[(0, 0), (0, 65_535)],         &[(1, 0), (1000, 0)]),
             ("the whole range fits",             &[(0, 1), (0, 65_535)],         &[(1, 0), (1000, 0)]),

@@ -117,7 +117,7 @@ mod tests {
                 "1:42: 0 is out of range",
             ),
             ("half of it", "{ \"endpoints\": [\n \"a:1\",", "2:7: EOF while parsing"),
-            ("JSON's address is bad", "{ \"endpoints\": [\n \"a\" ] }", "2:5: \"a\" is not an address"),
+            ("JSON's address is bad", "{ \"endpoints\": [\n \"a\" ] }", "2:6: \"a\" is not an address"),
         ];
         for (why, text, said) in cases {
             let error = parse(text).expect_err(why);

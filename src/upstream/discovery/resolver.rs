@@ -45,7 +45,7 @@ const HOSTS_TTL: Duration = Duration::from_secs(5);
 /// How often it is looked whether the system's files have changed.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long a server that the configuration names is waited for, twice.
+/// How long a server that the configuration names is waited for; it is asked twice. The next look-up is the next try.
 const OWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The file with the system's name servers.
@@ -143,6 +143,7 @@ impl Client {
         let server = NameServerConfig::new(server.ip(), true, connections.into());
         let mut options = ResolverOpts::default();
         options.timeout = OWN_TIMEOUT;
+        options.attempts = 1;
         Self {
             resolver: resolver(ResolverConfig::from_name_servers(vec![server]), options),
             hosts: Hosts::default(),
@@ -214,7 +215,7 @@ impl Client {
         if addresses != Addresses::default() {
             return Some(addresses);
         }
-        let last = name.iter().last().map(<[u8]>::to_ascii_lowercase);
+        let last = name.iter().next_back().map(<[u8]>::to_ascii_lowercase);
         (last.as_deref() == Some(b"localhost"))
             .then(|| Addresses { v4: vec![Ipv4Addr::LOCALHOST], v6: vec![Ipv6Addr::LOCALHOST] })
     }
@@ -342,4 +343,84 @@ fn addresses(records: &[Record]) -> Addresses {
 /// The time for which all of them are valid.
 fn ttl(records: &[Record]) -> Duration {
     Duration::from_secs(records.iter().map(|record| record.ttl).min().unwrap_or_default().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(resolv_conf: &str, hosts: &str) -> Client {
+        // hickory's resolver needs a runtime only when it asks.
+        Client::of_system(resolv_conf.as_bytes(), hosts.as_bytes())
+    }
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).expect("a name")
+    }
+
+    #[test]
+    fn names_are_completed_as_the_system_says() {
+        let search = "nameserver 10.0.0.1\nsearch shop.svc.cluster.local cluster.local\noptions ndots:2\n";
+        let cases: [(&str, &str, &[&str]); 5] = [
+            (
+                "too few dots: as it stands last",
+                "app",
+                &["app.shop.svc.cluster.local.", "app.cluster.local.", "app."],
+            ),
+            (
+                "still too few",
+                "app.shop",
+                &["app.shop.shop.svc.cluster.local.", "app.shop.cluster.local.", "app.shop."],
+            ),
+            (
+                "enough: as it stands first",
+                "a.b.c",
+                &["a.b.c.", "a.b.c.shop.svc.cluster.local.", "a.b.c.cluster.local."],
+            ),
+            ("a whole name is nothing else", "app.", &["app."]),
+            ("a service too", "_http._tcp.app.", &["_http._tcp.app."]),
+        ];
+        for (why, text, expected) in cases {
+            let candidates = client(search, "").candidates(&name(text));
+            assert_eq!(candidates.iter().map(Name::to_ascii).collect::<Vec<_>>(), expected, "{why}");
+        }
+        let own = Client::of_server(SocketAddr::from(([10, 0, 0, 1], 53)));
+        assert_eq!(
+            own.candidates(&name("app")),
+            [name("app.")],
+            "a server of one's own is asked for what is written"
+        );
+    }
+
+    #[test]
+    fn hosts_and_localhost_need_no_name_server() {
+        let hosts = "127.0.0.1 localhost\n10.1.2.3 app.internal app # the app\nfd00::3 app\n";
+        let cases: [(&str, &str, &[&str]); 6] = [
+            ("both families", "app", &["10.1.2.3", "fd00::3"]),
+            ("in any case", "APP.Internal", &["10.1.2.3"]),
+            ("this host, as the file has it", "localhost", &["127.0.0.1"]),
+            ("what is below it", "app.localhost", &["127.0.0.1", "::1"]),
+            ("not what only ends like it", "notlocalhost", &[]),
+            ("nor anything else", "other", &[]),
+        ];
+        for (why, text, expected) in cases {
+            let found = client("", hosts).of_hosts(&name(text)).unwrap_or_default();
+            let v4 = found.v4.iter().map(ToString::to_string);
+            let shown: Vec<String> = v4.chain(found.v6.iter().map(ToString::to_string)).collect();
+            assert_eq!(shown, expected, "{why}");
+        }
+        let without = client("", "").of_hosts(&name("localhost"));
+        assert_eq!(
+            without.map(|found| (found.v4.len(), found.v6.len())),
+            Some((1, 1)),
+            "a file is not needed"
+        );
+    }
+
+    #[test]
+    fn the_shortest_ttl_on_the_way_counts() {
+        let record = |ttl| Record::from_rdata(name("app."), ttl, RData::A(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(ttl(&[record(60), record(5), record(30)]), Duration::from_secs(5));
+        assert_eq!(ttl(&[]), Duration::ZERO);
+    }
 }

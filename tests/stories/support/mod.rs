@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod config;
+pub mod dns;
 pub mod http2;
 pub mod metrics;
 pub mod proxy;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use client::{Client, Response, get};
 pub use config::Config;
+pub use dns::Dns;
 pub use metrics::Metrics;
 pub use proxy::Proxy;
 pub use upstream::Upstream;
