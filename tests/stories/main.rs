@@ -28,5 +28,6 @@ mod retries;
 mod split_and_mirror;
 mod steps;
 mod timeouts;
+mod tls;
 mod unix_sockets;
 mod upgrades;
