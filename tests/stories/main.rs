@@ -11,7 +11,11 @@ mod balance;
 mod breaker;
 mod client_leaves;
 mod concurrency;
+<<<<<<< HEAD
 mod discovery;
+=======
+mod connections;
+>>>>>>> wire
 mod drain;
 mod everything_at_once;
 mod http2;
@@ -20,10 +24,12 @@ mod malformed;
 mod modes;
 mod path;
 mod pool;
+mod proxy_protocol;
 mod real_components;
 mod reload;
 mod retries;
 mod split_and_mirror;
 mod steps;
 mod timeouts;
+mod unix_sockets;
 mod upgrades;

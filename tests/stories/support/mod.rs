@@ -10,6 +10,8 @@ pub mod http2;
 pub mod metrics;
 pub mod proxy;
 pub mod python;
+pub mod servers;
+pub mod unix;
 pub mod upstream;
 
 use std::time::Duration;
