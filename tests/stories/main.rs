@@ -11,11 +11,8 @@ mod balance;
 mod breaker;
 mod client_leaves;
 mod concurrency;
-<<<<<<< HEAD
-mod discovery;
-=======
 mod connections;
->>>>>>> wire
+mod discovery;
 mod drain;
 mod everything_at_once;
 mod http2;
@@ -31,5 +28,6 @@ mod retries;
 mod split_and_mirror;
 mod steps;
 mod timeouts;
+mod tls;
 mod unix_sockets;
 mod upgrades;

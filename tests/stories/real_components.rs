@@ -37,14 +37,10 @@ async fn haproxy() -> Server {
     .await
 }
 
-fn over(server: &Server) -> Config {
-    Config::over_addresses(&[server.address.to_string()])
-}
-
 #[tokio::test]
 async fn nginx_as_the_upstream() {
     let nginx = nginx().await;
-    let proxy = over(&nginx).start().await;
+    let proxy = nginx.config().start().await;
     let mut client = proxy.connect().await;
 
     for round in 0..20 {
@@ -78,7 +74,7 @@ async fn nginx_as_the_upstream() {
 #[tokio::test]
 async fn haproxy_as_the_upstream() {
     let haproxy = haproxy().await;
-    let proxy = over(&haproxy).start().await;
+    let proxy = haproxy.config().start().await;
     let mut client = proxy.connect().await;
 
     for _ in 0..20 {
@@ -94,7 +90,7 @@ async fn haproxy_as_the_upstream() {
 #[tokio::test]
 async fn curl_as_the_client() {
     let nginx = nginx().await;
-    let proxy = over(&nginx).start().await;
+    let proxy = nginx.config().start().await;
     let base = format!("http://{}", proxy.listener());
     let small = format!("{base}/small");
 
@@ -144,7 +140,7 @@ async fn curl_uploads() {
 #[tokio::test]
 async fn wrk_as_the_client() {
     let nginx = nginx().await;
-    let proxy = over(&nginx).start().await;
+    let proxy = nginx.config().start().await;
     let mut command = Command::new(program("wrk", "wrk"));
     command.args(["-t1", "-c16", "-d1s", &format!("http://{}/small", proxy.listener())]);
 
@@ -163,7 +159,7 @@ async fn wrk_as_the_client() {
 #[tokio::test]
 async fn h2load_as_the_client() {
     let nginx = nginx().await;
-    let proxy = over(&nginx).start().await;
+    let proxy = nginx.config().start().await;
     let mut command = Command::new(program("h2load", "nghttp2-client"));
     command.args(["-n2000", "-c4", "-m16", &format!("http://{}/small", proxy.listener())]);
 

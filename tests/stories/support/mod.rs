@@ -3,6 +3,7 @@
 //!
 //! Nothing waits by sleeping: everything is a condition with a bound, [`PATIENCE`].
 
+pub mod certificates;
 pub mod client;
 pub mod config;
 pub mod dns;
@@ -11,6 +12,7 @@ pub mod metrics;
 pub mod proxy;
 pub mod python;
 pub mod servers;
+pub mod tls;
 pub mod unix;
 pub mod upstream;
 

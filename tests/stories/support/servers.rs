@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::net::TcpStream;
 
-use super::PATIENCE;
+use super::{Config, PATIENCE};
 
 /// The path of `program`, or a failure that names the package to install.
 pub fn program(name: &str, package: &str) -> PathBuf {
@@ -61,6 +61,11 @@ impl Drop for Server {
 }
 
 impl Server {
+    /// The proxy in front of it.
+    pub fn config(&self) -> Config {
+        Config::over_addresses(&[self.address.to_string()])
+    }
+
     /// Starts `command` with the configuration that `text` makes of its port and folder.
     pub async fn start(
         name: &str,
