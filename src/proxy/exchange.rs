@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::answer::Answer;
 use super::attempt::{self, Failed, Turn};
-use super::client::Client;
+use super::client::Informed;
 use super::context::Routed;
 use super::life::Stage;
 use super::queue::Slot;
@@ -35,7 +35,7 @@ pub async fn exchange(
     worker: &Rc<Worker>,
     request: &mut Request,
     routed: Result<Routed, Error>,
-    client: Option<&Client>,
+    client: Option<&dyn Informed>,
 ) -> Response {
     let served = match routed {
         Ok(routed) => serve(worker, request, routed, client).await,
@@ -55,7 +55,7 @@ async fn serve(
     worker: &Rc<Worker>,
     request: &mut Request,
     routed: Routed,
-    client: Option<&Client>,
+    client: Option<&dyn Informed>,
 ) -> Result<Box<FromUpstream>, Error> {
     request.record.routed = Some(routed.clone());
     if worker.shared.life.stage() == Stage::Refusing {

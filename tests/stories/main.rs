@@ -14,6 +14,7 @@ mod concurrency;
 mod drain;
 mod everything_at_once;
 mod http2;
+mod http2_abuse;
 mod life;
 mod malformed;
 mod modes;
