@@ -40,9 +40,11 @@ use crate::telemetry::metrics::Limit;
 
 /// The largest piece of a body that is handed to h2 at once.
 const PIECE: usize = 64 << 10;
-/// What an interim answer counts as, of what may be handed to h2.
-const INTERIM: usize = 1 << 10;
-/// How long an answer of our own waits for a client that takes nothing.
+/// Interim answers to a request that are sent whether the client takes them or not; further ones wait for the socket.
+const INTERIM: u32 = 4;
+/// What each counts as, of what may be handed to h2.
+const INTERIM_SIZE: usize = 1 << 10;
+/// How long an answer of our own to what no route takes waits for a client that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The streams of a connection, and what they share.
@@ -65,6 +67,7 @@ struct Client<'a> {
     respond: RefCell<SendResponse<Bytes>>,
     line: &'a Line,
     told_to_continue: Cell<bool>,
+    interim: Cell<u32>,
 }
 
 /// The client of a stream behind the head of its answer.
@@ -154,7 +157,12 @@ pub async fn serve(
     let (snapshot, index) = streams.known();
     let (mut request, routed) = begin(worker, &streams.peer, (snapshot, index), incoming, arrived);
 
-    let client = Client { respond: RefCell::new(respond), line, told_to_continue: Cell::new(false) };
+    let client = Client {
+        respond: RefCell::new(respond),
+        line,
+        told_to_continue: Cell::new(false),
+        interim: Cell::new(0),
+    };
     let response = {
         let mut exchange = pin!(exchange(worker, &mut request, routed, Some(&client)));
         poll_fn(|cx| match exchange.as_mut().poll(cx) {
@@ -251,13 +259,14 @@ async fn send_whole(
     mut body: Bytes,
 ) -> Result<(), Reason> {
     let timer = worker.timer();
+    let patience = request.record.routed.as_ref().map(|routed| *routed.target().timeout.idle);
     while !body.is_empty() {
         timer.disarm();
         let room = poll_fn(|cx| match taker.poll_room(cx, body.len()) {
             Poll::Ready(room) => Poll::Ready(room.map_err(|Left| Reason::ClientDisconnected)),
             Poll::Pending => {
                 if !timer.is_armed() {
-                    timer.arm(Instant::now() + PATIENCE);
+                    timer.arm(Instant::now() + patience.unwrap_or(PATIENCE));
                 }
                 timer.poll(cx).map(|()| Err(Reason::ClientStalled))
             }
@@ -380,11 +389,12 @@ impl Informed for Client<'_> {
         // A client that has left is noticed where it is watched.
         let interim = head::response(head.status, head::of_upstream(head));
         let _ = self.respond.borrow_mut().send_informational(interim);
-        self.line.hand(INTERIM);
+        self.line.hand(INTERIM_SIZE);
+        self.interim.set(self.interim.get() + 1);
     }
 
     fn poll_room(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
-        if self.line.room(cx) > 0 { Poll::Ready(()) } else { Poll::Pending }
+        if self.interim.get() < INTERIM || self.line.room(cx) > 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn was_told_to_continue(&self) -> bool {

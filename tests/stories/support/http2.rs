@@ -150,6 +150,7 @@ impl RawHttp2 {
     /// A connection to `address`, the preface and empty settings sent.
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = soon("a connection", TcpStream::connect(address)).await.expect("connects");
+        stream.set_nodelay(true).expect("TCP has the option");
         let mut client = Self { stream, input: Vec::new() };
         client.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         client.frame(4, 0, 0, &[]).await;
