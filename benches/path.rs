@@ -103,7 +103,7 @@ fn small_get(way: Way) {
                     while let Ok((stream, peer)) = listener.accept().await {
                         tokio::task::spawn_local(connection::serve(
                             std::rc::Rc::clone(&worker),
-                            stream,
+                            stream.into(),
                             peer,
                             "main".into(),
                         ));

@@ -10,10 +10,11 @@
 //! - [`proxy`]: one request's way: accept, route, the chain, attempts, bodies, the response. Start reading at
 //!   `proxy/exchange.rs`.
 //! - [`upstream`]: who can answer and how to reach them: endpoints, balancing, pools, names.
+//! - [`tls`]: TLS in both roles: certificates from files, the handshake, and what was wrong with which certificate.
 //! - [`http1`]: HTTP/1.1 on the wire, both roles: bytes in, messages out; knows no policy and no route.
 //! - [`policy`]: the state machines: pure, synchronous; time and randomness are parameters.
 //! - [`telemetry`]: metrics, access log, the log of events.
-//! - [`transport`]: the stream of bytes below a protocol: TCP or a Unix socket.
+//! - [`transport`]: the stream of bytes below a protocol: TCP or a Unix socket, in clear text or in TLS.
 //! - [`timer`]: the coarse timer wheel of a worker.
 //! - [`reason`]: why Outrigger answered itself.
 //! - [`units`]: durations, sizes and ratios as the configuration writes them.
@@ -28,6 +29,7 @@ pub mod reason;
 pub mod runtime;
 pub mod telemetry;
 pub mod timer;
+pub mod tls;
 pub mod transport;
 pub mod units;
 pub mod upstream;

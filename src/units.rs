@@ -31,6 +31,10 @@ pub struct Ratio(f64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrNone<T>(pub Option<T>);
 
+/// A value or the word `"auto"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrAuto<T>(pub Option<T>);
+
 /// The units of time and their length in milliseconds, largest first.
 const TIME_UNITS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
@@ -205,33 +209,50 @@ macro_rules! as_text {
 as_text!(Span, "a length of time such as \"250ms\"");
 as_text!(Size, "a size such as \"64KiB\"");
 
-impl<T> Deref for OrNone<T> {
-    type Target = Option<T>;
-    fn deref(&self) -> &Option<T> {
-        &self.0
-    }
+/// What a value and a word in its place have in common.
+macro_rules! or_word {
+    ($type:ident, $word:literal) => {
+        impl<T> Deref for $type<T> {
+            type Target = Option<T>;
+            fn deref(&self) -> &Option<T> {
+                &self.0
+            }
+        }
+
+        impl<'de, T: FromStr<Err = String>> Deserialize<'de> for $type<T> {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                if text == $word {
+                    return Ok(Self(None));
+                }
+                text.parse()
+                    .map(|value| Self(Some(value)))
+                    .map_err(|error: String| serde::de::Error::custom(format!("{error}, or {:?}", $word)))
+            }
+        }
+
+        impl<T: fmt::Display> Serialize for $type<T> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                match &self.0 {
+                    Some(value) => serializer.collect_str(value),
+                    None => serializer.serialize_str($word),
+                }
+            }
+        }
+
+        impl<T: JsonSchema> JsonSchema for $type<T> {
+            fn schema_name() -> Cow<'static, str> {
+                format!("{}{}", T::schema_name(), stringify!($type)).into()
+            }
+            fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "anyOf": [{ "const": $word }, generator.subschema_for::<T>()] })
+            }
+        }
+    };
 }
 
-impl<'de, T: FromStr<Err = String>> Deserialize<'de> for OrNone<T> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text == "none" {
-            return Ok(Self(None));
-        }
-        text.parse()
-            .map(|value| Self(Some(value)))
-            .map_err(|error: String| serde::de::Error::custom(format!("{error}, or \"none\"")))
-    }
-}
-
-impl<T: fmt::Display> Serialize for OrNone<T> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.0 {
-            Some(value) => serializer.collect_str(value),
-            None => serializer.serialize_str("none"),
-        }
-    }
-}
+or_word!(OrNone, "none");
+or_word!(OrAuto, "auto");
 
 /// Reads a whole number from `MIN` to `MAX`, for `#[serde(deserialize_with = "within::<_, 1, 64>")]`: so that a
 /// number that is out of range cannot get into settings.
@@ -283,15 +304,6 @@ impl JsonSchema for Ratio {
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "number", "minimum": 0, "maximum": 1 })
-    }
-}
-
-impl<T: JsonSchema> JsonSchema for OrNone<T> {
-    fn schema_name() -> Cow<'static, str> {
-        format!("{}OrNone", T::schema_name()).into()
-    }
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "anyOf": [{ "const": "none" }, generator.subschema_for::<T>()] })
     }
 }
 

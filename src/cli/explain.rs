@@ -95,6 +95,7 @@ struct Explanation {
     /// The routes above that do not take it, and why.
     passed_over: Vec<Part>,
     upstream: Option<Part>,
+    mirror: Option<Part>,
     /// The request line and the Host that go up.
     goes_up: Option<String>,
     /// In the order in which a request meets them.
@@ -127,6 +128,7 @@ fn explain(loaded: &Loaded, args: &Args) -> Result<Explanation, String> {
         route: None,
         passed_over: Vec::new(),
         upstream: None,
+        mirror: None,
         goes_up: None,
         chain: Vec::new(),
         worst_case: None,
@@ -146,26 +148,40 @@ fn explain(loaded: &Loaded, args: &Args) -> Result<Explanation, String> {
         part.what =
             if written { conditions(&settings.matches) } else { "the listener's own upstream".to_owned() };
         explanation.route = Some(part);
-        let upstream = &loaded.config.upstream[&settings.upstream];
+        let arms = settings.arms();
+        let arm = arms.iter().max_by_key(|arm| arm.weight).expect("a checked route leads somewhere");
+        let upstream = &loaded.config.upstream[&arm.upstream];
         let way = Way {
             loaded,
             listener: &loaded.config.listener[index],
             base: &base,
             route: settings,
+            arm,
             path,
             upstream,
         };
-        let upstream_path = format!("upstream.{}", settings.upstream);
+        let upstream_path = format!("upstream.{}", arm.upstream);
         let endpoints = loaded.origins.get(&format!("{upstream_path}.endpoints"));
-        let addresses: Vec<String> = upstream.endpoints.iter().map(|e| e.address.to_string()).collect();
+        let discovery = &upstream.discovery;
+        let discovered = loaded.origins.get(&format!("{upstream_path}.discovery"));
+        let addresses = upstream.endpoints.iter().map(|endpoint| endpoint.address.to_string());
+        let addresses: Vec<String> = addresses.chain(discovery.source()).collect();
         explanation.upstream = Some(Part {
-            name: settings.upstream.clone(),
+            name: arm.upstream.clone(),
             line: loaded.origins.first_line(&upstream_path),
-            what: if endpoints.is_some_and(|origin| origin.secret) {
+            what: if [endpoints, discovered].iter().flatten().any(|origin| origin.secret) {
                 "***".to_owned()
             } else {
                 addresses.join(", ")
-            },
+            } + &shares(&arms, arm),
+        });
+        explanation.mirror = settings.mirror.as_ref().map(|mirror| Part {
+            name: mirror.upstream.clone(),
+            line: loaded.origins.first_line(&format!("upstream.{}", mirror.upstream)),
+            what: format!(
+                "gets a copy of {} of the requests, its answers are thrown away",
+                mirror.ratio.get()
+            ),
         });
         explanation.goes_up = Some(way.goes_up(&target));
         explanation.chain = way.chain();
@@ -190,6 +206,20 @@ fn target_of(args: &Args) -> Result<Target<'_>, String> {
         path_and_query: args.url.path_and_query().map_or("/", |path| path.as_str()),
         headers: &args.headers,
     })
+}
+
+/// The shares of a split route, of which `chosen` is explained.
+fn shares(arms: &[route::Arm], chosen: &route::Arm) -> String {
+    let total: u32 = arms.iter().map(|arm| arm.weight).sum();
+    let others: Vec<String> = arms
+        .iter()
+        .filter(|arm| !std::ptr::eq(*arm, chosen))
+        .map(|arm| format!("{} {}", arm.upstream, arm.weight))
+        .collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    format!(" ({} of {total} requests; the others: {})", chosen.weight, others.join(", "))
 }
 
 /// What a route's `match` says, in words.
@@ -225,7 +255,7 @@ fn choose_listener(
     let host = args.url.host().unwrap_or_default().trim_matches(['[', ']']);
     let ip: Option<IpAddr> = if host == "localhost" { "127.0.0.1".parse().ok() } else { host.parse().ok() };
     let addressed =
-        ip.and_then(|ip| listeners.iter().position(|listener| reaches(listener.address, ip, port)));
+        ip.and_then(|ip| listeners.iter().position(|listener| reaches(&listener.address, ip, port)));
     let takes = |listener: &listener::Settings| {
         listener.upstream.is_some()
             || listener.route.iter().any(|route| target.differs(&route.matches).is_empty())
@@ -253,6 +283,7 @@ impl fmt::Display for Explanation {
         };
         part(f, "route", route)?;
         self.upstream.iter().try_for_each(|upstream| part(f, "upstream", upstream))?;
+        self.mirror.iter().try_for_each(|mirror| part(f, "mirror", mirror))?;
         self.goes_up.iter().try_for_each(|up| writeln!(f, "{:<10}{up}", "goes up"))?;
         writeln!(f, "\nThe chain, in its order:")?;
         for (number, policy) in self.chain.iter().enumerate() {

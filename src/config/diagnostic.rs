@@ -108,6 +108,8 @@ impl Problem {
     /// A key that nobody knows at `path`: the nearest one that is known, or the table that has it (`home`).
     pub(super) fn unknown_key(path: &Path, node: &Node, known: &[&str], home: Option<&Path>) -> Self {
         let key = path.last_key().unwrap_or_default();
+        // A table that its `kind` shapes has the key in another shape only.
+        let home = home.filter(|home| path.0.split_last().is_none_or(|(_, table)| home.0 != table));
         let cure = match (nearest(key, known), home) {
             (_, Some(home)) if home.0.is_empty() => format!("`{key}` stands at the top of the file"),
             (_, Some(home)) => format!("`{key}` stands in `{home}`"),

@@ -210,10 +210,27 @@ fn listeners(root: &mut Node, report: &mut Report) -> Vec<listener::Settings> {
         let routes = node.get("route").into_iter().flat_map(Node::elements);
         for ((_, node), route) in routes.zip(&mut listener.route) {
             route.timeout.iter_mut().for_each(|timeout| timeout.request_is_written = says_request(node));
+            for arm in &mut route.split {
+                let below = upstreams.get(&arm.upstream);
+                arm.timeout = over(node, "timeout", below);
+                arm.timeout.iter_mut().for_each(|timeout| {
+                    timeout.request_is_written = says_request(node) || below.is_some_and(says_request);
+                });
+                arm.retry = over(node, "retry", below);
+            }
         }
         listeners.push(listener);
     }
     listeners
+}
+
+/// What is in force of a split route's policy at one of its upstreams: the route's keys over those of `below`. None
+/// where the route says nothing of it. What cannot be read is reported where it was written.
+fn over<T: serde::de::DeserializeOwned>(route: &Node, policy: &str, below: Option<&Node>) -> Option<T> {
+    let mut merged = Node::empty(route);
+    merged.set(policy, route.get(policy)?.clone());
+    overlay(&mut merged, policy, below.and_then(|upstream| upstream.get(policy)));
+    read(&mut merged, &Path::default(), &[Step::Key(policy.to_owned())], &mut Report::new("", ""))
 }
 
 /// Whether some layer says `timeout.request` for this upstream or route.

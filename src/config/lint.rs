@@ -6,15 +6,18 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::{breaker, retry, timeout};
-use crate::proxy::listener::{self, Direction, Trust};
-use crate::proxy::route::Route;
+use crate::proxy::listener::{self, Address, Direction, Trust};
+use crate::proxy::route::{self, Route};
+use crate::tls::identity::Identity;
+use crate::transport::UNIX_PEER;
 use crate::units::Span;
+use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
 use crate::upstream::{self, endpoint::Socket};
 
 /// Checks `config`, which was read from `root`. Unless the file is `whole`, what seems to be missing may only be
@@ -126,8 +129,14 @@ impl<'a> Lint<'a> {
             let path = Path::of(&["listener"]).index(index);
             named.extend(listener.get("upstream").map(|node| (path.key("upstream"), node)));
             for (index, route) in all(listener, "route") {
-                let path = path.key("route").index(index).key("upstream");
-                named.extend(route.get("upstream").map(|node| (path, node)));
+                let path = path.key("route").index(index);
+                named.extend(route.get("upstream").map(|node| (path.key("upstream"), node)));
+                let mirror = route.get("mirror").and_then(|mirror| mirror.get("upstream"));
+                named.extend(mirror.map(|node| (path.key("mirror").key("upstream"), node)));
+                for (index, arm) in elements(route, "split") {
+                    let path = path.key("split").index(index).key("upstream");
+                    named.extend(arm.get("upstream").map(|node| (path, node)));
+                }
             }
         }
         for (index, name) in
@@ -168,7 +177,10 @@ impl<'a> Lint<'a> {
             }
         }
         for (name, node) in self.root.get("upstream").into_iter().flat_map(Node::entries) {
-            if node.get("endpoints").is_none() && !node.lost_like("endpoints") {
+            let kind = node.get("discovery").and_then(|discovery| discovery.get("kind"));
+            let brought = matches!(kind.and_then(Node::text), Some("dns_srv" | "file"));
+            let lost = node.lost_like("endpoints") || node.lost_like("discovery");
+            if node.get("endpoints").is_none() && !brought && !lost {
                 let cure = "add `endpoints = [\"host:port\"]`";
                 let problem = Problem::new(format!("the upstream \"{name}\" has no endpoints"), cure);
                 gaps.push(problem.at(&Path::of(&["upstream", name]), node));
@@ -187,21 +199,24 @@ impl<'a> Lint<'a> {
 
     /// No two sockets want the same address, no two listeners have the same name.
     fn addresses(&mut self, config: &Config) {
-        let mut taken: Vec<At<SocketAddr>> = vec![At(Path::of(&["admin", "address"]), config.admin.address)];
+        let mut taken: Vec<At<Address>> =
+            vec![At(Path::of(&["admin", "address"]), config.admin.address.into())];
         if let Some(address) = config.admin.metrics_address {
-            taken.push(At(Path::of(&["admin", "metrics_address"]), address));
+            taken.push(At(Path::of(&["admin", "metrics_address"]), address.into()));
         }
         let mut names: Vec<At<String>> = Vec::new();
         let root = self.root;
         for ((index, _), listener) in elements(root, "listener").zip(&config.listener) {
             let path = Path::of(&["listener"]).index(index);
-            taken.push(At(path.key("address"), listener.address));
+            taken.push(At(path.key("address"), listener.address.clone()));
             let key = if listener.name.is_some() { "name" } else { "address" };
             names.push(At(path.key(key), listener.name()));
         }
         for (number, later) in taken.iter().enumerate() {
-            if let Some(earlier) = taken[..number].iter().find(|earlier| overlap(earlier.1, later.1)) {
-                self.error(later, "is taken by", earlier, "give each its own port");
+            if let Some(earlier) = taken[..number].iter().find(|earlier| overlap(&earlier.1, &later.1)) {
+                let cure =
+                    if later.1.tcp().is_some() { "give each its own port" } else { "give each its own path" };
+                self.error(later, "is taken by", earlier, cure);
             }
         }
         for (number, later) in names.iter().enumerate() {
@@ -227,8 +242,15 @@ impl<'a> Lint<'a> {
             );
             self.say(&Path::of(&["admin", "address"]), problem.warning());
         }
+        let server = Path::of(&["server"]);
+        let upgrades = At(server.key("upgrade_drain_timeout"), quoted(config.server.upgrade_drain_timeout));
+        if config.server.upgrade_drain_timeout > config.server.drain_timeout && self.find(&upgrades.0).1 {
+            let drain = At(server.key("drain_timeout"), quoted(config.server.drain_timeout));
+            self.warn(&upgrades, "is longer than", &drain, "everything ends then: make it shorter");
+        }
         if let Some(service) = config.server.service
-            && let Some(listener) = config.listener.iter().find(|listener| listener.address == service)
+            && let Some(listener) =
+                config.listener.iter().find(|listener| listener.address.tcp() == Some(service))
         {
             let problem = Problem::new(
                 format!("`server.service` ({service}) is the listener {:?} of this file", listener.name()),
@@ -262,10 +284,16 @@ impl<'a> Lint<'a> {
             self.report.add(problem);
         }
         for (path, route) in &routes {
-            let Some(upstream) = config.upstream.get(&route.settings.upstream) else { continue };
-            let upstream_path = Path::of(&["upstream", &route.settings.upstream]);
+            self.ways(path, &route.settings);
+        }
+        let ways = routes
+            .iter()
+            .flat_map(|(path, route)| route.settings.arms().into_iter().map(move |arm| (path, arm)));
+        for (path, arm) in ways {
+            let Some(upstream) = config.upstream.get(&arm.upstream) else { continue };
+            let upstream_path = Path::of(&["upstream", &arm.upstream]);
             let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
-            let (timeout, retry) = (&route.settings.timeout, &route.settings.retry);
+            let (timeout, retry) = (&arm.timeout, &arm.retry);
             if timeout.is_some() || retry.is_some() {
                 self.in_force(&InForce {
                     timeout_path: here(timeout.is_some(), "timeout"),
@@ -277,7 +305,23 @@ impl<'a> Lint<'a> {
                 });
             }
         }
-        let open = !settings.address.ip().is_loopback();
+        if let Some(tls) = &settings.tls {
+            self.certificates(&path.key("tls"), tls.identities().iter());
+        }
+        let open = settings.address.tcp().is_some_and(|address| !address.ip().is_loopback());
+        if let (Address::Unix(_), Some(Trust::Networks(networks)), false) =
+            (&settings.address, &settings.trust, settings.proxy_protocol)
+            && !networks.iter().any(|network| network.contains(UNIX_PEER.ip()))
+        {
+            let problem = Problem::new(
+                format!(
+                    "`{path}.trust` holds for nobody: clients at a Unix socket count as {}",
+                    UNIX_PEER.ip()
+                ),
+                "give \"all\" or \"none\": whoever may open the socket decides",
+            );
+            self.say(&path.key("trust"), problem.warning());
+        }
         if open && settings.direction == Direction::Ingress && settings.trust == Some(Trust::All) {
             let problem = Problem::new(
                 format!(
@@ -287,6 +331,47 @@ impl<'a> Lint<'a> {
                 "list the networks of the callers that you trust, such as [\"10.0.0.0/8\"]",
             );
             self.say(&path.key("trust"), problem.warning());
+        }
+    }
+
+    /// A route leads somewhere, and by one way.
+    fn ways(&mut self, path: &Path, route: &route::Settings) {
+        let (node, _) = self.find(path);
+        let is_lost = node.lost_like("upstream") || node.lost_like("split");
+        let problem = match (&route.upstream, route.split.as_slice()) {
+            (None, []) if !is_lost => Problem::new(
+                "this route leads nowhere: it has neither `upstream` nor `split`",
+                "add `upstream = \"…\"`",
+            )
+            .at(path, node),
+            (Some(_), [_, ..]) => {
+                let (upstream, _) = self.find(&path.key("upstream"));
+                let path = path.key("split");
+                let (split, _) = self.find(&path);
+                Problem::new("a route has either `upstream` or `split`, not both", "leave one of the two out")
+                    .at_key(&path, split)
+                    .with(upstream, "this is the other")
+            }
+            _ => return,
+        };
+        self.report.add(problem);
+    }
+
+    /// The certificates of the table at `path` are valid, and will be for a while.
+    fn certificates<'i>(&mut self, path: &Path, identities: impl Iterator<Item = &'i Identity>) {
+        let own = path.key("cert");
+        let others = (0..).map(|index| path.key("certificates").index(index).key("cert"));
+        let paths = self.find(&own).1.then_some(own).into_iter().chain(others);
+        let now = SystemTime::now();
+        for (path, identity) in paths.zip(identities) {
+            let leaf = &identity.cert.content.leaf;
+            if let Some(complaint) = leaf.complaint(now) {
+                let message = format!("the certificate {leaf} {complaint}");
+                self.say(
+                    &path,
+                    Problem::new(message, "renew it: peers refuse one that is not valid").warning(),
+                );
+            }
         }
     }
 
@@ -324,7 +409,12 @@ impl<'a> Lint<'a> {
             upstream: settings,
         });
         self.breaker(&path.key("breaker"), &settings.breaker);
+        if let Some(tls) = &settings.tls {
+            self.certificates(&path.key("tls"), tls.identity().into_iter());
+        }
         self.capacity(path, settings, config);
+
+        self.discovery(path, settings);
 
         let (node, _) = self.root.follow(&path.0);
         let endpoints: Vec<_> = elements(node, "endpoints").zip(&settings.endpoints).collect();
@@ -339,10 +429,12 @@ impl<'a> Lint<'a> {
                 );
                 self.report.add(problem.at(&path, node).with(first, "the first").warning());
             }
-            let own = config.listener.iter().find(|listener| match endpoint.address.socket() {
-                Some(Socket::Tcp(address)) => overlap(address, listener.address),
-                _ => false,
+            let own = endpoint.address.socket().map(|socket| match socket {
+                Socket::Tcp(address) => Address::Tcp(address),
+                Socket::Unix(path) => Address::Unix(path),
             });
+            let own =
+                own.and_then(|own| config.listener.iter().find(|listener| overlap(&own, &listener.address)));
             if let Some(listener) = own {
                 let problem = Problem::new(
                     format!(
@@ -354,6 +446,46 @@ impl<'a> Lint<'a> {
                 );
                 self.report.add(problem.at(&path, node));
             }
+        }
+    }
+
+    /// Endpoints come from somewhere, and what discovery says has a use.
+    fn discovery(&mut self, path: &Path, settings: &upstream::Settings) {
+        let (upstream, _) = self.root.follow(&path.0);
+        let at = path.key("endpoints");
+        let (node, written) = self.root.follow(&at.0);
+        // A list whose elements were taken out is not empty by its own fault.
+        if written && node.all_elements().is_empty() && !settings.discovery.brings_endpoints() {
+            let cure = "give at least one \"host:port\"";
+            self.report.add(Problem::new("there are no endpoints", cure).at(&at, node));
+        }
+        if settings.endpoints.len() > MAX_ENDPOINTS {
+            let message = format!("`{at}` has {} endpoints", settings.endpoints.len());
+            self.report.add(Problem::new(message, format!("give at most {MAX_ENDPOINTS}")).at(&at, node));
+        }
+        let named = elements(upstream, "endpoints")
+            .zip(&settings.endpoints)
+            .find(|(_, endpoint)| endpoint.address.name().is_some());
+        match (&settings.discovery, named) {
+            (Discovery::None {}, Some(((index, node), endpoint))) => {
+                let problem = Problem::new(
+                    format!("the endpoint {} is a name, and `discovery.kind` is \"none\"", endpoint.address),
+                    "give an address, or say `discovery = { kind = \"dns\" }`",
+                );
+                self.report.add(problem.at(&at.index(index), node));
+            }
+            (Discovery::Dns { .. }, None) if !upstream.lost_like("endpoints") && !node.is_torn() => {
+                let at = path.key("discovery");
+                let (node, written) = self.root.follow(&at.0);
+                if written && !node.is_torn() {
+                    let problem = Problem::new(
+                        "`discovery.kind` is \"dns\", and no endpoint is a name",
+                        "remove it, or give a name in `endpoints`",
+                    );
+                    self.report.add(problem.at(&at, node).warning());
+                }
+            }
+            _ => {}
         }
     }
 
@@ -495,7 +627,11 @@ fn quoted(value: impl Display) -> String {
 }
 
 /// Whether two sockets cannot have these addresses at the same time.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+fn overlap(one: &Address, other: &Address) -> bool {
+    let (one, other) = match (one, other) {
+        (Address::Tcp(one), Address::Tcp(other)) => (one, other),
+        (one, other) => return one == other,
+    };
     let same_ip = one.ip() == other.ip()
         || one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
     one.port() == other.port() && one.port() != 0 && same_ip

@@ -34,8 +34,7 @@ pub(super) fn read<T: DeserializeOwned>(
             continue;
         }
         let follows = match &fault.kind {
-            // `split` would have stood in place of `upstream`.
-            Kind::Missing { key } => at.lost_like(key) || *key == "upstream" && at.lost("split"),
+            Kind::Missing { key } => at.lost_like(key),
             // A list whose elements were taken out is not empty by its own fault.
             Kind::Other { .. } => at.all_elements().iter().any(|element| element.removed),
             _ => false,

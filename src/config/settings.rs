@@ -39,6 +39,9 @@ pub struct Server {
     pub workers: u32,
     /// From SIGTERM to the end of everything. Default `"20s"`.
     pub drain_timeout: Span,
+    /// How long connections that have gone over to another protocol (WebSocket) are left alone while draining: from
+    /// `/drain` on for ingress, from SIGTERM on for egress. Default `"10s"`.
+    pub upgrade_drain_timeout: Span,
     /// Client connections; beyond it accepting stops. From 1 to 1,000,000. Default 10000.
     #[serde(deserialize_with = "within::<_, 1, 1_000_000>")]
     #[schemars(range(min = 1, max = 1_000_000))]
@@ -74,6 +77,7 @@ impl Default for Server {
         Self {
             workers: 0,
             drain_timeout: Span::from_secs(20),
+            upgrade_drain_timeout: Span::from_secs(10),
             max_connections: 10_000,
             max_buffer: Size::from_bytes(32 << 20),
             watch: true,

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::Value as Json;
 
 use super::*;
+use crate::tls::testing::{Authority, Folder, Leaf};
 use crate::units::Span;
 
 const REFERENCE: &str = include_str!("../../config/reference.toml");
@@ -98,7 +99,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         ),
         (
             "[server]\nattempts = 4",
-            "t.toml:7:1: error: unknown key `attempts` (server.attempts); the keys here are `workers`, `drain_timeout`, `max_connections`, `max_buffer`, `watch`, `service`",
+            "t.toml:7:1: error: unknown key `attempts` (server.attempts); the keys here are `workers`, `drain_timeout`, `upgrade_drain_timeout`, `max_connections`, `max_buffer`, `watch`, `service`",
         ),
         (
             "attempts = 4",
@@ -124,6 +125,34 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         (
             "[defaults.hedge]",
             "t.toml:6:11: error: `hedge` is not part of this version (defaults.hedge); remove it",
+        ),
+        (
+            "discovery = { kind = \"kubernetes\" }",
+            "t.toml:6:22: error: `kind = \"kubernetes\"` is not part of this version (upstream.app.discovery.kind); give \"dns\", \"dns_srv\" or \"file\"",
+        ),
+        (
+            "discovery = { kind = \"dsn\" }",
+            "t.toml:6:22: error: \"dsn\" is not one of \"none\", \"dns\", \"dns_srv\", \"file\" (upstream.app.discovery.kind); did you mean \"dns\"?",
+        ),
+        (
+            "discovery = { kind = \"dns_srv\" }",
+            "t.toml:6:1: error: `name` is missing (upstream.app.discovery); add `name = …`",
+        ),
+        (
+            "discovery = { kind = \"dns_srv\", name = \"a b\" }",
+            "t.toml:6:40: error: \"a b\" is not a name of DNS (upstream.app.discovery.name); give one such as \"_http._tcp.payments.internal\"",
+        ),
+        (
+            "discovery = { kind = \"dns\", refresh = \"2h\" }",
+            "t.toml:6:39: error: \"2h\" is out of range (upstream.app.discovery.refresh); give a time from \"1s\" to \"1h\", or \"auto\"",
+        ),
+        (
+            "discovery = { kind = \"file\", path = \"x\", name = \"y\" }",
+            "t.toml:6:42: error: unknown key `name` (upstream.app.discovery.name); the keys here are `path`, `refresh`, `server`",
+        ),
+        (
+            "discovery = { kind = \"dns\" }",
+            "t.toml:6:1: warning: `discovery.kind` is \"dns\", and no endpoint is a name (upstream.app.discovery); remove it, or give a name in `endpoints`",
         ),
         (
             "[defaults.retries]",
@@ -220,8 +249,12 @@ fn mistakes_in_listeners_and_routes_are_told_too() {
             "t.toml:4:9: error: \"10.0.0.0/33\" is not a network (listener[0].trust); write an address or \"10.0.0.0/8\"",
         ),
         (
-            "tls = { cert = \"x\" }",
-            "t.toml:4:1: error: `tls` is not part of this version (listener[0].tls); remove it; clients speak plain HTTP to this version",
+            "tls = {}",
+            "t.toml:4:7: error: `tls` has no certificate (listener[0].tls); add `cert = \"…\"` and `key = \"…\"`",
+        ),
+        (
+            "tls = { cert = \"/nowhere/x.pem\" }",
+            "t.toml:4:16: error: /nowhere/x.pem cannot be read: No such file or directory (os error 2) (listener[0].tls.cert); check the path",
         ),
         (
             "name = \"a b\"",
@@ -253,7 +286,7 @@ fn mistakes_in_listeners_and_routes_are_told_too() {
         ),
         (
             "[[listener.route]]\nmatch = { path_prefix = \"/a\" }",
-            "t.toml:4:1: error: `upstream` is missing (listener[0].route[0]); add `upstream = …`",
+            "t.toml:4:1: error: this route leads nowhere: it has neither `upstream` nor `split` (listener[0].route[0]); add `upstream = \"…\"`",
         ),
         (
             "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nupstraem = \"app\"",
@@ -261,7 +294,23 @@ fn mistakes_in_listeners_and_routes_are_told_too() {
         ),
         (
             "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nsplit = []",
-            "t.toml:6:1: error: `split` is not part of this version (listener[0].route[0].split); give one `upstream`",
+            "t.toml:4:1: error: this route leads nowhere: it has neither `upstream` nor `split` (listener[0].route[0]); add `upstream = \"…\"`",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nupstream = \"app\"\nsplit = [{ upstream = \"app\" }]",
+            "t.toml:7:1: error: a route has either `upstream` or `split`, not both (listener[0].route[0].split); leave one of the two out",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nsplit = [{ upstream = \"ap\" }]",
+            "t.toml:6:23: error: there is no upstream \"ap\" (listener[0].route[0].split[0].upstream); did you mean \"app\"?",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nsplit = [{ upstream = \"app\", weight = 0 }]",
+            "t.toml:6:39: error: 0 is out of range (listener[0].route[0].split[0].weight); give a whole number from 1 to 10000",
+        ),
+        (
+            "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nupstream = \"app\"\nmirror = { upstream = \"ap\" }",
+            "t.toml:7:23: error: there is no upstream \"ap\" (listener[0].route[0].mirror.upstream); did you mean \"app\"?",
         ),
         (
             "[[listener.route]]\nmatch = { path_prefix = \"/a\" }\nupstream = \"ap\"",
@@ -275,6 +324,56 @@ fn mistakes_in_listeners_and_routes_are_told_too() {
     for (more, expected) in cases {
         assert_eq!(said(&format!("{LISTENER}{more}\n{UPSTREAM}")), [expected], "{more}");
     }
+}
+
+#[test]
+fn mistakes_in_files_of_certificates_are_told_at_their_keys() {
+    let folder = Folder::new();
+    let authority = Authority::new("Test CA");
+    let (app, other) = (authority.issue_for(&["app.internal"]), authority.issue_for(&["other.internal"]));
+    folder.write("ca.pem", authority.pem());
+    folder.write_pair("app", &app);
+    folder.write_pair("other", &other);
+    folder.write_pair("old", &authority.issue(&Leaf::of(&["old.internal"]).expired()));
+    folder.write("empty.pem", "");
+    folder.write("cut.pem", &app.cert[..app.cert.len() / 2]);
+    folder.write("der.pem", [0x30, 0x82, 1, 2]);
+    folder.write("encrypted.pem", app.key.replace("PRIVATE", "ENCRYPTED PRIVATE"));
+    let at = folder.path().display().to_string();
+    #[rustfmt::skip]
+    let cases = [
+        // what the upstream's tls says                     what is said of it
+        ("cert = \"A/app.pem\"",                            "error: `cert` stands without `key` (upstream.app.tls); add `key = \"…\"`"),
+        ("cert = \"A/app.pem\", key = \"A/other-key.pem\"", "error: `key` (A/other-key.pem) does not belong to the certificate in `cert` (A/app.pem), \"app.internal\" (issued by \"Test CA\") (upstream.app.tls); give the key that this certificate was made with"),
+        ("cert = \"A/app.pem\", key = \"A/none.pem\"",      "error: A/none.pem cannot be read: No such file or directory (os error 2) (upstream.app.tls.key); check the path"),
+        ("cert = \"A/app.pem\", key = \"A/encrypted.pem\"", "error: A/encrypted.pem holds an encrypted key (upstream.app.tls.key); decrypt it: `openssl pkey -in FILE -out NEW`"),
+        ("cert = \"A/app.pem\", key = \"A/app.pem\"",       "error: A/app.pem holds a certificate, but no private key (upstream.app.tls.key); name the key's own file"),
+        ("cert = \"A/app-key.pem\", key = \"A/app.pem\"",   "error: A/app-key.pem holds a private key, but no certificate (upstream.app.tls.cert); name the certificate's own file"),
+        ("cert = \"A/old.pem\", key = \"A/old-key.pem\"",   "warning: the certificate \"old.internal\" (issued by \"Test CA\") expired on 2021-01-01 (upstream.app.tls.cert); renew it: peers refuse one that is not valid"),
+        ("ca = \"A/none.pem\"",                             "error: A/none.pem cannot be read: No such file or directory (os error 2) (upstream.app.tls.ca); check the path"),
+        ("ca = \"A\"",                                      "error: A is not a regular file (upstream.app.tls.ca); name a file in PEM"),
+        ("ca = \"A/empty.pem\"",                            "error: A/empty.pem holds no certificate in PEM (upstream.app.tls.ca); it must have a line \"-----BEGIN …-----\""),
+        ("ca = \"A/cut.pem\"",                              "error: A/cut.pem holds a certificate that is cut short or damaged (upstream.app.tls.ca); copy it again"),
+        ("ca = \"A/der.pem\"",                              "error: A/der.pem holds no certificate in PEM (it seems to be DER) (upstream.app.tls.ca); it must have a line \"-----BEGIN …-----\""),
+        ("server_name = \"app:443\"",                       "error: this is no name of a server (upstream.app.tls.server_name); give a DNS name or an IP address, without a port"),
+        ("san = [\"a b\"]",                                 "error: \"a b\" is no name that a certificate can have (upstream.app.tls.san[0]); give a DNS name, an IP address or a URI such as \"spiffe://example.org/app\""),
+        ("sni = \"app\"",                                   "error: unknown key `sni` (upstream.app.tls.sni); did you mean `san`?"),
+        ("ca = \"A/ca.pem\"",                               ""),
+    ];
+    for (tls, expected) in cases {
+        let said = said(&with(&format!("tls = {{ {} }}", tls.replace('A', &at))));
+        let said: Vec<String> = said.iter().map(|line| line.replace(&at, "A")).collect();
+        let said: Vec<&str> =
+            said.iter().filter_map(|line| line.splitn(4, ':').nth(3)).map(str::trim).collect();
+        let expected: Vec<&str> = Some(expected).filter(|text| !text.is_empty()).into_iter().collect();
+        assert_eq!(said, expected, "{tls}");
+    }
+    let listener = format!(
+        "tls = {{ cert = \"{at}/app.pem\", key = \"{at}/app-key.pem\", certificates = [{{ cert = \"{at}/old.pem\", key = \"{at}/old-key.pem\" }}] }}"
+    );
+    let said = said(&format!("{LISTENER}{listener}\n{UPSTREAM}"));
+    assert_eq!(said.len(), 1, "{said:#?}");
+    assert!(said[0].contains("(listener[0].tls.certificates[0].cert)"), "{said:#?}");
 }
 
 #[test]
@@ -481,6 +580,10 @@ fn endpoints_are_looked_at_together() {
             "t.toml:4:11: error: the upstream \"app\" has no endpoints (upstream.app); add `endpoints = [\"host:port\"]`",
         ),
         (
+            "endpoints = [\"10.0.0.1:1\", \"app.internal:1\"]\ndiscovery = { kind = \"none\" }",
+            "t.toml:5:28: error: the endpoint app.internal:1 is a name, and `discovery.kind` is \"none\" (upstream.app.endpoints[1]); give an address, or say `discovery = { kind = \"dns\" }`",
+        ),
+        (
             "endpoints = [\"a\"]",
             "t.toml:5:14: error: \"a\" is not an address: the port is missing (upstream.app.endpoints[0]); write \"host:port\" or \"[ipv6]:port\"",
         ),
@@ -507,6 +610,15 @@ fn endpoints_are_looked_at_together() {
     ];
     for (endpoints, expected) in cases {
         assert_eq!(said(&format!("{LISTENER}[upstream.app]\n{endpoints}\n")), [expected], "{endpoints}");
+    }
+    for brings in [
+        "{ kind = \"dns_srv\", name = \"_http._tcp.app\" }",
+        "{ kind = \"file\", path = \"endpoints.json\" }",
+    ] {
+        for endpoints in ["", "endpoints = []\n", "endpoints = [\"10.0.0.1:1\"]\n"] {
+            let text = format!("{LISTENER}[upstream.app]\n{endpoints}discovery = {brings}\n");
+            assert_eq!(said(&text), [""; 0], "{text}");
+        }
     }
 }
 
@@ -690,14 +802,22 @@ error: 50 is out of range
     assert_eq!(first["path"], "upstream.app.retry.attempts");
 }
 
-/// The reference with the examples of keys that have no default.
-fn with_examples() -> String {
+/// The reference with the examples of keys that have no default. Its certificates are in `folder`.
+fn with_examples(folder: &Folder) -> String {
+    let authority = Authority::new("Example CA");
+    folder.write("ca.pem", authority.pem());
+    let issued = authority.issue_for(&["app.internal"]);
+    folder.write("cert.pem", &issued.cert);
+    folder.write("key.pem", &issued.key);
+    folder.write_pair("other", &issued);
+    let reference = REFERENCE.replace("/etc/outrigger/tls", &folder.path().display().to_string());
+
     let uncommented = |line: &str| {
         let inner = line.trim_start().strip_prefix("# ")?;
         let key = inner.split_once(" = ")?.0;
         key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then(|| inner.to_owned())
     };
-    REFERENCE.lines().map(|line| uncommented(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+    reference.lines().map(|line| uncommented(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
 }
 
 #[test]
@@ -711,6 +831,8 @@ fn the_reference_says_the_defaults() {
     let bare = "[[listener]]\naddress = \"127.0.0.1:8080\"\nupstream = \"app\"\n[[listener.route]]\nupstream = \"app\"\n[upstream.app]\nendpoints = [\"a:1\"]\n";
     let mut built_in = parsed(bare).config;
     built_in.listener[0].route[0].matches = listener.route[0].matches.clone();
+    // The others are examples.
+    built_in.listener[0].route.extend_from_slice(&listener.route[1..]);
     assert_eq!(*listener, built_in.listener[0]);
     let app = reference.upstream.get_mut("app").expect("the reference's upstream");
     built_in.upstream.get_mut("app").expect("it stands above").endpoints = app.endpoints.clone();
@@ -720,7 +842,8 @@ fn the_reference_says_the_defaults() {
 
 #[test]
 fn the_reference_has_every_key_and_its_examples_hold() {
-    let text = with_examples();
+    let folder = Folder::new();
+    let text = with_examples(&folder);
     assert!(said(&text).is_empty(), "{:#?}", said(&text));
     let value: Json = toml::from_str(&text).expect("it was parsed above");
     let mut missing = BTreeSet::new();
@@ -748,13 +871,20 @@ fn every_key(
     }
     for key in ["allOf", "anyOf", "oneOf"] {
         for part in schema[key].as_array().into_iter().flatten() {
-            every_key(part, path, value, seen, missing);
+            // Of a table that its `kind` shapes, the reference writes out one shape.
+            let kind = part["properties"]["kind"]["const"].as_str();
+            let written = value.and_then(|value| value["kind"].as_str());
+            if kind.is_none() || written.is_none() || kind == written {
+                every_key(part, path, value, seen, missing);
+            }
         }
     }
     if schema["items"].is_object() {
-        // An element of its own for each shape: the richest is the one that is a table.
-        let element = value.and_then(Json::as_array).and_then(|all| all.iter().find(|e| e.is_object()));
-        every_key(&schema["items"], path, element, seen, missing);
+        // What one element lacks (a shape of its own, a key that excludes another), a later one may have.
+        let elements = value.and_then(Json::as_array).into_iter().flatten().rev().filter_map(Json::as_object);
+        let keys: serde_json::Map<String, Json> =
+            elements.flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+        every_key(&schema["items"], path, Some(&Json::Object(keys)), seen, missing);
     }
     if schema["additionalProperties"].is_object() {
         let entry = value.and_then(Json::as_object).and_then(|all| all.values().next());
@@ -811,12 +941,9 @@ fn what_is_not_built_is_known_by_its_place() {
         server.state_dir = \"x\"
         telemetry.tracing = {}
         [[listener]]
-        address = \"unix:/x\"
-        tls = {}
-        proxy_protocol = true
+        address = \"127.0.0.1:1\"
         [[listener.route]]
-        split = [{ upstream = \"a\", weight = 1 }]
-        mirror = {}
+        upstream = \"a\"
         priority = \"high\"
         hedge = {}
         fallback = {}
@@ -825,8 +952,7 @@ fn what_is_not_built_is_known_by_its_place() {
         [upstream.a]
         endpoints = [\"a:1\"]
         protocol = \"http2\"
-        discovery = {}
-        tls = {}
+        discovery = { kind = \"etcd\" }
         balance = { kind = \"least_loaded\", hash = {}, slow_start = \"10s\" }
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
         outlier = {}
@@ -842,7 +968,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 28);
+    assert_eq!(seen.len(), 22);
 }
 
 proptest! {

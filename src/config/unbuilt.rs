@@ -15,19 +15,13 @@ const REMOVE: &str = "remove it";
 const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
-    ("listener.*.tls",                        &[], "remove it; clients speak plain HTTP to this version"),
-    ("listener.*.proxy_protocol",             &[], REMOVE),
-    ("listener.*.address",                    &["unix:"], "give \"ip:port\", such as \"127.0.0.1:8080\""),
-    ("listener.*.route.*.split",              &[], "give one `upstream`"),
-    ("listener.*.route.*.mirror",             &[], REMOVE),
     ("listener.*.route.*.priority",           &[], REMOVE),
     ("listener.*.route.*.hedge",              &[], REMOVE),
     ("listener.*.route.*.fallback",           &[], REMOVE),
     ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.protocol",                   &["http2"], "give \"http1\" or \"auto\""),
-    ("upstream.*.discovery",                  &[], "remove it; names in `endpoints` are resolved every 30 s"),
-    ("upstream.*.tls",                        &[], "remove it; upstreams are spoken to in plain HTTP"),
+    ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
     ("upstream.*.balance.kind",               &["least_loaded", "round_robin", "random", "hash"], "give \"least_request\""),
     ("upstream.*.balance.hash",               &[], REMOVE),
     ("upstream.*.balance.slow_start",         &[], REMOVE),
@@ -88,9 +82,7 @@ fn meet(node: &mut Node, path: &Path, words: &[&str], cure: &str, report: &mut R
             Problem::new(format!("`{key}` is not part of this version"), cure).at_key(path, node)
         }
         Value::String(text) => {
-            let meant = |word: &&&str| text == **word || word.ends_with(':') && text.starts_with(**word);
-            let Some(word) = words.iter().find(meant) else { return };
-            let word = word.trim_end_matches(':');
+            let Some(word) = words.iter().find(|word| text == **word) else { return };
             Problem::new(format!("`{key} = \"{word}\"` is not part of this version"), cure).at(path, node)
         }
         _ => return,

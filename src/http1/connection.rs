@@ -60,6 +60,8 @@ pub struct Connection {
     /// The last read filled the buffer: a body is coming that wants a larger one.
     filled: bool,
     ended: bool,
+    /// What the stream ended with, if that was an error.
+    failure: Option<io::Error>,
     output: Vec<u8>,
     written: usize,
 }
@@ -131,6 +133,7 @@ impl Connection {
             end: 0,
             filled: false,
             ended: false,
+            failure: None,
             output: Vec::new(),
             written: 0,
         }
@@ -151,6 +154,11 @@ impl Connection {
         self.ended
     }
 
+    /// The error that reading ended with, if it did.
+    pub fn failure(&self) -> Option<&io::Error> {
+        self.failure.as_ref()
+    }
+
     /// The first `size` bytes of the input are used.
     pub fn consume(&mut self, size: usize) {
         debug_assert!(size <= self.end - self.start);
@@ -164,7 +172,7 @@ impl Connection {
     /// filled it, up to `bound` bytes of unused input; beyond it nothing is read, and it stays pending.
     ///
     /// # Errors
-    /// As the socket's.
+    /// As the socket's; all of it is then in [`Connection::failure`].
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, bound: usize) -> Poll<io::Result<usize>> {
         if self.ended {
             return Poll::Ready(Ok(0));
@@ -184,7 +192,9 @@ impl Connection {
             }
             Poll::Ready(Err(error)) => {
                 self.ended = true;
-                Poll::Ready(Err(error))
+                let kind = error.kind();
+                self.failure = Some(error);
+                Poll::Ready(Err(kind.into()))
             }
             Poll::Pending => {
                 self.rest_input();
@@ -248,8 +258,12 @@ impl Connection {
         &mut self.output
     }
 
-    /// Bytes that are queued and not written.
+    /// Bytes that are queued and not written; what TLS holds of them counts as one, since its size is its own affair.
     pub fn unwritten(&self) -> usize {
+        self.queued() + usize::from(self.stream.holds_unwritten())
+    }
+
+    fn queued(&self) -> usize {
         self.output.len() - self.written
     }
 
@@ -267,7 +281,7 @@ impl Connection {
         }
         self.output.clear();
         self.written = 0;
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     /// Writes what is queued and then `piece`; ready with how much of `piece` is taken, at least a byte of it.
@@ -277,7 +291,7 @@ impl Connection {
     /// As the socket's.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, piece: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            let queued = self.unwritten();
+            let queued = self.queued();
             if queued > 0 && queued + piece.len() <= COPIED {
                 self.output().extend_from_slice(piece);
                 return match self.poll_flush(cx) {
@@ -316,7 +330,7 @@ impl Connection {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        debug_assert_eq!(self.unwritten(), 0);
+        debug_assert_eq!(self.queued(), 0);
         Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
     }
 
@@ -343,9 +357,7 @@ impl Connection {
             return false;
         }
         if ask {
-            let socket = self.stream.socket();
-            let mut byte = [std::mem::MaybeUninit::uninit()];
-            return matches!(socket.peek(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+            return self.stream.is_silent();
         }
         self.poll_fill(&mut Context::from_waker(Waker::noop()), 1).is_pending()
     }
@@ -389,7 +401,8 @@ impl AsyncRead for Connection {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.input().is_empty() {
-            ready!(self.poll_fill(cx, usize::MAX))?;
+            let filled = ready!(self.poll_fill(cx, usize::MAX));
+            filled.map_err(|kind| self.failure.take().unwrap_or(kind))?;
         }
         let size = self.input().len().min(out.remaining());
         out.put_slice(&self.input()[..size]);

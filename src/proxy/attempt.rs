@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::body::Progress;
-use super::chain::{Chain, carry_out};
+use super::chain::carry_out;
 use super::client::Informed;
 use super::context::Routed;
 use super::queue::Slot;
@@ -28,9 +28,11 @@ use crate::policy::timeout;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, ConnectResult, Effect, Limit};
 use crate::timer::Timer;
+use crate::transport::UNIX_PEER;
+use crate::transport::proxy_protocol::Ends;
 use crate::upstream::endpoint::InFlight;
-use crate::upstream::pool::{ConnectError, ToEndpoint};
-use crate::upstream::{Ask, Observed};
+use crate::upstream::pool::{ConnectError, ToEndpoint, Wanted};
+use crate::upstream::{Ask, Observed, Upstream};
 
 /// Which attempt it is, and what its predecessors left.
 pub struct Turn<'a> {
@@ -252,7 +254,8 @@ impl Admitted {
         let evidence = timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
-        let observed = Observed::End { verdict, latency, connect: is_connect };
+        let unreached = is_connect || error.reason == Reason::TlsError;
+        let observed = Observed::End { verdict, latency, connect: unreached };
         chain.upstream.observe(self.in_flight.endpoint(), now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
@@ -281,11 +284,15 @@ impl Admitted {
         let grpc_path = request.context.grpc.then(|| head.path_and_query());
         let has_key = head.fields.has(Name::IdempotencyKey);
         let may_resend = routed.target().rules.method_allows(head.method_text(), has_key, grpc_path);
-        let mut pooled = worker.pool.take(&endpoint, started, !may_resend);
+        let replayable = request.body.is_surely_replayable();
+        let upstream = &routed.target().chain.upstream;
+        let ends = Some(Ends { client: request.context.peer, local: request.context.local });
+        let wanted = upstream.wanted(&endpoint, ends.filter(|ends| ends.client != UNIX_PEER));
+        let mut pooled = worker.pool.take(&wanted, started, !(may_resend && replayable));
         loop {
             let (mut connection, now) = match pooled.take() {
                 Some(connection) => (connection, started),
-                None => (self.connect(worker, &routed.target().chain, timer).await?, Instant::now()),
+                None => (self.connect(worker, upstream, wanted, timer).await?, Instant::now()),
             };
             let told = client.is_some_and(|client| client.was_told_to_continue());
             let left = self.clock.left(now);
@@ -313,9 +320,12 @@ impl Admitted {
                     worker.reuse_response_head(head);
                     let stale = connection.reused
                         && !unanswered.begun
-                        && unanswered.error.reason == Reason::UpstreamReset
-                        && request.body.is_replayable().is_ok();
-                    if stale && (may_resend || unanswered.unprocessed) {
+                        && unanswered.error.reason == Reason::UpstreamReset;
+                    if stale {
+                        connection.was_stale();
+                    }
+                    let may_resend = may_resend || unanswered.unprocessed;
+                    if stale && may_resend && request.body.is_replayable().is_ok() {
                         continue;
                     }
                     return Err(unanswered);
@@ -327,14 +337,14 @@ impl Admitted {
     async fn connect(
         &self,
         worker: &Worker,
-        chain: &Chain,
+        upstream: &Upstream,
+        wanted: Wanted<'_>,
         timer: &Timer,
     ) -> Result<Box<ToEndpoint>, Unanswered> {
         let now = Instant::now();
-        let endpoint = self.in_flight.endpoint();
-        let connects = chain.upstream.metrics.shard(worker.index);
-        let max = chain.upstream.settings.connections.max;
-        let connecting = worker.pool.connect(&chain.upstream.counts, max, endpoint);
+        let endpoint = wanted.endpoint;
+        let connects = upstream.metrics.shard(worker.index);
+        let connecting = worker.pool.connect(wanted);
         let connect = self.clock.connect.into_iter().chain(self.clock.attempt).min();
         let until = self.clock.cuts(connect.map(|connect| now + connect));
         let until = until.into_iter().chain(self.clock.end()).min();
@@ -362,6 +372,9 @@ impl Admitted {
                     _ => ConnectResult::Error,
                 };
                 (result, Error::new(Reason::ConnectError, format!("{}: {error}", endpoint.label)))
+            }
+            Ok(Err(ConnectError::Tls(why))) => {
+                (ConnectResult::Error, Error::new(Reason::TlsError, format!("{}: {why}", endpoint.label)))
             }
             Err(_) => {
                 let error = match self.clock.over(Instant::now()) {

@@ -90,6 +90,21 @@ impl Body {
         Self { source, framing, trailers: None, bytes: 0, max, replay }
     }
 
+    /// The same body once more, if all of it has been read and kept.
+    pub fn copy(&self, shared: &Arc<Shared>) -> Option<Self> {
+        if !self.is_read() || self.replay.lost.is_some() {
+            return None;
+        }
+        let mut copy = Self::new(Source::Ended, self.framing, None);
+        if !self.replay.kept.is_empty() {
+            copy.replay.reservation = Some(shared.reserve(self.replay.kept.len() as u64)?);
+            copy.replay.kept = self.replay.kept.clone();
+            copy.bytes = self.bytes;
+        }
+        copy.trailers = self.trailers.clone();
+        Some(copy)
+    }
+
     /// How it is framed towards the upstream.
     pub fn framing(&self) -> Framing {
         self.framing
@@ -106,6 +121,17 @@ impl Body {
     /// Why not.
     pub fn is_replayable(&self) -> Result<(), Skip> {
         self.replay.lost.map_or(Ok(()), Err)
+    }
+
+    /// Whether it is known before it has come that it could be sent again: one that is too large to be kept, or may
+    /// turn out to be, can not.
+    pub fn is_surely_replayable(&self) -> bool {
+        let fits = match self.framing {
+            Framing::None => true,
+            Framing::Length(length) => length <= self.replay.bound,
+            Framing::Chunked | Framing::UntilClose => false,
+        };
+        fits && self.replay.lost.is_none()
     }
 
     /// Whether all of it has been read from the client.

@@ -91,6 +91,8 @@ impl Chain {
         metrics.concurrency_limit.set(limit.into());
         metrics.queue_depth.set(waiting as i64);
         metrics.streams.set(self.upstream.counts.streams().into());
+        let age = self.upstream.known().age(Instant::now());
+        metrics.dns_age.set(age.map_or(-1, |age| age.as_millis() as i64));
         metrics.breaker_stands(series_state(self.breaker.view(Instant::now()).state));
     }
 
@@ -113,6 +115,7 @@ impl Chain {
         });
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
+            "discovery": self.upstream.known().view(now),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
             "connections": self.upstream.counts.connections(),
@@ -129,7 +132,9 @@ impl Chain {
     pub fn health(&self, now: Instant) -> (bool, String) {
         let endpoints = self.upstream.endpoints();
         if endpoints.usable.is_empty() {
-            let why = endpoints.unresolved.first().map_or("it has none", |(_, why)| why.as_str());
+            let known = self.upstream.known();
+            let why = endpoints.unresolved.first().map(|(_, why)| why.as_str());
+            let why = why.or(known.list_error()).unwrap_or("it has none");
             return (false, format!("no usable endpoint: {why}"));
         }
         match series_state(self.breaker.view(now).state) {

@@ -1,4 +1,4 @@
-//! One connection of a client: HTTP/1 or HTTP/2, told apart by its first bytes.
+//! One connection of a client: in TLS or not, HTTP/1 or HTTP/2, as the handshake or its first bytes say.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -7,15 +7,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 
 use super::context::Peer;
 use super::listener::Protocol;
 use super::worker::Worker;
 use super::{http1, http2};
 use crate::http1::connection::Connection;
-use crate::telemetry::metrics::{Limit, ListenerMetrics};
+use crate::telemetry::metrics::{HandshakeResult, Limit, ListenerMetrics, Refused};
 use crate::timer::Timer;
+use crate::tls::server::{Accepted, Server};
+use crate::transport::proxy_protocol::{self, Ends, Parsed, Refusal, Said};
+use crate::transport::{Transport, UNIX_PEER};
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -25,7 +28,7 @@ struct Counted(Arc<ListenerMetrics>);
 
 /// Serves a client's connection to its end. The listener is looked up by its name for every request, so a reload
 /// counts from the next request on; where it is gone, the connection ends with the request at hand.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) {
+pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, listener: Arc<str>) {
     let snapshot = worker.snapshot();
     let Some(index) = snapshot.listener(&listener) else { return };
     let settings = &snapshot.listener_at(index).settings;
@@ -33,15 +36,44 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
     let idle_timeout = *settings.limits.idle_timeout;
     let header_timeout = *settings.limits.header_timeout;
     let metrics = Arc::clone(&snapshot.listener_at(index).metrics);
-    let _counted = Counted::begin(metrics);
+    let tls = snapshot.listener_at(index).tls.clone();
+    let _counted = Counted::begin(Arc::clone(&metrics));
     // Without its own address the connection is gone already.
     let Ok(local) = stream.local_addr() else { return };
-    let peer = Peer { peer, local, listener };
+    let mut ends = Ends { client: peer, local };
+    if settings.proxy_protocol {
+        let until = Instant::now() + header_timeout;
+        let introduced = worker.timer().within(until, introduction(&mut stream, ends)).await;
+        match introduced.unwrap_or(Err(Some(Refused::ProxyProtocolTimeout))) {
+            Ok(introduced) => ends = introduced,
+            Err(refused) => {
+                if let Some(refused) = refused {
+                    metrics.refused(refused).inc();
+                    tracing::debug!(%listener, client = %peer, reason = refused.label(), "connection closed");
+                }
+                return;
+            }
+        }
+    }
+    let peer = Peer { peer: ends.client, local: ends.local, tls: tls.is_some(), listener };
+    let stream = match tls {
+        None => stream,
+        Some(tls) => {
+            let handshake = Handshake { tls: &tls, metrics: &metrics, peer: &peer };
+            // Boxed: it is large, and an idle connection shall be small.
+            match Box::pin(handshake.run(stream, &worker.timer(), header_timeout)).await {
+                Some(stream) => stream,
+                None => return,
+            }
+        }
+    };
+    let is_settled = stream.protocol().map(|protocol| protocol == b"h2");
     let mut connection = Connection::new(stream, Rc::clone(&worker.buffers));
-    let is_http2 = match protocol {
-        Protocol::Http1 => false,
-        Protocol::Http2 => true,
-        Protocol::Auto => {
+    let is_http2 = match (protocol, is_settled) {
+        (Protocol::Http1, _) => false,
+        (Protocol::Http2, _) => true,
+        (Protocol::Auto, Some(is_http2)) => is_http2,
+        (Protocol::Auto, None) => {
             let timer = worker.timer();
             timer.arm(Instant::now() + idle_timeout);
             match tell(&mut connection, &timer, header_timeout).await {
@@ -58,6 +90,58 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, list
         Box::pin(http2::serve(worker, connection, peer)).await;
     } else {
         http1::serve(&worker, connection, &peer, snapshot).await;
+    }
+}
+
+/// Whose connection it is, as its PROXY header says; `ends` are its own. Reads the header and nothing behind it.
+///
+/// # Errors
+/// Why it is to be closed; nothing where its client has left without a word (who watches whether a port is open).
+async fn introduction(stream: &mut Transport, ends: Ends) -> Result<Ends, Option<Refused>> {
+    let mut header = Vec::new();
+    loop {
+        let more = match proxy_protocol::parse(&header) {
+            Ok(Parsed::Partial { more }) => more,
+            Ok(Parsed::Header { said: Said::Nothing, .. }) => return Ok(ends),
+            Ok(Parsed::Header { said: Said::Ends(said), .. }) => return Ok(said),
+            Ok(Parsed::Header { said: Said::Unix, .. }) => {
+                return Ok(Ends { client: UNIX_PEER, local: UNIX_PEER });
+            }
+            Err(Refusal::Missing) => return Err(Some(Refused::ProxyProtocolMissing)),
+            Err(Refusal::Malformed) => return Err(Some(Refused::ProxyProtocolMalformed)),
+        };
+        match stream.take(more as u64).read_buf(&mut header).await {
+            Ok(1..) => {}
+            _ if header.is_empty() => return Err(None),
+            _ => return Err(Some(Refused::ProxyProtocolMalformed)),
+        }
+    }
+}
+
+/// What a client's handshake is made with.
+struct Handshake<'a> {
+    tls: &'a Server,
+    metrics: &'a ListenerMetrics,
+    peer: &'a Peer,
+}
+
+impl Handshake<'_> {
+    /// TLS over `stream`; none if the client does not come in. How often that happens is a metric; which client it was,
+    /// and why, is worth a line only to who asks for all: anybody could fill the log.
+    async fn run(self, stream: Transport, timer: &Timer, timeout: Duration) -> Option<Transport> {
+        let accepted = timer.within(Instant::now() + timeout, self.tls.accept(stream)).await;
+        let (result, why) = match accepted {
+            Ok(Ok(Accepted { stream, resumed })) => {
+                self.metrics.handshake(if resumed { HandshakeResult::Resumed } else { HandshakeResult::Ok });
+                return Some(stream);
+            }
+            Ok(Err(why)) => (HandshakeResult::Error, why),
+            Err(_) => (HandshakeResult::Timeout, "limits.header_timeout passed".to_owned()),
+        };
+        self.metrics.handshake(result);
+        let Peer { peer, listener, .. } = self.peer;
+        tracing::debug!(listener = &**listener, client = %peer, "TLS handshake failed: {why}");
+        None
     }
 }
 

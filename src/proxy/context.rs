@@ -10,7 +10,7 @@ use super::route::{self, normal_path};
 use super::snapshot::{Held, Listener, Target};
 use super::worker::Worker;
 use crate::http1::field::Name;
-use crate::http1::head::RequestHead;
+use crate::http1::head::{Framing, RequestHead, Version};
 use crate::policy::deadline;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
@@ -21,10 +21,11 @@ const MAX_HOPS: usize = 16;
 const MAX_ID: usize = 128;
 
 /// What is known of a request besides head and body.
+#[derive(Clone)]
 pub struct Context {
     /// When its head was complete.
     pub arrived: Instant,
-    /// Who sent it.
+    /// Who sent it, as [`Peer`] has it.
     pub peer: SocketAddr,
     /// The address it came to.
     pub local: SocketAddr,
@@ -34,6 +35,10 @@ pub struct Context {
     pub grpc: bool,
     /// Whether it came by HTTP/2.
     pub http2: bool,
+    /// Whether its client wants to go on in another protocol over this connection (RFC 9110 §7.8).
+    pub upgrade: bool,
+    /// Whether it came in TLS.
+    pub tls: bool,
     /// The caller's deadline.
     pub deadline: Option<Instant>,
     /// How often the caller has sent it before.
@@ -48,14 +53,18 @@ pub struct Context {
 /// Who is at the other end, and where it came in.
 #[derive(Clone)]
 pub struct Peer {
-    /// The client's address.
+    /// The client's address, as the PROXY protocol says it where the listener speaks that. One at a Unix socket has
+    /// none: [`UNIX_PEER`](crate::transport::UNIX_PEER) stands for it, so it counts as loopback for `trust`.
     pub peer: SocketAddr,
     /// The address it connected to.
     pub local: SocketAddr,
+    /// Whether it came in TLS.
+    pub tls: bool,
     /// The listener's name.
     pub listener: Arc<str>,
 }
 
+#[derive(Clone)]
 enum Id {
     /// The caller's, in the head.
     Kept,
@@ -80,11 +89,11 @@ impl Context {
         worker: &Worker,
         listener: &Listener,
         head: &RequestHead,
-        addresses: (SocketAddr, SocketAddr),
+        from: &Peer,
         http2: bool,
         arrived: Instant,
     ) -> (Self, Result<(), Error>) {
-        let (peer, local) = addresses;
+        let Peer { peer, local, tls, .. } = *from;
         let trusted = listener.trust.holds(peer.ip());
         let fields = &head.fields;
         let kept = fields.get(Name::XRequestId).filter(|id| {
@@ -105,6 +114,8 @@ impl Context {
             trusted,
             grpc,
             http2,
+            upgrade: !http2 && wants_upgrade(head),
+            tls,
             deadline: None,
             caller_attempt: 0,
             stood_still: Duration::ZERO,
@@ -170,11 +181,11 @@ impl Context {
 }
 
 impl Routed {
-    /// The first route of the listener that takes this request.
+    /// Where the first route of the listener that takes this request leads; `draw` is random.
     ///
     /// # Errors
     /// [`Reason::NoRoute`].
-    pub fn find(snapshot: &Held, listener: usize, head: &RequestHead) -> Result<Self, Error> {
+    pub fn find(snapshot: &Held, listener: usize, head: &RequestHead, draw: u64) -> Result<Self, Error> {
         let path = normal_path(head.path_and_query());
         let request = route::Request {
             method: head.method_text(),
@@ -184,7 +195,7 @@ impl Routed {
                 head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes())
             },
         };
-        let route = snapshot.listener_at(listener).route(&request).ok_or(Reason::NoRoute)?;
+        let route = snapshot.listener_at(listener).route(&request, |_| draw).ok_or(Reason::NoRoute)?;
         Ok(Self { snapshot: Rc::clone(snapshot), listener, route })
     }
 
@@ -193,10 +204,30 @@ impl Routed {
         self.snapshot.listener_at(self.listener)
     }
 
+    /// Another target of the same listener.
+    pub fn elsewhere(&self, target: usize) -> Self {
+        Self { route: target, ..self.clone() }
+    }
+
     /// The route.
     pub fn target(&self) -> &Target {
         self.listener().target(self.route)
     }
+}
+
+/// Whether a request asks for another protocol. Not where it has a body, which would have to be read first; and not
+/// for HTTP/2, which no client speaks this way any more (RFC 9113 §3.1) and which would bypass every policy.
+fn wants_upgrade(head: &RequestHead) -> bool {
+    head.fields.has(Name::Upgrade)
+        && head.version == Version::Http11
+        && head.framing == Framing::None
+        && head.is_connection_option(b"upgrade")
+        && head.fields.all(Name::Upgrade).all(|value| {
+            let mut protocols = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            protocols.all(|protocol| {
+                !protocol.eq_ignore_ascii_case(b"h2c") && !protocol.eq_ignore_ascii_case(b"h2")
+            })
+        })
 }
 
 /// Whether a `content-type` is gRPC's.

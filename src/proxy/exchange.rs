@@ -13,6 +13,8 @@ use super::attempt::{self, Failed, Turn};
 use super::client::Informed;
 use super::context::Routed;
 use super::life::Stage;
+use super::mirror;
+use super::panics::survive;
 use super::queue::Slot;
 use super::request::Request;
 use super::response::{FromUpstream, Response, grpc_status};
@@ -37,10 +39,18 @@ pub async fn exchange(
     routed: Result<Routed, Error>,
     client: Option<&dyn Informed>,
 ) -> Response {
+    let mirrored = routed.as_ref().ok().and_then(|routed| mirror::wanted(worker, routed));
+    let is_whole = request.body.is_read();
+    if let Some(routed) = mirrored.clone().filter(|_| is_whole) {
+        shadow(worker, request, routed);
+    }
     let served = match routed {
         Ok(routed) => serve(worker, request, routed, client).await,
         Err(error) => Err(error),
     };
+    if let Some(routed) = mirrored.filter(|_| !is_whole) {
+        shadow(worker, request, routed);
+    }
     served.map_or_else(|error| Response::Own(refuse(request, &error)), Response::Upstream)
 }
 
@@ -48,6 +58,21 @@ pub async fn exchange(
 pub fn refuse(request: &mut Request, error: &Error) -> Answer {
     request.record.reason = Some(error.reason);
     Answer::new(error, request.context.grpc, request.id())
+}
+
+/// Sends a copy of the request on a way of its own.
+fn shadow(worker: &Rc<Worker>, request: &Request, routed: Routed) {
+    let Some(copy) = mirror::copy(worker, request, &routed) else { return };
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        survive(send_copy(&worker, copy, routed), worker.shared.metrics.panics()).await;
+    });
+}
+
+async fn send_copy(worker: &Rc<Worker>, mut copy: mirror::Copy, routed: Routed) {
+    if let Ok(answer) = serve(worker, &mut copy.request, routed, None).await {
+        mirror::throw_away(answer, &mut copy.request).await;
+    }
 }
 
 /// The request's attempts, until one is good enough or none may follow.

@@ -15,13 +15,16 @@ use super::client::Client;
 use super::context::{Context, Peer, Routed};
 use super::exchange::{exchange, refuse};
 use super::life::Stage;
+use super::listener::Direction;
 use super::record::Record;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::snapshot::Held;
+use super::tunnel::Flow;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::encode;
+use crate::http1::field::Name;
 use crate::http1::head::{Framing, Limits, Method, Parsed, RequestHead, Version};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
@@ -177,14 +180,18 @@ impl One<'_> {
         Rc::ptr_eq(&current, self.snapshot) || current.listener(&self.peer.listener).is_some()
     }
 
+    /// The listener's place in the snapshot.
+    fn listener(&self) -> usize {
+        self.snapshot.listener(&self.peer.listener).unwrap_or_default()
+    }
+
     async fn serve(&self, head: RequestHead) -> (Then, Instant) {
         let arrived = Instant::now();
         let worker = self.worker;
-        let index = self.snapshot.listener(&self.peer.listener).unwrap_or_default();
+        let index = self.listener();
         let listener = self.snapshot.listener_at(index);
         let limits = &listener.settings.limits;
-        let addresses = (self.peer.peer, self.peer.local);
-        let (context, checked) = Context::read(worker, listener, &head, addresses, false, arrived);
+        let (context, checked) = Context::read(worker, listener, &head, self.peer, false, arrived);
         let max_body = limits.max_body.map(|size| size.bytes());
         let body = Body::http1(self.client, head.framing, max_body);
         self.client.begin(!body.is_read(), head.version == Version::Http11);
@@ -194,7 +201,7 @@ impl One<'_> {
             }
             _ => Ok(()),
         });
-        let routed = checked.and_then(|()| Routed::find(self.snapshot, index, &head));
+        let routed = checked.and_then(|()| Routed::find(self.snapshot, index, &head, worker.draw_bits()));
         let record = Record::begin(worker, Rc::clone(self.snapshot), index, arrived);
         let mut request = Request::new(worker, head, body, context, record);
 
@@ -216,12 +223,11 @@ impl One<'_> {
     /// Answers what could not be read as a request.
     async fn refuse(&self, mut head: RequestHead, error: Error) -> (Then, Instant) {
         let arrived = Instant::now();
-        let index = self.snapshot.listener(&self.peer.listener).unwrap_or_default();
+        let index = self.listener();
         let listener = self.snapshot.listener_at(index);
         head.clear();
         head.keep_alive = false;
-        let addresses = (self.peer.peer, self.peer.local);
-        let (context, _) = Context::read(self.worker, listener, &head, addresses, false, arrived);
+        let (context, _) = Context::read(self.worker, listener, &head, self.peer, false, arrived);
         let record = Record::begin(self.worker, Rc::clone(self.snapshot), index, arrived);
         let mut request = Request::new(self.worker, head, Body::none(), context, record);
         let answer = refuse(&mut request, &error);
@@ -274,6 +280,13 @@ impl One<'_> {
                     request.record.bytes_out = answer.body.len() as u64;
                 }
                 self.flush().await
+            }
+            Response::Upstream(answer) if answer.switches() => {
+                request.record.head_out(answer.head.status, now);
+                queue_switch(&mut self.client.connection.borrow_mut(), &answer);
+                let end = self.tunnel(request, answer).await;
+                request.finish(end);
+                return (Then::Close, end);
             }
             Response::Upstream(answer) => {
                 request.record.head_out(answer.head.status, now);
@@ -339,6 +352,58 @@ impl One<'_> {
                 Err(Cut(if framing == Framing::UntilClose { Then::Reset } else { Then::Close }))
             }
         }
+    }
+
+    /// Passes bytes both ways in whatever protocol client and upstream have agreed on, until both have ended, one
+    /// broke off, nothing flowed for `stream_idle`, or the process leaves.
+    async fn tunnel(&self, request: &mut Request, mut answer: Box<FromUpstream>) -> Instant {
+        let idle = request.record.routed.as_ref().map(|routed| *routed.target().timeout.stream_idle);
+        let direction = self.snapshot.listener_at(self.listener()).settings.direction;
+        let (mut up, mut down) = (Flow::default(), Flow::default());
+        let mut moved = (0, Instant::now());
+        let timer = self.worker.timer();
+        let reason = poll_fn(|cx| {
+            let Some(upstream) = answer.switched() else { return Poll::Ready(None) };
+            let mut client = self.client.connection.borrow_mut();
+            let ended = match (up.poll(cx, &mut client, upstream), down.poll(cx, upstream, &mut client)) {
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(None),
+                (Poll::Ready(Err(_)), _) if client.has_ended() => Some(Reason::ClientDisconnected),
+                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Some(Reason::UpstreamReset),
+                _ => None,
+            };
+            if ended.is_some() {
+                return Poll::Ready(ended);
+            }
+            let bytes = up.bytes + down.bytes;
+            if bytes != moved.0 {
+                moved = (bytes, Instant::now());
+            }
+            loop {
+                let now = Instant::now();
+                if self.worker.shared.life.has_ended_upgrades(direction == Direction::Ingress) {
+                    return Poll::Ready(Some(Reason::Draining));
+                }
+                let until = idle.map(|idle| moved.1 + idle);
+                if until.is_some_and(|until| until <= now) {
+                    return Poll::Ready(Some(Reason::UpstreamStalled));
+                }
+                let drains = self.worker.shared.life.stage() != Stage::Serving;
+                match until.into_iter().chain(drains.then_some(now + LOOK)).min() {
+                    Some(next) => timer.arm(next),
+                    None => timer.disarm(),
+                }
+                if timer.poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await;
+        answer.let_go_of_switched(reason);
+        request.record.is_stream = true;
+        request.record.reason = reason;
+        request.record.bytes_out = down.bytes;
+        request.body.bytes = up.bytes;
+        Instant::now()
     }
 }
 
@@ -434,6 +499,17 @@ fn queue_answer(connection: &mut Connection, request: &Request, answer: &Answer,
     }
 }
 
+/// Queues the head by which an upstream agrees to another protocol.
+fn queue_switch(connection: &mut Connection, answer: &FromUpstream) {
+    let (out, head) = (connection.output(), &answer.head);
+    encode::status_line(out, head.status, head.reason_phrase());
+    out.extend_from_slice(b"connection: upgrade\r\n");
+    head.fields.write(out, |field| {
+        field.known == Name::Upgrade || !field.known.is_hop_by_hop() && !head.is_connection_option(field.name)
+    });
+    encode::end(out);
+}
+
 /// Queues the head of an upstream's answer and returns how its body is framed towards this client.
 fn queue_head(
     connection: &mut Connection,
@@ -495,7 +571,7 @@ async fn linger(client: &Client, timer: &Timer) {
 
 #[cfg(test)]
 mod tests {
-    use crate::http1::field::Name;
+    use super::*;
 
     #[test]
     fn hop_by_hop_fields_are_known_by_name() {

@@ -2,7 +2,7 @@
 //!
 //! Not here: when it changes (`runtime::drain`).
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
 /// How far the process has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,12 +18,16 @@ pub enum Stage {
 
 /// The stage of the process; only ever moves on.
 #[derive(Debug, Default)]
-pub struct Life(AtomicU8);
+pub struct Life {
+    stage: AtomicU8,
+    ingress_upgrades_ended: AtomicBool,
+    egress_upgrades_ended: AtomicBool,
+}
 
 impl Life {
     /// How far the process has come.
     pub fn stage(&self) -> Stage {
-        match self.0.load(Relaxed) {
+        match self.stage.load(Relaxed) {
             0 => Stage::Serving,
             1 => Stage::Draining,
             _ => Stage::Refusing,
@@ -32,11 +36,25 @@ impl Life {
 
     /// Answers tell their clients to go elsewhere from now on.
     pub fn drain(&self) {
-        self.0.fetch_max(Stage::Draining as u8, Relaxed);
+        self.stage.fetch_max(Stage::Draining as u8, Relaxed);
+    }
+
+    /// Connections that go on in another protocol end: those that came from outside, or those that go there.
+    pub fn end_upgrades(&self, ingress: bool) {
+        self.upgrades_ended(ingress).store(true, Relaxed);
+    }
+
+    /// Whether they are to end.
+    pub fn has_ended_upgrades(&self, ingress: bool) -> bool {
+        self.upgrades_ended(ingress).load(Relaxed)
+    }
+
+    fn upgrades_ended(&self, ingress: bool) -> &AtomicBool {
+        if ingress { &self.ingress_upgrades_ended } else { &self.egress_upgrades_ended }
     }
 
     /// Requests are refused from now on.
     pub fn refuse(&self) {
-        self.0.fetch_max(Stage::Refusing as u8, Relaxed);
+        self.stage.fetch_max(Stage::Refusing as u8, Relaxed);
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! Not here: the sockets (`runtime`), the connections (`proxy::connection`).
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::route;
+use crate::tls::server;
+use crate::transport::unix_path;
 use crate::units::{OrNone, Size, Span, within};
 
 /// `[[listener]]`: where clients connect. `direction` has decided `trust` and `forwarded` where they are not
@@ -18,9 +22,8 @@ pub struct Settings {
     /// Its name in metrics and log. Default: the address.
     #[serde(default, deserialize_with = "some_name")]
     pub name: Option<String>,
-    /// `ip:port` to listen on; port 0: any free one.
-    #[serde(deserialize_with = "address")]
-    pub address: SocketAddr,
+    /// `ip:port` to listen on, port 0: any free one; or `unix:/path`, a socket that clients on this machine share.
+    pub address: Address,
     /// `egress`: the service calls out. `ingress`: the world calls the service. Default `egress`.
     #[serde(default)]
     pub direction: Direction,
@@ -34,6 +37,13 @@ pub struct Settings {
     /// What clients may speak: `auto`, `http1` or `http2`. Default `auto`.
     #[serde(default)]
     pub protocol: Protocol,
+    /// Whether each connection begins with a header of the PROXY protocol, version 1 or 2, that says whose it is; one
+    /// without is closed. Whoever can reach the listener can then say that it is anybody. Default false.
+    #[serde(default)]
+    pub proxy_protocol: bool,
+    /// Clients speak TLS: `cert` and `key`, `client_ca`, `certificates`. Default: clear text.
+    #[serde(default)]
+    pub tls: Option<server::Settings>,
     /// Bounds of what a client may send. Default `{ header_timeout = "10s", idle_timeout = "5m",
     /// max_header_size = "64KiB", max_headers = 128, max_body = "none", max_streams = 128, half_close = false }`.
     #[serde(default)]
@@ -44,6 +54,15 @@ pub struct Settings {
     /// The upstream of what no route takes. Default: none, such requests get `no_route`.
     #[serde(default)]
     pub upstream: Option<String>,
+}
+
+/// `address`: where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// An address of TCP.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
 }
 
 /// `direction`: who calls whom.
@@ -71,13 +90,24 @@ pub enum Forwarded {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// Either, told apart by the first bytes.
+    /// Either: told apart by the first bytes, in TLS by the handshake (ALPN).
     #[default]
     Auto,
     /// HTTP/1.0 and HTTP/1.1.
     Http1,
-    /// HTTP/2 with prior knowledge.
+    /// HTTP/2: with prior knowledge, or settled in the handshake of TLS.
     Http2,
+}
+
+impl Protocol {
+    /// What clients may choose by ALPN, the preferred one first.
+    pub fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Protocol::Auto => &[b"h2", b"http/1.1"],
+            Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Http2 => &[b"h2"],
+        }
+    }
 }
 
 /// `trust`: whose control headers (priority, deadline, retry, request id) are obeyed.
@@ -123,14 +153,18 @@ pub struct Limits {
     pub half_close: bool,
 }
 
-/// Reads the address of a listening socket.
+/// Reads the address of a listening socket of TCP.
 ///
 /// # Errors
 /// What is not `ip:port`, with the cure.
 pub fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
+    parse_address(&text).map_err(serde::de::Error::custom)
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
-        let bare_port = text.strip_prefix(':').unwrap_or(&text);
+        let bare_port = text.strip_prefix(':').unwrap_or(text);
         let cure = match text.rsplit_once(':') {
             _ if bare_port.parse::<u16>().is_ok() => {
                 format!("write the address too: \"127.0.0.1:{bare_port}\"")
@@ -140,8 +174,59 @@ pub fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr,
             None if text.parse::<IpAddr>().is_ok() => "add a port, such as \"127.0.0.1:8080\"".to_owned(),
             _ => "write \"ip:port\", such as \"127.0.0.1:8080\" or \"[::1]:8080\"".to_owned(),
         };
-        serde::de::Error::custom(format!("{text:?} is not an address to listen on; {cure}"))
+        format!("{text:?} is not an address to listen on; {cure}")
     })
+}
+
+impl Address {
+    /// The address of TCP, where it is one.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Address::Tcp(address)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parsed = match text.strip_prefix("unix:") {
+            Some(path) => unix_path(path).map(Address::Unix),
+            None => parse_address(&text).map(Address::Tcp),
+        };
+        parsed.map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Address {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ListenerAddress".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "description": "ip:port, or unix:/path" })
+    }
 }
 
 fn some_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

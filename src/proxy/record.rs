@@ -44,6 +44,8 @@ pub struct Record {
     /// When the head went to the client.
     head_out: Option<Instant>,
     is_finished: bool,
+    /// Whether it leaves no trace in metrics and log.
+    is_unseen: bool,
 }
 
 impl Record {
@@ -67,7 +69,14 @@ impl Record {
             bytes_out: 0,
             head_out: None,
             is_finished: false,
+            is_unseen: false,
         }
+    }
+
+    /// The record of a copy of the request that `original` belongs to: nobody asked for it.
+    pub fn unseen(worker: &Rc<Worker>, original: &Record) -> Self {
+        let record = Self::begin(worker, Rc::clone(&original.snapshot), original.listener, Instant::now());
+        Self { is_unseen: true, ..record }
     }
 
     /// The response's head goes to the client at `now`.
@@ -90,6 +99,9 @@ impl Record {
         worker.shared.request_ended(worker.index);
         let listener = self.snapshot.listener_at(self.listener);
         listener.activity.ended(worker.index);
+        if self.is_unseen {
+            return;
+        }
         let target = self.routed.as_ref().map(|routed| routed.target());
         let (route_metrics, upstream_metrics) = match target {
             Some(target) => (&*target.metrics, &*target.chain.upstream.metrics),

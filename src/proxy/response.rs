@@ -17,7 +17,7 @@ use super::queue::Slot;
 use super::shared::Reservation;
 use super::words;
 use super::worker::Worker;
-use crate::http1::connection::{BodyReader, ReadError};
+use crate::http1::connection::{BodyReader, Connection, ReadError};
 use crate::http1::field::{Fields, Name};
 use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::breaker::{Outcome, Permit};
@@ -149,20 +149,42 @@ impl FromUpstream {
         }
     }
 
-    /// The answer is the one that the client gets. Event streams are streams from here on.
+    /// The answer is the one that the client gets. Event streams and other protocols are streams from here on.
     ///
     /// # Errors
     /// [`Reason::ConcurrencyLimited`] where `connections.max_streams` is reached.
     pub fn begin(&mut self, grpc: bool, now: Instant) -> Result<(), Error> {
+        let switches = self.switches();
         let is_events = self.head.fields.get(Name::ContentType).is_some_and(is_event_stream);
         self.is_quiet = grpc || is_events;
         self.is_final = true;
-        if is_events && self.head.framing != Framing::None && !self.become_stream(now) {
+        let is_stream = switches || is_events && self.head.framing != Framing::None;
+        if is_stream && !self.become_stream(now) {
             let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
             shard.rejected(Reason::ConcurrencyLimited, Effect::Enforced).inc();
             return Err(Error::new(Reason::ConcurrencyLimited, "connections.max_streams is reached"));
         }
         Ok(())
+    }
+
+    /// Whether the connection goes on in another protocol.
+    pub fn switches(&self) -> bool {
+        self.head.status == 101
+    }
+
+    /// The connection that goes on in another protocol, behind the answer's head.
+    pub fn switched(&mut self) -> Option<&mut Connection> {
+        let switches = self.switches();
+        self.connection.as_mut().filter(|_| switches).map(|connection| &mut connection.wire)
+    }
+
+    /// The other protocol is over; `reason`: why, if it did not end by itself.
+    pub fn let_go_of_switched(&mut self, reason: Option<Reason>) {
+        let verdict = match reason {
+            Some(Reason::UpstreamReset) => Verdict::Failure,
+            _ => self.verdict(),
+        };
+        self.let_go(verdict, reason);
     }
 
     /// Whether the exchange has become a stream.
@@ -353,8 +375,11 @@ impl FromUpstream {
         let verdict = grpc.map_or(self.hold.outcome.verdict, |code| classifier.grpc(code));
         self.hold.settle(&self.worker, &self.routed, now, verdict);
         let Some(connection) = self.connection.take() else { return };
-        let sent_all = self.upload.is_none() && body.is_read();
+        let sent_all = self.upload.is_none() && body.is_read() && !self.switches();
         if sent_all && self.head.keep_alive && self.head.framing != Framing::UntilClose {
+            if let Some(value) = self.head.fields.get(Name::KeepAlive) {
+                connection.told_keep_alive(value);
+            }
             let settings = &self.routed.target().chain.upstream.settings.connections;
             self.worker.pool.give_back(connection, settings, now);
         }

@@ -17,6 +17,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::policy::{retry, timeout};
+use crate::units::{Ratio, within};
 use crate::upstream::check_authority;
 
 /// `[[listener.route]]`: which requests go to which upstream.
@@ -29,8 +30,17 @@ pub struct Settings {
     /// What a request must be. Default: any request.
     #[serde(default, rename = "match")]
     pub matches: Match,
-    /// The upstream it goes to.
-    pub upstream: String,
+    /// The upstream it goes to. Either this or `split`.
+    #[serde(default)]
+    pub upstream: Option<String>,
+    /// Several upstreams, each with its share: `[{ upstream = "app", weight = 95 }, { upstream = "next", weight = 5 }]`.
+    /// Default: none, all goes to `upstream`.
+    #[serde(default)]
+    pub split: Vec<Arm>,
+    /// Shadow traffic: a share of the requests is sent to this upstream too, and its answers are thrown away.
+    /// Default: none.
+    #[serde(default)]
+    pub mirror: Option<Mirror>,
     /// What of the request is changed on its way up. Default: nothing.
     #[serde(default)]
     pub rewrite: Rewrite,
@@ -40,6 +50,35 @@ pub struct Settings {
     /// The retries in force on this route, where it says any: the upstream's with the route's keys over them.
     #[serde(default)]
     pub retry: Option<retry::Settings>,
+}
+
+/// An entry of `split`: an upstream and its share.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arm {
+    /// The upstream.
+    pub upstream: String,
+    /// Its share of the requests, against the others'. From 1 to 10,000. Default 1.
+    #[serde(default = "one", deserialize_with = "within::<_, 1, 10_000>")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub weight: u32,
+    /// The timeouts in force there, where the route says any.
+    #[serde(skip)]
+    pub timeout: Option<timeout::Settings>,
+    /// The retries in force there, where the route says any.
+    #[serde(skip)]
+    pub retry: Option<retry::Settings>,
+}
+
+/// `mirror`: shadow traffic.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mirror {
+    /// Who gets the copies.
+    pub upstream: String,
+    /// The share of requests that is copied. Default 1.0.
+    #[serde(default = "all")]
+    pub ratio: Ratio,
 }
 
 /// `match`: what a request must be; all that is written must hold.
@@ -113,11 +152,27 @@ impl Settings {
         Self {
             name: default_name(),
             matches: Match::default(),
-            upstream: upstream.to_owned(),
+            upstream: Some(upstream.to_owned()),
+            split: Vec::new(),
+            mirror: None,
             rewrite: Rewrite::default(),
             timeout: None,
             retry: None,
         }
+    }
+
+    /// The upstreams it leads to, each with its share and what is in force there: those of `split`, or the one.
+    pub fn arms(&self) -> Vec<Arm> {
+        let only =
+            self.upstream.iter().map(|upstream| Arm::of(upstream, self.timeout.clone(), self.retry.clone()));
+        if self.split.is_empty() { only.collect() } else { self.split.clone() }
+    }
+}
+
+impl Arm {
+    /// All that goes to `upstream`, with what is in force there over its own.
+    pub fn of(upstream: &str, timeout: Option<timeout::Settings>, retry: Option<retry::Settings>) -> Self {
+        Self { upstream: upstream.to_owned(), weight: 1, timeout, retry }
     }
 }
 
@@ -295,6 +350,14 @@ fn without_dot_segments(path: &[u8]) -> Vec<u8> {
         out.push(b'/');
     }
     out
+}
+
+const fn one() -> u32 {
+    1
+}
+
+const fn all() -> Ratio {
+    Ratio::ONE
 }
 
 fn default_name() -> String {

@@ -24,6 +24,8 @@ use crate::policy::mode::Mode;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Effect;
 use crate::timer::Timer;
+use crate::tls::error::refusal;
+use crate::transport::UNIX_PEER;
 use crate::upstream::Host;
 use crate::upstream::endpoint::Endpoint;
 
@@ -157,6 +159,10 @@ pub fn queue_head(
         // TE is a hop-by-hop field, so this hop must name it too (RFC 9110 §10.1.4).
         out.extend_from_slice(b"connection: te\r\n");
     }
+    if context.upgrade {
+        out.extend_from_slice(b"connection: upgrade\r\n");
+        head.fields.all(Name::Upgrade).for_each(|protocols| encode::field(out, b"upgrade", protocols));
+    }
     match request.body.framing() {
         Framing::Length(length) => number(out, b"content-length: ", length),
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
@@ -216,7 +222,9 @@ fn is_own_address(authority: &[u8], request: &Request) -> bool {
     let host = request.head.host();
     let port =
         authority.get(host.len() + 1..).and_then(|port| std::str::from_utf8(port).ok()?.parse::<u16>().ok());
-    if port.unwrap_or(80) != local.port() {
+    let default = if request.context.tls { 443 } else { 80 };
+    // Clients at a Unix socket give whatever port comes to their mind.
+    if port.unwrap_or(default) != local.port() && local != UNIX_PEER {
         return false;
     }
     let host = host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).unwrap_or(host);
@@ -234,7 +242,7 @@ fn write_forwarded(out: &mut Vec<u8>, request: &Request) {
         out.extend_from_slice(b", ");
     }
     let _ = write!(out, "{}\r\n", context.peer.ip().to_canonical());
-    let proto = kept(Name::XForwardedProto).next().unwrap_or(b"http");
+    let proto = kept(Name::XForwardedProto).next().unwrap_or(if context.tls { b"https" } else { b"http" });
     encode::field(out, b"x-forwarded-proto", proto);
     let host = kept(Name::XForwardedHost).next().unwrap_or(head.authority());
     if !host.is_empty() {
@@ -339,6 +347,9 @@ impl Sending<'_> {
                     return Poll::Ready(Err(Unanswered::of(Reason::ClientStalled.into(), true)));
                 }
                 match wire.poll_response_head(cx, answer, &mut scanned, is_head, &RESPONSE_LIMITS) {
+                    Poll::Ready(Ok(())) if answer.status == 101 && request.context.upgrade => {
+                        return Poll::Ready(Ok(()));
+                    }
                     Poll::Ready(Ok(())) if answer.status == 101 => {
                         let error =
                             Error::new(Reason::ProtocolError, "the upstream switches protocols unasked");
@@ -359,6 +370,10 @@ impl Sending<'_> {
                         return Poll::Ready(Err(Unanswered::of(error, true)));
                     }
                     Poll::Ready(Err(ReadError::Closed)) => {
+                        if let Some(why) = wire.failure().and_then(refusal) {
+                            let error = Error::new(Reason::TlsError, why);
+                            return Poll::Ready(Err(Unanswered { error, unprocessed: true, begun: false }));
+                        }
                         let begun = !wire.input().is_empty();
                         let detail = if begun {
                             "closed in the head of its answer"

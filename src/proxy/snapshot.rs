@@ -14,6 +14,8 @@ use super::route::{self, Route};
 use crate::policy::retry::Rules;
 use crate::policy::{retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
+use crate::tls::server::Server;
+use crate::units::Ratio;
 use crate::upstream;
 
 /// A snapshot as a worker hands it to its requests: they count their references without atomics, which other
@@ -35,6 +37,8 @@ pub struct Listener {
     pub settings: Settings,
     /// Whose control headers are obeyed.
     pub trust: Trust,
+    /// Takes its connections, where clients speak TLS.
+    pub tls: Option<Arc<Server>>,
     /// Whether `X-Forwarded-*` and `Via` are added.
     pub forwarded: bool,
     /// What it has going on.
@@ -44,13 +48,25 @@ pub struct Listener {
     /// The series of requests that no route takes.
     pub unrouted: Arc<RouteMetrics>,
     /// From top to bottom; the listener's own upstream last.
-    routes: Vec<Target>,
+    routes: Vec<Arms>,
+    /// Where they lead.
+    targets: Vec<Target>,
+}
+
+/// A route with the places of its targets.
+struct Arms {
+    route: Arc<Route>,
+    first: usize,
+    /// Where each target's share ends, of that of all.
+    ends: Box<[u32]>,
 }
 
 /// Where a route leads, and what is in force there.
 pub struct Target {
     /// What it takes, and how it rewrites.
-    pub route: Route,
+    pub route: Arc<Route>,
+    /// The place of the target that gets copies of its requests, and of which share of them.
+    pub mirror: Option<(usize, Ratio)>,
     /// The upstream's policies.
     pub chain: Arc<Chain>,
     /// Timeouts: the upstream's with the route's over them.
@@ -80,40 +96,65 @@ impl Snapshot {
                 (name.clone(), Arc::new(chain))
             })
             .collect();
-        let target = |listener: &str, settings: &route::Settings| {
-            let chain = chains.get(&settings.upstream)?;
+        let target = |listener: &str, route: &Arc<Route>, arm: route::Arm| {
+            let chain = chains.get(&arm.upstream)?;
             let of_upstream = &chain.upstream.settings;
-            let retry = settings.retry.clone().unwrap_or_else(|| of_upstream.retry.clone());
+            let retry = arm.retry.unwrap_or_else(|| of_upstream.retry.clone());
             Some(Target {
-                route: Route::new(settings),
-                timeout: settings.timeout.clone().unwrap_or_else(|| of_upstream.timeout.clone()),
+                mirror: None,
+                timeout: arm.timeout.unwrap_or_else(|| of_upstream.timeout.clone()),
                 rules: Rules::new(&retry),
                 retry,
-                metrics: metrics.route(listener, &settings.name, &settings.upstream),
+                metrics: metrics.route(listener, &route.name, &arm.upstream),
                 chain: Arc::clone(chain),
+                route: Arc::clone(route),
             })
         };
         let listeners = listeners
             .iter()
             .map(|settings| {
                 let name = settings.name();
+                let previous =
+                    previous.and_then(|previous| Some(previous.listener_at(previous.listener(&name)?)));
                 let last = settings.upstream.as_ref().map(|upstream| route::Settings::any(upstream));
+                let (mut routes, mut targets) = (Vec::new(), Vec::new());
+                for settings in settings.route.iter().chain(last.as_ref()) {
+                    let (first, mut ends, mut total) = (targets.len(), Vec::new(), 0);
+                    let route = Arc::new(Route::new(settings));
+                    for arm in settings.arms() {
+                        let weight = arm.weight;
+                        if let Some(target) = target(&name, &route, arm) {
+                            total += weight;
+                            ends.push(total);
+                            targets.push(target);
+                        }
+                    }
+                    if let Some(mirror) = &route.settings.mirror
+                        && let Some(chain) = chains.get(&mirror.upstream)
+                    {
+                        // A copy is not worth a retry.
+                        let retry = retry::Settings { attempts: 1, ..chain.upstream.settings.retry.clone() };
+                        let arm = route::Arm::of(&mirror.upstream, None, Some(retry));
+                        let place = targets.len();
+                        targets.extend(target(&name, &route, arm));
+                        let mirrored = &mut targets[first..place];
+                        mirrored.iter_mut().for_each(|target| target.mirror = Some((place, mirror.ratio)));
+                    }
+                    if total > 0 {
+                        routes.push(Arms { route, first, ends: ends.into() });
+                    }
+                }
                 Listener {
-                    routes: settings
-                        .route
-                        .iter()
-                        .chain(last.as_ref())
-                        .filter_map(|settings| target(&name, settings))
-                        .collect(),
+                    routes,
+                    targets,
                     trust: settings.trust(),
                     forwarded: settings.forwarded(),
-                    activity: previous
-                        .and_then(|previous| Some(previous.listener_at(previous.listener(&name)?)))
-                        .map_or_else(
-                            || Arc::new(Activity::new(metrics.workers())),
-                            |known| Arc::clone(&known.activity),
-                        ),
-                    metrics: metrics.listener(&name),
+                    tls: tls(settings, previous),
+                    activity: previous.map_or_else(
+                        || Arc::new(Activity::new(metrics.workers())),
+                        |known| Arc::clone(&known.activity),
+                    ),
+                    metrics: series(settings, &name, metrics),
                     unrouted: metrics.route(&name, "", ""),
                     settings: settings.clone(),
                     name: name.into(),
@@ -144,14 +185,37 @@ impl Snapshot {
     }
 }
 
+/// Who takes a listener's TLS connections: who did before, while the settings are the same. Tickets stay good then.
+fn tls(settings: &Settings, previous: Option<&Listener>) -> Option<Arc<Server>> {
+    let (wanted, protocols) = (settings.tls.as_ref()?, settings.protocol.alpn());
+    let known = previous.and_then(|previous| previous.tls.as_ref());
+    let known = known.filter(|server| server.serves(wanted, protocols));
+    Some(known.map_or_else(|| Arc::new(Server::new(wanted, protocols)), Arc::clone))
+}
+
+fn series(settings: &Settings, name: &str, metrics: &Metrics) -> Arc<ListenerMetrics> {
+    let series = metrics.listener(name);
+    if settings.tls.is_some() {
+        series.expect_handshakes();
+    }
+    series
+}
+
 impl Listener {
-    /// The place of the first route that takes the request.
-    pub fn route(&self, request: &route::Request<'_>) -> Option<usize> {
-        self.routes.iter().position(|target| target.route.matches(request))
+    /// The place of the target to which the first route that takes the request leads. `draw` is random, or a hash
+    /// of what shall stay together.
+    pub fn route(&self, request: &route::Request<'_>, draw: impl FnOnce(&Route) -> u64) -> Option<usize> {
+        let arms = self.routes.iter().find(|arms| arms.route.matches(request))?;
+        let &[.., total] = &*arms.ends else { return None };
+        if arms.ends.len() == 1 {
+            return Some(arms.first);
+        }
+        let point = ((u128::from(draw(&arms.route)) * u128::from(total)) >> 64) as u32;
+        Some(arms.first + arms.ends.partition_point(|end| *end <= point))
     }
 
-    /// The route at this place.
+    /// The target at this place.
     pub fn target(&self, index: usize) -> &Target {
-        &self.routes[index]
+        &self.targets[index]
     }
 }

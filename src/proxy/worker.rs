@@ -37,6 +37,8 @@ pub struct Worker {
     pub buffers: Rc<Buffers>,
     /// Lines of the access log that wait to be written together.
     pub log: WorkerLog,
+    /// Held by each copy of a request that is on its way.
+    pub mirrored: Rc<()>,
     wheel: Rc<Wheel>,
     snapshot: RefCell<Held>,
     /// The snapshot and the stage that idle connections were last woken for. Apart from `snapshot`, which any
@@ -59,6 +61,7 @@ impl Worker {
             pool: Pool::new(index, Rc::clone(&buffers)),
             buffers,
             log: shared.access_log.worker_log(),
+            mirrored: Rc::default(),
             wheel: Wheel::new(now),
             woken_for: RefCell::new((Rc::clone(&snapshot), shared.life.stage())),
             snapshot: RefCell::new(snapshot),
@@ -103,7 +106,7 @@ impl Worker {
         let ask = Ask { tried: &[], draw: self.draw_bits(), now: Instant::now() };
         let Some(endpoint) = chain.upstream.choose(&ask) else { return };
         let settings = &chain.upstream.settings;
-        let connecting = self.pool.connect(&chain.upstream.counts, settings.connections.max, &endpoint);
+        let connecting = self.pool.connect(chain.upstream.wanted(&endpoint, None));
         let until = Instant::now() + *settings.timeout.connect;
         if let Ok(Ok(connection)) = self.timer().within(until, connecting).await {
             chain.breaker.connect_probe_succeeded(probe);

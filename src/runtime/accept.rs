@@ -10,7 +10,7 @@
 //! that stands still would be handed connections that nobody then serves.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -19,11 +19,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::sockets::Listening;
 use crate::telemetry::metrics::Limit;
+use crate::transport::Transport;
 
 /// How long a worker with more than its share leaves a connection to the others.
 const LEAVE_FOR: Duration = Duration::from_millis(2);
@@ -117,10 +118,10 @@ impl Drop for Place {
 ///
 /// `reached` is called when a bound stops it: `max_connections`, or the machine's descriptors.
 pub(super) async fn accept(
-    listener: TcpListener,
+    listener: Listening,
     gate: Arc<Gate>,
     worker: usize,
-    mut serve: impl FnMut(TcpStream, SocketAddr, Place),
+    mut serve: impl FnMut(Transport, SocketAddr, Place),
     reached: impl Fn(Limit),
 ) -> io::Result<()> {
     let listener = watch(listener)?;
@@ -153,7 +154,7 @@ pub(super) async fn accept(
                     gate.changed.notify_waiters();
                 }
                 // A failure means that the client has left already.
-                if let Ok(stream) = prepare(stream) {
+                if let Ok(stream) = stream.prepared() {
                     serve(stream, peer, place);
                 }
             }
@@ -177,15 +178,8 @@ pub(super) async fn accept(
 /// Waits for readiness apart from accepting, which tokio's own `TcpListener` cannot: the decision whose turn it
 /// is stands between the two.
 #[expect(deprecated, reason = "the successor is unsafe to call, for types that lie about their descriptor")]
-fn watch(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+fn watch(listener: Listening) -> io::Result<AsyncFd<Listening>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
-}
-
-/// What every client connection gets: no delay for small writes.
-fn prepare(stream: std::net::TcpStream) -> io::Result<TcpStream> {
-    stream.set_nonblocking(true)?;
-    stream.set_nodelay(true)?;
-    TcpStream::from_std(stream)
 }
 
 /// Whether the machine ran out of something, so that trying again at once would spin.
@@ -196,8 +190,10 @@ fn is_exhaustion(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use std::cell::{Cell, RefCell};
+    use std::net::TcpListener;
     use std::rc::Rc;
 
+    use tokio::net::TcpStream;
     use tokio::task::LocalSet;
 
     use super::*;
@@ -206,7 +202,7 @@ mod tests {
     struct Workers {
         address: SocketAddr,
         gate: Arc<Gate>,
-        accepted: Rc<RefCell<Vec<(TcpStream, Place)>>>,
+        accepted: Rc<RefCell<Vec<(Transport, Place)>>>,
         full: Rc<Cell<u32>>,
     }
 
@@ -221,7 +217,7 @@ mod tests {
                 full: Rc::default(),
             };
             for worker in 0..workers {
-                let listener = listener.try_clone().expect("a descriptor");
+                let listener = Listening::Tcp(listener.try_clone().expect("a descriptor"));
                 let (accepted, full) = (this.accepted.clone(), this.full.clone());
                 let serve = move |stream, _, place| accepted.borrow_mut().push((stream, place));
                 let reached = move |_| full.set(full.get() + 1);
@@ -280,7 +276,7 @@ mod tests {
             let address = listener.local_addr().expect("it is bound");
             let accepted = workers.accepted.clone();
             let serve = move |stream, _, place| accepted.borrow_mut().push((stream, place));
-            tokio::task::spawn_local(accept(listener, gate, 0, serve, |_| ()));
+            tokio::task::spawn_local(accept(Listening::Tcp(listener), gate, 0, serve, |_| ()));
             let _clients = connect(address, 5).await;
             workers.has_accepted(5).await;
         });

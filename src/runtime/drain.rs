@@ -57,6 +57,7 @@ struct Sight {
     /// When SIGTERM came, if it did.
     leaving: Option<Instant>,
     drain_timeout: Duration,
+    upgrade_drain_timeout: Duration,
     service: Service,
     listeners: Vec<Listener>,
     /// Requests in all, also those of listeners that ended.
@@ -118,6 +119,13 @@ impl Sight {
         Decision { end, stage }
     }
 
+    /// Whether connections in another protocol are to end, those of ingress or those of egress: nobody tells them to
+    /// go elsewhere, so they would stay for ever.
+    fn ends_upgrades(&self, ingress: bool) -> bool {
+        let since = if ingress { Some(self.draining) } else { self.leaving };
+        since.is_some_and(|since| self.now.saturating_duration_since(since) >= self.upgrade_drain_timeout)
+    }
+
     /// Whether nobody needs `listener` any more.
     fn has_left(&self, listener: &Listener) -> bool {
         // Quiet counts from the announcement on: before it nobody had a reason to leave.
@@ -167,6 +175,11 @@ pub(super) async fn obey(
             let decision = sight.decide();
             if !decision.end.is_empty() {
                 process.end_listeners(&decision.end);
+            }
+            for ingress in [true, false] {
+                if sight.ends_upgrades(ingress) {
+                    process.shared.life.end_upgrades(ingress);
+                }
             }
             tell_whether_drained(&process, sight.in_flight);
             match decision.stage {
@@ -227,11 +240,13 @@ fn look(
         }
     });
     let listeners = listeners.collect();
+    let server = &process.loaded.load().config.server;
     Sight {
         listeners,
         draining,
         leaving,
-        drain_timeout: *process.loaded.load().config.server.drain_timeout,
+        drain_timeout: *server.drain_timeout,
+        upgrade_drain_timeout: *server.upgrade_drain_timeout,
         service: service.map_or(Service::Unnamed, |service| *service.borrow()),
         in_flight: shared.requests_in_flight(),
         now: Instant::now(),
@@ -282,6 +297,7 @@ mod tests {
             draining: start,
             leaving: None,
             drain_timeout: Duration::from_secs(20),
+            upgrade_drain_timeout: Duration::from_secs(10),
             service: Service::Unnamed,
             listeners: Vec::new(),
             in_flight: 0,
@@ -313,6 +329,23 @@ mod tests {
         fn leftover(mut self, in_flight: usize) -> Self {
             self.sight.in_flight += in_flight;
             self
+        }
+    }
+
+    #[test]
+    fn other_protocols_end_by_a_limit_of_their_own() {
+        let cases = [
+            // why                                       sight                   ingress  egress
+            ("they are left alone at first", at(9 * S), false, false),
+            ("those from outside end after /drain", at(10 * S), true, false),
+            ("those of the service after SIGTERM", at(19 * S).term(9 * S), true, true),
+        ];
+        for (why, at, ingress, egress) in cases {
+            assert_eq!(
+                (at.sight.ends_upgrades(true), at.sight.ends_upgrades(false)),
+                (ingress, egress),
+                "{why}"
+            );
         }
     }
 

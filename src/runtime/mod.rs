@@ -4,17 +4,19 @@
 //!
 //! - the **workers** (`workers`, `accept`) serve connections, and know nothing of what follows;
 //! - the **background** thread has a runtime of its own for all that is not a request: the admin API, reloads
-//!   (`reload`, woken by `watch`), names (`names`), signals (`signals`) and draining (`drain`). What blocks goes
+//!   (`reload`, woken by `watch`), certificates (`certificates`), endpoints (`discovery`), signals (`signals`) and
+//!   draining (`drain`). What blocks goes
 //!   to threads of its own, so that neither a slow resolver nor a hung file system is felt;
 //! - whoever called `start` holds [`Running`], and waits.
 //!
 //! Nothing here is on the way of a request.
 
 mod accept;
+mod certificates;
 mod control;
+mod discovery;
 mod drain;
 mod files;
-mod names;
 mod panics;
 mod process;
 mod reload;
@@ -32,15 +34,18 @@ use std::time::SystemTime;
 
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use self::accept::Gate;
 use self::control::Control;
+use self::discovery::Discovery;
 use self::process::Process;
+use self::reload::Watching;
 use self::sockets::Open;
 use self::workers::Workers;
 use crate::admin::{self, Scope};
 use crate::config::Loaded;
+use crate::proxy::listener::Address;
 use crate::proxy::shared::Shared;
 use crate::proxy::snapshot::Snapshot;
 use crate::proxy::words;
@@ -54,7 +59,7 @@ pub use self::sockets::BindError;
 /// Version and commit, for people.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("OUTRIGGER_COMMIT"), ")");
 
-/// Threads for what blocks on the background's side: look-ups of names, and reading the configuration.
+/// Threads for what blocks on the background's side: reading files.
 const BLOCKING_THREADS: usize = 32;
 
 /// Why it could not start; one line that says what to do.
@@ -141,12 +146,15 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let (tell_settled, settled) = std_mpsc::channel();
     let control = Arc::new(Control { process: process.clone(), reloads: reloads.clone(), drains });
     // Watched before anybody is told that it runs: whoever changes the file then is noticed.
-    let watch = reload::watch(&process, &reloads);
+    let mut watching = Watching::default();
+    watching.follow(&process, &reloads);
+    certificates::measure(&process.loaded.load().config, &process.shared.metrics);
     let metrics_address = public.as_ref().map(|(_, address)| *address);
     let background = Background::start(|| {
-        let new_names = Arc::new(Notify::new());
-        tokio::spawn(names::keep_resolved(process.clone(), new_names.clone(), tell_settled));
-        tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watch, new_names));
+        let discovery = Discovery::new();
+        tokio::spawn(discovery.clone().keep(process.clone(), tell_settled));
+        tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watching, discovery));
+        tokio::spawn(certificates::warn_in_time(process.clone()));
         tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));
         let admin = TcpListener::from_std(admin)?;
         tokio::spawn(admin::serve(admin, Scope::All, token.clone(), control.clone()));
@@ -161,8 +169,8 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
 
 impl Running {
     /// Name and real address of each open listener.
-    pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
-        self.process.open().iter().map(|open| (open.name.to_string(), open.address)).collect()
+    pub fn listeners(&self) -> Vec<(String, Address)> {
+        self.process.open().iter().map(|open| (open.name.to_string(), open.address.clone())).collect()
     }
 
     /// The real address of the admin API.
@@ -222,6 +230,8 @@ impl Drop for Running {
         // First whoever could order the workers about.
         self.background.stop();
         self.process.workers.stop();
+        // Whoever else still holds the process holds no sockets: those of Unix leave no file behind.
+        self.process.open().clear();
     }
 }
 

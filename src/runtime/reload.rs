@@ -7,22 +7,21 @@
 //! Requests in flight keep the snapshot that they began with. A listener whose address stayed keeps its socket
 //! and loses nobody; one that is gone stops accepting, and its connections finish their requests and go.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
+use super::certificates;
+use super::discovery::{Discovery, Prepared};
 use super::files;
-use super::names;
 use super::process::Process;
 use super::sockets::{self, Open, Source};
 use super::watch::Watch;
 use crate::config::{self, Config, Loaded};
 use crate::proxy::life::Stage;
 use crate::proxy::snapshot::Snapshot;
-use crate::upstream::endpoint::Address;
-use crate::upstream::resolve::{self, Answer};
 
 /// Reloads that wait for their turn; whoever asks for more is told to come back.
 const WAITING: usize = 16;
@@ -36,6 +35,8 @@ pub(super) enum Why {
     File,
     /// `POST /reload`.
     Admin,
+    /// Files of certificates have changed: they are read again, and nothing else is.
+    Certificates,
 }
 
 impl Why {
@@ -44,6 +45,7 @@ impl Why {
             Why::Signal => "SIGHUP",
             Why::File => "the file has changed",
             Why::Admin => "admin API",
+            Why::Certificates => "certificates have changed",
         }
     }
 }
@@ -88,41 +90,70 @@ pub(super) fn channel() -> (Reloads, Orders) {
     (Reloads(sender), Orders(receiver))
 }
 
-/// Does what is ordered, one after the other, for ever; `names` is told when there may be new names.
+/// Does what is ordered, one after the other, for ever; `discovery` is told of each new snapshot.
 pub(super) async fn obey(
     process: Arc<Process>,
     reloads: Reloads,
     mut orders: Orders,
-    mut watching: Option<Watch>,
-    names: Arc<Notify>,
+    mut watching: Watching,
+    discovery: Arc<Discovery>,
 ) {
     while let Some(order) = orders.0.recv().await {
-        let outcome = reload(&process, order.why).await;
+        let outcome = match order.why {
+            Why::Certificates => certificates::renew(&process).await,
+            why => reload(&process, why, &discovery).await,
+        };
         if outcome.is_ok() {
-            names.notify_one();
-            if process.loaded.load().config.server.watch != watching.is_some() {
-                watching = watch(&process, &reloads);
-            }
+            discovery.snapshot_changed();
+            watching.follow(&process, &reloads);
+            certificates::measure(&process.loaded.load().config, &process.shared.metrics);
         }
         // Nobody may be listening.
         let _ = order.answer.send(outcome);
     }
 }
 
-/// Watches the file, if there is one and the configuration wants it.
-pub(super) fn watch(process: &Process, reloads: &Reloads) -> Option<Watch> {
-    let file = process.file.as_deref()?;
-    if !process.loaded.load().config.server.watch {
-        return None;
+/// What is watched: the configuration's file, if there is one and it wants that, and the files of its certificates.
+#[derive(Default)]
+pub(super) struct Watching {
+    file: Option<Watch>,
+    certificates: Option<(Vec<PathBuf>, Watch)>,
+}
+
+impl Watching {
+    /// Watches what the configuration in force wants watched.
+    pub(super) fn follow(&mut self, process: &Process, reloads: &Reloads) {
+        let config = &process.loaded.load().config;
+        match (&process.file, config.server.watch) {
+            (Some(file), true) if self.file.is_none() => {
+                self.file = watch(vec![file.clone()], reloads, Why::File)
+            }
+            (Some(_), true) => {}
+            _ => self.file = None,
+        }
+        let files = certificates::files(config);
+        if self.certificates.as_ref().map_or(&[][..], |(watched, _)| watched) != files {
+            self.certificates = None;
+            if !files.is_empty() {
+                self.certificates =
+                    watch(files.clone(), reloads, Why::Certificates).map(|watch| (files, watch));
+                // They may have changed between the reading and the watching.
+                reloads.order(Why::Certificates);
+            }
+        }
     }
+}
+
+/// Watches `files`, and orders a reload for each change.
+fn watch(files: Vec<PathBuf>, reloads: &Reloads, why: Why) -> Option<Watch> {
     let reloads = reloads.clone();
-    Watch::start(file, move || reloads.order(Why::File))
-        .inspect_err(|error| tracing::warn!(%error, "the configuration is not watched; reload with SIGHUP"))
+    Watch::start(files, move || reloads.order(why))
+        .inspect_err(|error| tracing::warn!(%error, "files are not watched; reload with SIGHUP"))
         .ok()
 }
 
 /// One reload, with log line and metric.
-async fn reload(process: &Process, why: Why) -> Outcome {
+async fn reload(process: &Process, why: Why, discovery: &Discovery) -> Outcome {
     let Some(file) = process.file.clone() else {
         return Err("this configuration comes from no file; there is nothing to read again".to_owned());
     };
@@ -134,13 +165,14 @@ async fn reload(process: &Process, why: Why) -> Outcome {
         loaded => loaded,
     };
     let metrics = &process.shared.metrics;
-    let names = match &loaded {
-        Ok(loaded) => names::look_up_new(process, &loaded.config).await,
+    let prepared = match &loaded {
+        Ok(loaded) => discovery.look_up_new(process, &loaded.config).await,
         Err(_) => Vec::new(),
     };
     let outcome = loaded.and_then(|loaded| {
         let digest = loaded.digest.clone();
-        let changes = apply(process, loaded, &names).map_err(|line| Refused { text: line.clone(), line })?;
+        let changes = apply(process, loaded, prepared, discovery)
+            .map_err(|line| Refused { text: line.clone(), line })?;
         Ok((digest, changes))
     });
     metrics.reloaded(outcome.is_ok());
@@ -182,8 +214,13 @@ fn load(file: &Path) -> Result<Loaded, Refused> {
     config::load(file).map_err(|problems| Refused { text: problems.to_string(), line: problems.one_line() })
 }
 
-/// Puts `loaded` in force, with what is known of its `names`, or changes nothing. Gives what happened to listeners, as words for a sentence.
-fn apply(process: &Process, loaded: Loaded, names: &[(Address, Answer)]) -> Result<String, String> {
+/// Puts `loaded` in force, with what is known of its upstreams already, or changes nothing. Gives what happened to listeners, as words for a sentence.
+fn apply(
+    process: &Process,
+    loaded: Loaded,
+    prepared: Vec<Prepared>,
+    discovery: &Discovery,
+) -> Result<String, String> {
     if process.shared.life.stage() != Stage::Serving {
         return Err("the sidecar is draining; a new configuration would open again what is ending".to_owned());
     }
@@ -217,21 +254,24 @@ fn apply(process: &Process, loaded: Loaded, names: &[(Address, Answer)]) -> Resu
         .map_err(|error| format!("cannot write the access log {:?}: {error}", telemetry.access_log.path))?;
 
     // From here on nothing fails. Names must be known before anybody is accepted for them.
-    let snapshot = process.shared.snapshot.load_full();
-    let snapshot =
-        Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), &process.shared.metrics);
-    for (_, chain) in snapshot.chains() {
-        for (name, answer) in names {
-            resolve::take(&chain.upstream, name, answer.clone());
+    discovery.stop();
+    let old = process.shared.snapshot.load_full();
+    let snapshot = Snapshot::build(&config.listener, &config.upstream, Some(&old), &process.shared.metrics);
+    for (name, known) in prepared {
+        if let Some(chain) = snapshot.chain(&name) {
+            chain.upstream.take_over(known);
         }
+    }
+    for (_, gone) in old.chains().filter(|(name, _)| snapshot.chain(name).is_none()) {
+        gone.upstream.leave();
     }
     process.shared.snapshot.store(Arc::new(snapshot));
     let changes = changes(&opened, plan.gone.len());
-    let mut old: Vec<Option<Open>> = open.drain(..).map(Some).collect();
+    let mut left: Vec<Option<Open>> = open.drain(..).map(Some).collect();
     let mut opened = opened.into_iter();
     for (settings, source) in config.listener.iter().zip(&plan.wanted) {
         let kept = match source {
-            Source::Kept(place) => old[*place].take(),
+            Source::Kept(place) => left[*place].take(),
             _ => None,
         };
         open.extend(kept.map(|kept| kept.updated(settings)).or_else(|| {
@@ -240,7 +280,7 @@ fn apply(process: &Process, loaded: Loaded, names: &[(Address, Answer)]) -> Resu
             Some(new)
         }));
     }
-    for gone in old.into_iter().flatten() {
+    for gone in left.into_iter().flatten() {
         process.workers.close(gone.id);
     }
     drop(open);

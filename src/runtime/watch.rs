@@ -1,8 +1,8 @@
-//! Notices that the configuration file has changed, and is whole.
+//! Notices that files have changed, and are whole: the configuration's, or those that it names.
 //!
 //! A file changes by rename (most editors), by writing in place, or by a swapped symlink above it (Kubernetes:
 //! `outrigger.toml -> ..data/outrigger.toml`, where `..data` is replaced). The parent directory sees all three,
-//! so it is watched, not the file: a watch on the file follows the old inode and is blind after the first swap.
+//! so it is watched, not the file: a watch on a file follows the old inode and is blind after the first swap.
 //! A slow poll stands behind it for what no event tells (network file systems, a directory that was replaced).
 //!
 //! Events only say "look"; what counts is the content. It must differ from the last one that was tried, and be
@@ -10,9 +10,10 @@
 //!
 //! It runs on its own thread: a file system that hangs stalls neither a worker nor the admin API.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,8 +28,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// How often the file is read without any event.
 const POLL: Duration = Duration::from_secs(5);
 
-/// A file's content, as far as it matters here; `None`: it cannot be read.
-type Content = Option<u64>;
+/// What the files hold, as far as it matters here: a hash.
+type Content = u64;
 
 /// What has been seen. Pure: time and content are parameters.
 #[derive(Debug, PartialEq, Eq)]
@@ -96,25 +97,24 @@ impl Drop for Watch {
 }
 
 impl Watch {
-    /// Watches `file`, whose present content counts as taken, and calls `changed` for each change.
+    /// Watches `files`, whose present content counts as taken, and calls `changed` for each change.
     ///
     /// # Errors
     /// If the thread cannot be started. A directory that cannot be watched is only logged: the poll is left.
-    pub(super) fn start(file: &Path, changed: impl Fn() + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(files: Vec<PathBuf>, changed: impl Fn() + Send + 'static) -> io::Result<Self> {
         let (wake, wakes) = mpsc::channel();
         let events = wake.clone();
-        let file = file.to_owned();
-        let sight = Sight { taken: read(&file), candidate: None };
+        let sight = Sight { taken: read(&files), candidate: None };
         thread::Builder::new().name("outrigger-watch".to_owned()).spawn(move || {
-            let _events = watch_directory(&file, events);
-            run(&file, sight, &wakes, changed);
+            let _events = watch_directories(&files, events);
+            run(&files, sight, &wakes, changed);
         })?;
         Ok(Self { wake })
     }
 }
 
 /// Looks whenever something happened, and now and then, until told to stop.
-fn run(file: &Path, mut sight: Sight, wakes: &mpsc::Receiver<Wake>, changed: impl Fn()) {
+fn run(files: &[PathBuf], mut sight: Sight, wakes: &mpsc::Receiver<Wake>, changed: impl Fn()) {
     // The first look at once: for what happened before the directory was watched.
     let mut wait = Duration::ZERO;
     loop {
@@ -128,7 +128,7 @@ fn run(file: &Path, mut sight: Sight, wakes: &mpsc::Receiver<Wake>, changed: imp
                 return;
             }
         }
-        wait = match sight.look(Instant::now(), read(file)) {
+        wait = match sight.look(Instant::now(), read(files)) {
             Next::Wait => POLL,
             Next::LookAgain(after) => after,
             Next::Reload => {
@@ -139,50 +139,57 @@ fn run(file: &Path, mut sight: Sight, wakes: &mpsc::Receiver<Wake>, changed: imp
     }
 }
 
-/// Tells `wake` about what happens in the directory of `file`. The watch lives as long as what is returned.
-fn watch_directory(file: &Path, wake: mpsc::Sender<Wake>) -> Option<notify::RecommendedWatcher> {
-    let directory = match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+/// Tells `wake` about what happens in the directories of `files`. The watch lives as long as what is returned.
+fn watch_directories(files: &[PathBuf], wake: mpsc::Sender<Wake>) -> Option<notify::RecommendedWatcher> {
+    let directories: BTreeSet<&Path> = files
+        .iter()
+        .map(|file| file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        .collect();
     let look = move |event: notify::Result<notify::Event>| {
         // Reads cause events too; ours would wake us for ever.
         if event.is_err() || event.is_ok_and(|event| !event.kind.is_access()) {
             let _ = wake.send(Wake::Look);
         }
     };
-    let watcher = notify::recommended_watcher(look).and_then(|mut watcher| {
-        watcher.watch(directory, RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    watcher
-        .inspect_err(|error| {
+    let mut watcher = notify::recommended_watcher(look)
+        .inspect_err(
+            |error| tracing::warn!(%error, "files are not watched, but read every {} s", POLL.as_secs()),
+        )
+        .ok()?;
+    for directory in directories {
+        if let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive) {
             tracing::warn!(%error, directory = %directory.display(),
-                "the configuration's directory cannot be watched; it is read every {} s instead", POLL.as_secs());
-        })
-        .ok()
+                "this directory cannot be watched; its files are read every {} s instead", POLL.as_secs());
+        }
+    }
+    Some(watcher)
 }
 
-/// The file's content, as a hash.
-fn read(file: &Path) -> Content {
-    // What is no file, or larger than a configuration may be, is not read here either; the reload says so.
-    let about = std::fs::metadata(file).ok()?;
-    let content = match about.is_file() && about.len() <= config::MAX_FILE_SIZE as u64 {
-        true => std::fs::read(file).ok()?,
-        false => about.len().to_le_bytes().to_vec(),
-    };
+/// What the files hold, as a hash; that a file cannot be read is content as well.
+fn read(files: &[PathBuf]) -> Content {
     let mut hasher = FixedState::default().build_hasher();
-    hasher.write(&content);
-    Some(hasher.finish())
+    for file in files {
+        // What is no file, or larger than it may be, is not read here either; the reload says so.
+        let content = std::fs::metadata(file).and_then(|about| {
+            match about.is_file() && about.len() <= config::MAX_FILE_SIZE as u64 {
+                true => std::fs::read(file),
+                false => Ok(about.len().to_le_bytes().to_vec()),
+            }
+        });
+        hasher.write_usize(content.as_ref().map_or(usize::MAX, Vec::len));
+        hasher.write(&content.unwrap_or_default());
+    }
+    hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const A: Content = Some(1);
-    const B: Content = Some(2);
-    const C: Content = Some(3);
+    const A: Content = 1;
+    const B: Content = 2;
+    const C: Content = 3;
+    const GONE: Content = 4;
 
     /// Looks at the given milliseconds; returns what each look led to.
     fn looks(looks: &[(u64, Content)]) -> Vec<Next> {
@@ -207,8 +214,8 @@ mod tests {
             ("still being written",                   vec![(0, B), (400, C), (900, C)], vec![again(500), again(500), Reload]),
             ("changed back",                          vec![(0, B), (400, A), (900, B)], vec![again(500), Wait, again(500)]),
             ("taken once only",                       vec![(0, B), (500, B), (900, B)], vec![again(500), Reload, Wait]),
-            ("gone for a moment, as editors do",      vec![(0, None), (100, A)],        vec![again(500), Wait]),
-            ("gone for good is a change as well",     vec![(0, None), (600, None)],     vec![again(500), Reload]),
+            ("gone for a moment, as editors do",      vec![(0, GONE), (100, A)],        vec![again(500), Wait]),
+            ("gone for good is a change as well",     vec![(0, GONE), (600, GONE)],     vec![again(500), Reload]),
         ];
         for (why, at, expected) in cases {
             assert_eq!(looks(&at), expected, "{why}");
@@ -235,7 +242,8 @@ mod tests {
     /// Starts a watch on `file`, acts, and waits until the watch has told `times` changes, one act at a time.
     fn every_act_is_told(file: &Path, acts: &[&dyn Fn()]) {
         let (told, tellings) = mpsc::channel();
-        let _watch = Watch::start(file, move || told.send(()).expect("the test waits")).expect("a thread");
+        let _watch = Watch::start(vec![file.to_owned()], move || told.send(()).expect("the test waits"))
+            .expect("a thread");
         for act in acts {
             act();
             tellings.recv_timeout(Duration::from_secs(20)).expect("the change is told");

@@ -8,7 +8,6 @@
 //! `cpu.cfs_quota_us`, whole cores), at most [`MOST`]: a sidecar shares its pod with the service.
 
 use std::io;
-use std::net::TcpListener;
 use std::num::NonZero;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 
 use super::accept::{Gate, accept};
-use super::sockets::{BindError, Open, SocketId};
+use super::sockets::{BindError, Listening, Open, SocketId};
 use crate::proxy::connection;
 use crate::proxy::panics::survive;
 use crate::proxy::shared::Shared;
@@ -47,7 +46,7 @@ pub(super) fn cores() -> usize {
 /// What a worker is told.
 enum Command {
     /// Accept on this socket, for the listener of this name.
-    Open { id: SocketId, name: Arc<str>, socket: TcpListener },
+    Open { id: SocketId, name: Arc<str>, socket: Listening },
     /// Stop accepting on the socket and close it.
     Close { id: SocketId },
     /// Drop all connections and end.
@@ -86,12 +85,12 @@ impl Workers {
     }
 
     /// Descriptors of `open`'s socket, one for each worker.
-    pub(super) fn duplicates(&self, open: &Open) -> Result<Vec<TcpListener>, BindError> {
+    pub(super) fn duplicates(&self, open: &Open) -> Result<Vec<Listening>, BindError> {
         self.commands.iter().map(|_| open.duplicate()).collect()
     }
 
     /// From now on all workers accept on `open`'s socket; `duplicates` are its descriptors.
-    pub(super) fn open(&self, open: &Open, duplicates: Vec<TcpListener>) {
+    pub(super) fn open(&self, open: &Open, duplicates: Vec<Listening>) {
         for (commands, socket) in self.commands.iter().zip(duplicates) {
             // It errs only when the worker has ended.
             let _ = commands.send(Command::Open { id: open.id, name: open.name.clone(), socket });

@@ -24,6 +24,7 @@ use super::spool::{self, Spool, Target, Writer};
 use super::timestamp::Stamps;
 use super::{AccessLogSettings, Format, Only};
 use crate::reason::Reason;
+use crate::transport::UNIX_PEER;
 
 /// A worker's buffer is handed over when it holds this much.
 const BATCH_BYTES: usize = 32 << 10;
@@ -74,7 +75,7 @@ pub struct Line<'a> {
     pub at: SystemTime,
     /// The request's id.
     pub request_id: &'a [u8],
-    /// Who sent it.
+    /// Who sent it; [`UNIX_PEER`]: somebody at a Unix socket.
     pub client: SocketAddr,
     /// The listener's name.
     pub listener: &'a str,
@@ -401,9 +402,10 @@ fn millis(out: &mut Vec<u8>, duration: Duration) {
     out.extend_from_slice(&[b'.', digit(fraction / 100), digit(fraction / 10), digit(fraction)]);
 }
 
-/// Appends an address and port; IPv4 without the formatting machinery.
+/// Appends an address and port, or `unix`; IPv4 without the formatting machinery.
 fn address(out: &mut Vec<u8>, address: SocketAddr) {
     match address {
+        _ if address == UNIX_PEER => out.extend_from_slice(b"unix"),
         SocketAddr::V4(v4) => {
             for (index, octet) in v4.ip().octets().into_iter().enumerate() {
                 if index > 0 {

@@ -208,6 +208,60 @@ impl ConnectResult {
     }
 }
 
+/// Why a client's connection was closed before it could ask for anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It does not begin with a header of the PROXY protocol.
+    ProxyProtocolMissing,
+    /// The header breaks the protocol's rules.
+    ProxyProtocolMalformed,
+    /// The header was not complete within `limits.header_timeout`.
+    ProxyProtocolTimeout,
+}
+
+impl Refused {
+    /// All of them.
+    pub const ALL: [Self; 3] =
+        [Self::ProxyProtocolMissing, Self::ProxyProtocolMalformed, Self::ProxyProtocolTimeout];
+
+    /// The word in the metric's `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ProxyProtocolMissing => "proxy_protocol_missing",
+            Self::ProxyProtocolMalformed => "proxy_protocol_malformed",
+            Self::ProxyProtocolTimeout => "proxy_protocol_timeout",
+        }
+    }
+}
+
+/// What a client's TLS handshake came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeResult {
+    /// A new session.
+    Ok,
+    /// The client went on with an earlier session.
+    Resumed,
+    /// `limits.header_timeout` passed.
+    Timeout,
+    /// No common ground, a certificate that was refused on either side, no TLS at all.
+    Error,
+}
+
+impl HandshakeResult {
+    /// All results.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error];
+
+    /// The word in the metric's `result`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Resumed => "resumed",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// A bound that was reached, or a thing ignored because it was beyond one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
@@ -241,6 +295,12 @@ pub enum Limit {
     AdminConnections,
     /// Descriptors: accepting failed for want of one.
     OpenFiles,
+    /// A request that was not mirrored, since its body was not kept.
+    MirrorBody,
+    /// A request that was not mirrored, since too many are already.
+    Mirrors,
+    /// More endpoints than an upstream may have: some are left out.
+    Endpoints,
     /// Streams that an HTTP/2 client reset as soon as it had begun them.
     Http2Resets,
     /// Streams that an HTTP/2 client broke, so that they had to be reset.
@@ -270,14 +330,14 @@ pub enum Limit {
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 27] = {
+    pub const ALL: [Self; 30] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
-            AdminConnections, OpenFiles, Http2Resets, Http2StreamErrors, Http2Headers, Http2Pings, Http2Settings,
-            Http2Priorities, Http2WindowUpdates, Http2EmptyFrames, Http2SmallFrames, Http2OtherFrames, Http2PingTimeout,
-            Http2WriteTimeout,
+            AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, Http2Resets, Http2StreamErrors, Http2Headers,
+            Http2Pings, Http2Settings, Http2Priorities, Http2WindowUpdates, Http2EmptyFrames, Http2SmallFrames,
+            Http2OtherFrames, Http2PingTimeout, Http2WriteTimeout,
         ]
     };
 
@@ -299,6 +359,9 @@ impl Limit {
             Self::EndpointSeries => "endpoint_series",
             Self::AdminConnections => "admin_connections",
             Self::OpenFiles => "open_files",
+            Self::MirrorBody => "mirror_body",
+            Self::Mirrors => "mirrors",
+            Self::Endpoints => "endpoints",
             Self::Http2Resets => "http2_resets",
             Self::Http2StreamErrors => "http2_stream_errors",
             Self::Http2Headers => "http2_headers",
@@ -375,6 +438,8 @@ mod tests {
         assert!(RequestOutcome::ALL.iter().enumerate().all(|(index, outcome)| *outcome as usize == index));
         assert!(BreakerState::ALL.iter().enumerate().all(|(index, state)| *state as usize == index));
         assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
+        assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
+        assert!(HandshakeResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));
         assert!(AttemptOutcome::all().enumerate().all(|(index, outcome)| outcome.index() == index));

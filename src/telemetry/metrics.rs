@@ -16,13 +16,16 @@
 //! event; so does a series whose reason does not occur in ordinary life.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::cells::{
     Counter, DURATIONS, Distribution, Gauge, Histogram, Layout, LocalGauge, OVERHEAD, SharedCounter,
 };
-pub use super::labels::{AttemptOutcome, BreakerState, ConnectResult, Effect, Limit, RequestOutcome, Words};
+pub use super::labels::{
+    AttemptOutcome, BreakerState, ConnectResult, Effect, HandshakeResult, Limit, Refused, RequestOutcome,
+    Words,
+};
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
 
@@ -49,9 +52,19 @@ pub struct Metrics {
     panics: SharedCounter,
     log_dropped: Arc<SharedCounter>,
     config: ConfigMetrics,
+    certificates: CertificateMetrics,
     /// Requests that no route took: `upstream=""`.
     unrouted: Arc<UpstreamMetrics>,
     series: Mutex<AllSeries>,
+}
+
+/// What is told of the certificates that are shown to peers.
+#[derive(Debug, Default)]
+struct CertificateMetrics {
+    renewed: SharedCounter,
+    failed: SharedCounter,
+    /// By file: seconds from 1970 to the end of its validity.
+    expiry: Mutex<BTreeMap<String, i64>>,
 }
 
 /// What is told of the configuration.
@@ -120,6 +133,13 @@ pub struct UpstreamMetrics {
     pub streams: Gauge,
     /// How many requests wait for a slot.
     pub queue_depth: Gauge,
+    /// Copies of requests that were sent to it.
+    pub mirrored: SharedCounter,
+    /// Milliseconds since DNS last gave a definite answer, for the name for which that is longest ago; below 0: it is
+    /// not asked.
+    pub dns_age: Gauge,
+    /// Look-ups that failed, and files of endpoints that could not be taken.
+    pub discovery_failures: SharedCounter,
 }
 
 /// One worker's part of an upstream's metrics.
@@ -175,6 +195,9 @@ pub struct EndpointShard {
 pub struct ListenerMetrics {
     /// Connections from clients.
     pub connections: Gauge,
+    refused: [SharedCounter; Refused::ALL.len()],
+    /// Where they speak TLS.
+    handshakes: OnceLock<[SharedCounter; HandshakeResult::ALL.len()]>,
 }
 
 impl Metrics {
@@ -197,6 +220,7 @@ impl Metrics {
                     loaded_at: SystemTime::now(),
                 }),
             },
+            certificates: CertificateMetrics::default(),
             unrouted: Arc::new(UpstreamMetrics::new(workers, &words)),
             series: Mutex::default(),
             words,
@@ -292,6 +316,18 @@ impl Metrics {
         lock(&self.config.state).last_succeeded = succeeded;
     }
 
+    /// These are the certificates that are shown to peers: their files, and until when they are valid, in seconds from
+    /// 1970.
+    pub fn set_certificates(&self, expiry: BTreeMap<String, i64>) {
+        *lock(&self.certificates.expiry) = expiry;
+    }
+
+    /// Changed files with certificates were read again, well or not.
+    pub fn certificates_read(&self, succeeded: bool) {
+        let CertificateMetrics { renewed, failed, .. } = &self.certificates;
+        if succeeded { renewed.inc() } else { failed.inc() }
+    }
+
     fn series(&self) -> MutexGuard<'_, AllSeries> {
         lock(&self.series)
     }
@@ -308,6 +344,13 @@ impl UpstreamMetrics {
             concurrency_in_flight: Gauge::default(),
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
+            mirrored: SharedCounter::default(),
+            dns_age: {
+                let gauge = Gauge::default();
+                gauge.set(-1);
+                gauge
+            },
+            discovery_failures: SharedCounter::default(),
         }
     }
 
@@ -393,6 +436,23 @@ impl UpstreamShard {
     #[inline]
     pub fn connects(&self, result: ConnectResult) -> &Counter {
         &self.connects[result as usize]
+    }
+}
+
+impl ListenerMetrics {
+    /// Connections that were closed before they could ask for anything.
+    pub fn refused(&self, reason: Refused) -> &SharedCounter {
+        &self.refused[reason as usize]
+    }
+
+    /// Clients speak TLS here: the series of their handshakes exist from now on.
+    pub fn expect_handshakes(&self) {
+        self.handshakes.get_or_init(Default::default);
+    }
+
+    /// A client's handshake came to `result`.
+    pub fn handshake(&self, result: HandshakeResult) {
+        self.handshakes.get_or_init(Default::default)[result as usize].inc();
     }
 }
 

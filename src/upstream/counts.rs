@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use super::keep_alive::KeepAlive;
+
 /// What all workers together hold of an upstream.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -14,6 +16,8 @@ pub struct Counts {
     /// Those of them that are idle.
     idle: AtomicU32,
     streams: AtomicU32,
+    /// How long the upstream keeps those that are idle.
+    keep_alive: Arc<KeepAlive>,
 }
 
 /// One of the upstream's connections, or of its streams, until dropped.
@@ -64,6 +68,11 @@ impl Counted {
             (true, false) => drop(self.counts.idle.fetch_sub(1, Relaxed)),
             _ => {}
         }
+    }
+
+    /// How long its upstream keeps idle connections.
+    pub(super) fn keep_alive(&self) -> &Arc<KeepAlive> {
+        &self.counts.keep_alive
     }
 
     /// Whether no more than `max` connections are counted.

@@ -6,14 +6,18 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::standing::{Standing, nanos};
 use crate::telemetry::metrics::EndpointMetrics;
+use crate::tls::client::Client;
+use crate::transport::unix_path;
 use crate::units::within;
 
 /// An entry of `endpoints`.
@@ -35,7 +39,7 @@ pub enum Address {
     Tcp {
         /// A name or an IP address, without brackets.
         host: String,
-        /// From 1 to 65535.
+        /// From 1 to 65535; 0 for the name of a service (SRV), which says the ports itself.
         port: u16,
     },
     /// `unix:/path`: a Unix socket.
@@ -59,23 +63,28 @@ pub struct Endpoint {
     pub address: Address,
     /// Where it is.
     pub socket: Socket,
+    /// The same host under addresses of its other family, for a connect that races them (RFC 8305).
+    others: ArcSwap<Vec<SocketAddr>>,
+    /// Whether it has left its upstream's list.
+    is_gone: AtomicBool,
     /// The address as `Host` has it.
     pub host: Box<str>,
     /// Its name in metrics and log: the socket.
     pub label: Arc<str>,
     /// Its series.
     pub metrics: Arc<EndpointMetrics>,
+    /// Makes the TLS connections to it, where it speaks TLS. Another one makes another endpoint: its connections would
+    /// not be what is wanted now.
+    pub tls: Option<Arc<Client>>,
+    /// Whether it may take requests.
+    pub standing: Standing,
     /// Attempts without an outcome.
     in_flight: AtomicU32,
-    /// Nanoseconds from [`START`] to its last failure; 0: none.
+    /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
+    /// Whether IPv4 led to it last, of its addresses.
+    by_ipv4: AtomicBool,
 }
-
-/// The longest path that a Unix socket may have (`sun_path`, without its end).
-const MAX_UNIX_PATH: usize = 107;
-
-/// What the instants of failures are counted from.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
@@ -93,9 +102,69 @@ impl Endpoint {
             address,
             label: socket.to_string().into(),
             socket,
+            others: ArcSwap::default(),
+            is_gone: AtomicBool::new(false),
             metrics,
+            tls: None,
+            standing: Standing::new(Instant::now()),
             in_flight: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
+            by_ipv4: AtomicBool::new(false),
+        }
+    }
+
+    /// The same host under addresses of its other family, the first to try first; empty where there are none.
+    pub fn others(&self) -> Guard<Arc<Vec<SocketAddr>>> {
+        self.others.load()
+    }
+
+    /// Discovery found it under these addresses too.
+    pub(super) fn set_others(&self, others: Vec<SocketAddr>) {
+        if **self.others.load() != others {
+            self.others.store(Arc::new(others));
+        }
+    }
+
+    /// Whether IPv6 is to be tried first, of its addresses: unless IPv4 led to it last.
+    pub(super) fn is_reached_by_ipv6(&self) -> bool {
+        !self.by_ipv4.load(Relaxed)
+    }
+
+    /// This of its addresses led to it.
+    pub(super) fn reached_by(&self, address: SocketAddr) {
+        self.by_ipv4.store(address.is_ipv4(), Relaxed);
+    }
+
+    /// Whether it has left its upstream's list: it gets no new requests, those that run finish, and connections to it
+    /// are not kept.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Relaxed)
+    }
+
+    /// It has left its upstream's list, or come back to it.
+    pub(super) fn set_gone(&self, is_gone: bool) {
+        self.is_gone.store(is_gone, Relaxed);
+    }
+
+    /// The same, spoken to in TLS if there is a client for it.
+    pub fn over(self, tls: Option<Arc<Client>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// Whether connections to it are made by `tls`, or without TLS.
+    pub fn is_over(&self, tls: Option<&Arc<Client>>) -> bool {
+        match (&self.tls, tls) {
+            (None, None) => true,
+            (Some(mine), Some(tls)) => Arc::ptr_eq(mine, tls),
+            _ => false,
+        }
+    }
+
+    /// The name that it is asked for and must have in TLS; that of a Unix socket is on this host.
+    pub fn server_name(&self) -> &str {
+        match &self.address {
+            Address::Tcp { host, .. } => host,
+            Address::Unix(_) => "localhost",
         }
     }
 
@@ -112,8 +181,7 @@ impl Endpoint {
 
     /// An attempt there failed at `now`.
     pub fn failed(&self, now: Instant) {
-        let at = now.saturating_duration_since(*START).as_nanos() as u64;
-        self.failed_at.fetch_max(at.max(1), Relaxed);
+        self.failed_at.fetch_max(nanos(now).max(1), Relaxed);
     }
 
     /// Grows with the instant of its last failure; 0: it never failed.
@@ -164,6 +232,10 @@ impl Address {
     /// The address as `Host` has it; a Unix socket is on this host.
     pub fn authority(&self) -> String {
         match self {
+            // The dot at the end of a whole name is DNS's, not HTTP's.
+            Address::Tcp { host, port } if host.ends_with('.') => {
+                format!("{}:{port}", host.trim_end_matches('.'))
+            }
             Address::Tcp { .. } => self.to_string(),
             Address::Unix(_) => "localhost".to_owned(),
         }
@@ -173,6 +245,7 @@ impl Address {
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Address::Tcp { host, port: 0 } => f.write_str(host),
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
@@ -199,10 +272,7 @@ impl std::str::FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
-            let is_absolute = path.starts_with('/') && path.len() <= MAX_UNIX_PATH;
-            return is_absolute.then(|| Address::Unix(path.into())).ok_or_else(|| {
-                format!("{text:?} is not a socket; write \"unix:/path\", with at most {MAX_UNIX_PATH} bytes")
-            });
+            return unix_path(path).map(Address::Unix);
         }
         let wrong =
             |why: &str| format!("{text:?} is not an address: {why}; write \"host:port\" or \"[ipv6]:port\"");

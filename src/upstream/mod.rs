@@ -1,40 +1,56 @@
-//! Who can answer and how to reach them: endpoints, balancing, pools, names.
+//! Who can answer and how to reach them: endpoints, balancing, pools, discovery.
 //!
 //! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
+mod connect;
 pub mod counts;
+pub mod discovery;
 pub mod endpoint;
+pub mod keep_alive;
 pub mod pool;
-pub mod resolve;
+pub mod standing;
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use self::balance::Weighted;
 use self::counts::Counts;
+use self::discovery::Found;
+use self::discovery::known::Known;
 use self::endpoint::{Address, Endpoint, Socket};
+use self::pool::Wanted;
 use crate::policy::failure::Verdict;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
+use crate::tls::client::{self, Client};
+use crate::transport::proxy_protocol::{Ends, Introduction, Version};
 
 /// `[upstream.NAME]`: a service that requests go to. The layers are merged: what stands here is in force.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Who can answer: `"host:port"`, `"ip:port"`, or `{ address = "…", weight = 2 }`. At least one.
-    #[serde(deserialize_with = "endpoints")]
-    #[schemars(length(min = 1))]
+    /// Who can answer: `"host:port"`, `"ip:port"`, or `{ address = "…", weight = 2 }`. At least one, unless
+    /// `discovery` brings them.
     pub endpoints: Vec<endpoint::Settings>,
+    /// Where endpoints come from besides: `none`, `dns`, `dns_srv` or `file`. Default
+    /// `{ kind = "dns", refresh = "auto" }`.
+    pub discovery: discovery::Settings,
     /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
+    /// The version of the PROXY protocol, `v1` or `v2`, whose header tells an endpoint at the beginning of each
+    /// connection which client it is for; such a connection serves that client alone. Default: none is sent.
+    pub proxy_protocol: Option<Version>,
+    /// Speak TLS: `{}`, or with `ca`, `server_name`, `cert`, `key`, `san`. Default: clear text.
+    pub tls: Option<client::Settings>,
     /// The Host sent up: `auto`, `keep`, `endpoint`, or a name. Default `auto`.
     pub host: Host,
-    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "4s", max_age = "none",
+    /// Bounds of the connections. Default `{ max = 1024, idle_timeout = "auto", max_age = "none",
     /// max_requests = 0, max_streams = 1000 }`.
     pub connections: pool::Settings,
     /// What is an upstream's fault.
@@ -60,9 +76,12 @@ pub struct Upstream {
     /// Its series.
     pub metrics: Arc<UpstreamMetrics>,
     registry: Arc<Metrics>,
-    endpoints: Arc<ArcSwap<Endpoints>>,
+    endpoints: ArcSwap<Endpoints>,
+    /// What discovery knows of it.
+    known: Mutex<Known>,
     /// What all workers together hold of it.
     pub counts: Arc<Counts>,
+    tls: Option<Arc<Client>>,
 }
 
 /// Who can answer at the moment.
@@ -70,7 +89,7 @@ pub struct Upstream {
 pub struct Endpoints {
     /// Those that have an address.
     pub usable: Vec<Weighted>,
-    /// Names without an address, and why; empty as to why until they have been looked up.
+    /// Names without an address, and why; empty as to why until they have been looked up. An SRV name has port 0.
     pub unresolved: Vec<(Address, String)>,
 }
 
@@ -121,18 +140,24 @@ impl Upstream {
     }
 
     /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
-    /// counts. Endpoints that are names wait for their first look-up (`resolve`).
+    /// counts, and what discovery knows. What is not known waits for its first look-up (`discovery::keep`).
     pub fn new(name: &str, settings: Settings, previous: Option<&Upstream>, registry: &Arc<Metrics>) -> Self {
         let upstream = Self {
             name: name.into(),
             metrics: registry.upstream(name),
             registry: Arc::clone(registry),
-            endpoints: Arc::default(),
+            endpoints: ArcSwap::default(),
+            known: Mutex::new({
+                let previous = previous.map(Upstream::known);
+                Known::new(&settings.discovery, &settings.endpoints, previous.as_deref(), Instant::now())
+            }),
             counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
+            tls: tls(&settings, previous),
             settings,
         };
         let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
-        upstream.endpoints.store(Arc::new(upstream.without_lookup(&known)));
+        let composed = upstream.known().compose();
+        upstream.replace(&known, composed.found, composed.unresolved);
         upstream
     }
 
@@ -141,42 +166,115 @@ impl Upstream {
         self.endpoints.load()
     }
 
-    /// Whether any endpoint is a name.
-    pub fn has_names(&self) -> bool {
-        self.settings.endpoints.iter().any(|entry| entry.address.name().is_some())
+    /// What discovery knows of it.
+    pub fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known without looking anything up: addresses, and what `known` says of names.
-    fn without_lookup(&self, known: &Endpoints) -> Endpoints {
-        let mut endpoints = Endpoints::default();
-        for entry in &self.settings.endpoints {
-            let address = &entry.address;
-            let weighted = |endpoint| Weighted { endpoint, weight: entry.weight };
-            if let Some(socket) = address.socket() {
-                let endpoint = self.endpoint(address, socket, known);
-                endpoints.usable.push(weighted(endpoint));
-                continue;
-            }
-            let before = endpoints.usable.len();
-            let of_name = known.usable.iter().filter(|choice| choice.endpoint.address == *address);
-            endpoints.usable.extend(of_name.map(|choice| weighted(Arc::clone(&choice.endpoint))));
-            if endpoints.usable.len() == before {
-                let why = known.unresolved.iter().find(|(name, _)| name == address);
-                endpoints
-                    .unresolved
-                    .push((address.clone(), why.map_or(String::new(), |(_, why)| why.clone())));
-            }
+    /// Discovery has learnt something before the upstream came into force.
+    pub fn take_over(&self, known: Known) {
+        let composed = known.compose();
+        *self.known() = known;
+        self.set_endpoints(composed.found, composed.unresolved);
+    }
+
+    /// A connection to `endpoint`, one of its own, for the client at one of these `ends`, or for nobody's request.
+    pub fn wanted<'a>(&'a self, endpoint: &'a Arc<Endpoint>, ends: Option<Ends>) -> Wanted<'a> {
+        let Settings { connections, timeout, proxy_protocol, .. } = &self.settings;
+        Wanted {
+            endpoint,
+            counts: &self.counts,
+            max: connections.max,
+            within: *timeout.connect,
+            introduction: proxy_protocol.map(|version| Introduction { version, ends }),
         }
-        endpoints
     }
 
-    /// The endpoint at `socket`: the one of `known`, with all it has going on, or a new one.
-    fn endpoint(&self, address: &Address, socket: Socket, known: &Endpoints) -> Arc<Endpoint> {
-        let same = |endpoint: &&Arc<Endpoint>| endpoint.socket == socket && endpoint.address == *address;
-        known.usable.iter().map(|choice| &choice.endpoint).find(same).map(Arc::clone).unwrap_or_else(|| {
-            let metrics = self.registry.endpoint(&self.name, &socket.to_string());
-            Arc::new(Endpoint::new(address.clone(), socket, metrics))
-        })
+    /// The configuration does not have it any more: its idle connections are closed.
+    pub fn leave(&self) {
+        self.endpoints().usable.iter().for_each(|choice| choice.endpoint.set_gone(true));
+    }
+
+    /// Those of `found` are who can answer from now on, in this order; `unresolved` are the names without an address,
+    /// and why. An endpoint of the same address and socket stays the same one, with its connections and all that was
+    /// learnt of it; one that vanished gets no new requests and finishes those that it has. One caller at a time.
+    pub fn set_endpoints(&self, found: Vec<Found>, unresolved: Vec<(Address, String)>) {
+        let known = self.endpoints.load_full();
+        let Changes { added, removed } = self.replace(&known, found, unresolved);
+        if !added.is_empty() || !removed.is_empty() {
+            tracing::info!(
+                upstream = &*self.name,
+                added = some_of(&added),
+                removed = some_of(&removed),
+                "endpoints changed: {} more, {} less, {} in all",
+                added.len(),
+                removed.len(),
+                self.endpoints().usable.len()
+            );
+        }
+    }
+
+    /// Puts another list in the place of `known`, an earlier one of this upstream or of the one before a reload.
+    fn replace(&self, known: &Endpoints, found: Vec<Found>, unresolved: Vec<(Address, String)>) -> Changes {
+        let mut changes = Changes::default();
+        let of_known: HashMap<(&Address, &Socket), &Arc<Endpoint>> = known
+            .usable
+            .iter()
+            .map(|Weighted { endpoint, .. }| ((&endpoint.address, &endpoint.socket), endpoint))
+            .collect();
+        let mut endpoints = Endpoints { usable: Vec::with_capacity(found.len()), unresolved };
+        for found in found {
+            let same = of_known.get(&(&found.address, &found.socket));
+            let same = same.filter(|endpoint| endpoint.is_over(self.tls.as_ref()));
+            let endpoint = same.map(|endpoint| Arc::clone(endpoint)).unwrap_or_else(|| {
+                let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
+                let endpoint = Endpoint::new(found.address, found.socket, metrics).over(self.tls.clone());
+                let endpoint = Arc::new(endpoint);
+                changes.added.push(Arc::clone(&endpoint.label));
+                endpoint
+            });
+            endpoint.set_others(found.others);
+            endpoint.set_gone(false);
+            endpoints.usable.push(Weighted { endpoint, weight: found.weight });
+        }
+        let stay: HashSet<u64> = endpoints.usable.iter().map(|choice| choice.endpoint.id).collect();
+        for Weighted { endpoint, .. } in
+            known.usable.iter().filter(|choice| !stay.contains(&choice.endpoint.id))
+        {
+            endpoint.set_gone(true);
+            changes.removed.push(Arc::clone(&endpoint.label));
+        }
+        self.endpoints.store(Arc::new(endpoints));
+        changes
+    }
+}
+
+/// What another list changed: the endpoints' labels.
+#[derive(Default)]
+struct Changes {
+    added: Vec<Arc<str>>,
+    removed: Vec<Arc<str>>,
+}
+
+/// The first few of them, for a line of the log.
+fn some_of(labels: &[Arc<str>]) -> String {
+    let shown = labels.iter().take(10).map(|label| &**label).collect::<Vec<_>>().join(" ");
+    if labels.len() > 10 { format!("{shown} …") } else { shown }
+}
+
+/// Who makes the TLS connections: the client of `previous`, unless the settings say something else. What their files
+/// hold is new to it.
+fn tls(settings: &Settings, previous: Option<&Upstream>) -> Option<Arc<Client>> {
+    let (wanted, protocols) = (settings.tls.as_ref()?, settings.protocol.alpn());
+    let known = previous.and_then(|previous| Some((previous.tls.as_ref()?, previous.settings.tls.as_ref()?)));
+    match known {
+        Some((client, before)) if client.serves(wanted, protocols) => {
+            if before != wanted {
+                client.renew(wanted);
+            }
+            Some(Arc::clone(client))
+        }
+        _ => Some(Arc::new(Client::new(wanted, protocols))),
     }
 }
 
@@ -189,6 +287,15 @@ pub enum Protocol {
     Auto,
     /// HTTP/1.1.
     Http1,
+}
+
+impl Protocol {
+    /// What is offered by ALPN, the preferred one first.
+    pub fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Protocol::Auto | Protocol::Http1 => &[b"http/1.1"],
+        }
+    }
 }
 
 /// `host`: the Host sent up.
@@ -238,14 +345,6 @@ pub fn check_authority(text: &str) -> Result<(), String> {
         return Err(format!("{text:?} is not a host; give a name such as \"payments.internal\""));
     }
     Ok(())
-}
-
-fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<endpoint::Settings>, D::Error> {
-    let endpoints = Vec::deserialize(deserializer)?;
-    if endpoints.is_empty() {
-        return Err(serde::de::Error::custom("there are no endpoints; give at least one \"host:port\""));
-    }
-    Ok(endpoints)
 }
 
 impl From<Host> for String {

@@ -4,6 +4,10 @@
 //! its last response has ended and nothing came behind it; one that is not ready at that moment is closed, and
 //! nobody ever waits for a pooled one. Newest first: the others grow old and are closed, and the one that is
 //! taken is the least likely to have been closed by the endpoint meanwhile.
+//!
+//! How long one may be idle is learnt (`keep_alive`), so that none is taken that the endpoint is about to close. What
+//! cannot be sent twice takes only those that were idle for less than a second, whatever is known. Ages are spread by
+//! a tenth, so that a fleet that was started together does not reconnect in step.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,13 +18,15 @@ use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::AsyncWriteExt;
 
+use super::connect;
 use super::counts::{Counted, Counts};
-use super::endpoint::{Endpoint, Socket};
+use super::endpoint::Endpoint;
+use super::keep_alive::{Probe, UNKNOWN};
 use crate::http1::connection::{Buffers, Connection};
-use crate::transport::Transport;
-use crate::units::{OrNone, Span, within};
+use crate::transport::proxy_protocol::Introduction;
+use crate::units::{OrAuto, OrNone, Span, within};
 
 /// `connections`: bounds of an upstream's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -30,9 +36,10 @@ pub struct Settings {
     #[serde(deserialize_with = "within::<_, 1, 1_000_000>")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max: u32,
-    /// How long an idle connection is kept. Default `"4s"`.
-    pub idle_timeout: Span,
-    /// How long a connection is used at all, or `"none"`. Default `"none"`.
+    /// The longest that an idle connection is kept, or `"auto"`: 4 s, and up to 60 s where the upstream has shown that
+    /// it keeps them a second longer. In either case less where it was seen to close them earlier. Default `"auto"`.
+    pub idle_timeout: OrAuto<Span>,
+    /// How long a connection is used at all, give or take a tenth, or `"none"`. Default `"none"`.
     pub max_age: OrNone<Span>,
     /// Requests that a connection serves; 0: any number. Default 0.
     pub max_requests: u32,
@@ -46,7 +53,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             max: 1024,
-            idle_timeout: Span::from_secs(4),
+            idle_timeout: OrAuto(None),
             max_age: OrNone(None),
             max_requests: 0,
             max_streams: 1000,
@@ -57,6 +64,9 @@ impl Default for Settings {
 /// Idle for longer than this, a connection is asked for at the kernel before reuse, which costs a system call;
 /// before, what the runtime has heard of it is fresh enough.
 const FRESH: Duration = Duration::from_millis(50);
+
+/// What cannot be sent twice takes no connection that was idle for this long.
+const SURELY_OPEN: Duration = Duration::from_secs(1);
 
 /// The idle connections of one worker.
 pub struct Pool {
@@ -69,6 +79,23 @@ struct Idle {
     connection: Box<ToEndpoint>,
     since: Instant,
     limits: Settings,
+    /// Too old for requests, and kept to see how long the endpoint keeps it.
+    probe: Option<Probe>,
+}
+
+/// The connection that is wanted.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// To whom.
+    pub endpoint: &'a Arc<Endpoint>,
+    /// What all workers hold of its upstream.
+    pub counts: &'a Arc<Counts>,
+    /// `connections.max`.
+    pub max: u32,
+    /// `timeout.connect`, which the caller keeps; here it says when another address is tried.
+    pub within: Duration,
+    /// What it begins with.
+    pub introduction: Option<Introduction>,
 }
 
 /// A connection to an endpoint.
@@ -77,12 +104,20 @@ pub struct ToEndpoint {
     pub wire: Connection,
     /// Whether it has served a request before: then the endpoint may have closed it just now.
     pub reused: bool,
+    /// Whether HTTP/2 is spoken on it, as both ends have settled in the handshake of TLS.
+    pub is_http2: bool,
     /// Its place among the upstream's connections or streams.
     pub counted: Counted,
     endpoint: Arc<Endpoint>,
     worker: usize,
     born: Instant,
+    /// The part of `max_age` that this one may reach: from 0.9 to 1.1.
+    age: f32,
     requests: u32,
+    /// What it began with: whom else it may serve.
+    introduction: Option<Introduction>,
+    /// How long it had been idle when it was taken.
+    was_idle: Duration,
 }
 
 /// Why there is no connection.
@@ -92,6 +127,8 @@ pub enum ConnectError {
     TooMany,
     /// The endpoint refuses, or cannot be reached.
     Io(io::Error),
+    /// The handshake of TLS failed, in words.
+    Tls(String),
 }
 
 impl Pool {
@@ -100,73 +137,97 @@ impl Pool {
         Self { worker, buffers, idle: RefCell::default() }
     }
 
-    /// An idle connection to `endpoint` that still stands. `careful`: its request cannot be sent again, so the
-    /// kernel is asked however fresh the connection is.
-    pub fn take(&self, endpoint: &Endpoint, now: Instant, careful: bool) -> Option<Box<ToEndpoint>> {
+    /// An idle connection as `wanted` that still stands. `careful`: its request cannot be sent again, so only one that
+    /// was used just now will do, and the kernel is asked however fresh it is.
+    pub fn take(&self, wanted: &Wanted<'_>, now: Instant, careful: bool) -> Option<Box<ToEndpoint>> {
         let mut pool = self.idle.borrow_mut();
-        let idle = pool.get_mut(&endpoint.id)?;
-        while let Some(idle) = idle.pop() {
-            let is_fresh = idle.is_fresh(now);
-            let ask = careful || now.saturating_duration_since(idle.since) > FRESH;
-            let mut connection = idle.connection;
+        let idle = pool.get_mut(&wanted.endpoint.id)?;
+        loop {
+            // All but those that are introduced serve anybody, so it is the last.
+            let newest = idle.iter().rposition(|idle| idle.connection.introduction == wanted.introduction)?;
+            let was_idle = now.saturating_duration_since(idle[newest].since);
+            if careful && was_idle >= SURELY_OPEN || idle[newest].probe.is_some() {
+                // Neither will those before it do, which are older.
+                return None;
+            }
+            let Idle { mut connection, limits, .. } = idle.remove(newest);
             connection.leaves_the_pool();
-            if is_fresh && connection.wire.is_reusable(ask) {
+            if !connection.may_be_idle(was_idle, &limits) || connection.is_worn_out(now, &limits) {
+                continue;
+            }
+            if connection.wire.is_reusable(careful || was_idle > FRESH) {
                 connection.reused = true;
+                connection.was_idle = was_idle;
                 return Some(connection);
             }
+            connection.counted.keep_alive().closed(was_idle);
         }
-        None
     }
 
-    /// A new connection to `endpoint`, one of the `max` of its upstream.
+    /// A new connection, one of the `max` of its upstream.
     ///
     /// # Errors
     /// [`ConnectError`]. How long it may take is the caller's affair.
-    pub async fn connect(
-        &self,
-        counts: &Arc<Counts>,
-        max: u32,
-        endpoint: &Arc<Endpoint>,
-    ) -> Result<Box<ToEndpoint>, ConnectError> {
+    pub async fn connect(&self, wanted: Wanted<'_>) -> Result<Box<ToEndpoint>, ConnectError> {
+        let Wanted { endpoint, counts, max, within, introduction } = wanted;
         let counted = counts.add(max);
         let counted = counted.ok_or(ConnectError::TooMany)?;
-        let stream = open(&endpoint.socket).await.map_err(ConnectError::Io)?;
+        let mut stream = connect::open(endpoint, within).await.map_err(ConnectError::Io)?;
+        if let Some(introduction) = introduction {
+            let mut header = Vec::new();
+            introduction.write(&mut header);
+            stream.write_all(&header).await.map_err(ConnectError::Io)?;
+        }
+        let stream = match &endpoint.tls {
+            Some(tls) => {
+                let connected = tls.connect(endpoint.id, endpoint.server_name(), stream).await;
+                connected.map_err(ConnectError::Tls)?
+            }
+            None => stream,
+        };
         endpoint.metrics.shard(self.worker).connections_active.inc();
         Ok(Box::new(ToEndpoint {
+            is_http2: stream.protocol() == Some(b"h2"),
             wire: Connection::new(stream, Rc::clone(&self.buffers)),
             reused: false,
             counted,
             endpoint: Arc::clone(endpoint),
             worker: self.worker,
             born: Instant::now(),
+            age: 0.9 + 0.2 * fastrand::f32(),
             requests: 0,
+            introduction,
+            was_idle: Duration::ZERO,
         }))
     }
 
     /// Keeps a connection whose last response has ended, if it may serve another.
     pub fn give_back(&self, mut connection: Box<ToEndpoint>, settings: &Settings, now: Instant) {
         connection.requests += 1;
-        let is_worn = settings.max_requests > 0 && connection.requests >= settings.max_requests;
-        let mut idle = Idle { since: now, limits: *settings, connection };
-        if is_worn || !idle.is_fresh(now) || !idle.connection.wire.is_reusable(false) {
+        let has_served = settings.max_requests > 0 && connection.requests >= settings.max_requests;
+        if has_served
+            || connection.is_worn_out(now, settings)
+            || !connection.counted.is_within(settings.max)
+            || !connection.wire.is_reusable(false)
+        {
             return;
         }
-        idle.connection.wire.rest();
-        idle.connection.counted.rest(true);
-        let metrics = idle.connection.endpoint.metrics.shard(self.worker);
+        connection.wire.rest();
+        connection.counted.rest(true);
+        let metrics = connection.endpoint.metrics.shard(self.worker);
         metrics.connections_active.dec();
         metrics.connections_idle.inc();
-        self.idle.borrow_mut().entry(idle.connection.endpoint.id).or_default().push(idle);
+        let mut idle = self.idle.borrow_mut();
+        let idle = idle.entry(connection.endpoint.id).or_default();
+        idle.push(Idle { since: now, limits: *settings, connection, probe: None });
     }
 
-    /// Closes what has been idle for too long, what the endpoint has closed, and what stands in the way of another
-    /// worker's connections. To be called several times a second.
+    /// Closes what has been idle for too long, what the endpoint has closed, what leads to an endpoint that is gone,
+    /// and what stands in the way of another worker's connections. To be called several times a second.
     pub fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, idle| {
             idle.retain_mut(|idle| {
-                let kept = idle.is_fresh(now)
-                    && idle.connection.counted.is_within(idle.limits.max)
-                    && idle.connection.wire.is_reusable(false);
+                let kept = idle.is_kept(now);
                 if !kept {
                     idle.connection.leaves_the_pool();
                 }
@@ -177,26 +238,25 @@ impl Pool {
     }
 }
 
-async fn open(socket: &Socket) -> io::Result<Transport> {
-    match socket {
-        Socket::Tcp(address) => {
-            let stream = TcpStream::connect(address).await?;
-            if stream.peer_addr().ok() == stream.local_addr().ok() {
-                // TCP's simultaneous open: a connect to a free port of this host may meet itself.
-                return Err(io::ErrorKind::ConnectionRefused.into());
-            }
-            stream.set_nodelay(true)?;
-            Ok(stream.into())
-        }
-        Socket::Unix(path) => UnixStream::connect(path).await.map(Transport::from),
-    }
-}
-
 impl Idle {
-    fn is_fresh(&self, now: Instant) -> bool {
-        let is_older = |since: Instant, than: Span| now.saturating_duration_since(since) >= *than;
-        !is_older(self.since, self.limits.idle_timeout)
-            && !self.limits.max_age.is_some_and(|max| is_older(self.connection.born, max))
+    /// Whether it stays in the pool; learns from it how long the endpoint keeps it.
+    fn is_kept(&mut self, now: Instant) -> bool {
+        let Self { connection, since, limits, probe } = self;
+        let was_idle = now.saturating_duration_since(*since);
+        if !connection.wire.is_reusable(false) {
+            connection.counted.keep_alive().closed(was_idle);
+            return false;
+        }
+        if connection.is_worn_out(now, limits) || !connection.counted.is_within(limits.max) {
+            return false;
+        }
+        if probe.is_none() && !connection.may_be_idle(was_idle, limits) {
+            *probe = connection.counted.keep_alive().probe(connection.written(limits));
+        }
+        match probe {
+            Some(probe) => probe.stands(was_idle),
+            None => connection.may_be_idle(was_idle, limits),
+        }
     }
 }
 
@@ -204,6 +264,33 @@ impl ToEndpoint {
     /// The endpoint.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// The endpoint's answer has this `Keep-Alive` field.
+    pub fn told_keep_alive(&self, value: &[u8]) {
+        self.counted.keep_alive().told(value);
+    }
+
+    /// It was taken from the pool, and the endpoint had closed it all the same.
+    pub fn was_stale(&self) {
+        self.counted.keep_alive().closed(self.was_idle);
+    }
+
+    /// Whether it may be used after it was idle for so long.
+    fn may_be_idle(&self, was_idle: Duration, limits: &Settings) -> bool {
+        was_idle < self.counted.keep_alive().limit(self.written(limits))
+    }
+
+    /// What is written of how long it may be idle. One that serves a single client is not worth keeping for longer than
+    /// usual: the client may have left.
+    fn written(&self, limits: &Settings) -> Option<Duration> {
+        limits.idle_timeout.map(|span| *span).or(self.introduction.map(|_| UNKNOWN))
+    }
+
+    /// Whether nobody needs it any more, however fresh it is.
+    fn is_worn_out(&self, now: Instant, limits: &Settings) -> bool {
+        let is_old = |max: Span| now.saturating_duration_since(self.born) >= max.mul_f32(self.age);
+        self.endpoint.is_gone() || limits.max_age.is_some_and(is_old)
     }
 
     fn leaves_the_pool(&mut self) {

@@ -16,8 +16,9 @@ pub fn config(data: &[u8]) {
         Ok(loaded) => {
             assert!(!loaded.config.listener.is_empty() && !loaded.config.upstream.is_empty());
             for listener in &loaded.config.listener {
-                let named = listener.route.iter().map(|route| &route.upstream).chain(&listener.upstream);
-                named.for_each(|name| assert!(loaded.config.upstream.contains_key(name)));
+                let arms = listener.route.iter().flat_map(|route| route.arms());
+                let named = arms.map(|arm| arm.upstream).chain(listener.upstream.clone());
+                named.for_each(|name| assert!(loaded.config.upstream.contains_key(&name)));
             }
         }
         Err(Problems(problems)) => {

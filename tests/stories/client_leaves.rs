@@ -231,7 +231,7 @@ async fn with_more_requests_in_its_pipeline() {
 async fn behind_more_requests_than_anybody_reads_ahead() {
     for exit in EXITS {
         let app = Upstream::that().never_answers().start().await;
-        let proxy = Config::over([&app]).start().await;
+        let proxy = Config::over([&app]).within("4s").start().await;
         let mut client = proxy.connect().await;
         client.send(get("/").repeat(5000)).await;
         app.has_seen(1).await;

@@ -40,8 +40,8 @@ impl Sidecar {
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
-        let listener = running.listeners().first().map(|(_, address)| *address);
-        let listener = listener.expect("the configuration has one");
+        let listener = running.listeners().first().and_then(|(_, address)| address.tcp());
+        let listener = listener.expect("the configuration has one of TCP");
         let admin = running.admin();
         Ok(Sidecar { listener, admin, config, replicas: replicas.to_vec(), running })
     }

@@ -1,7 +1,8 @@
 //! The request that is asked about, as routes see it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
+use crate::proxy::listener::Address;
 use crate::proxy::route::{self, Match, Request, Route, normal_path};
 
 /// What of the request routes look at.
@@ -56,7 +57,13 @@ impl Target<'_> {
     }
 }
 
-/// Whether a client that connects to this address and port reaches the listener at `address`.
-pub(super) fn reaches(address: SocketAddr, ip: IpAddr, port: u16) -> bool {
-    address.port() == port && (address.ip() == ip || address.ip().is_unspecified())
+/// Whether a client that connects to this address and port reaches the listener at `address`; one at a Unix socket
+/// says that it asks this host.
+pub(super) fn reaches(address: &Address, ip: IpAddr, port: u16) -> bool {
+    match address {
+        Address::Tcp(address) => {
+            address.port() == port && (address.ip() == ip || address.ip().is_unspecified())
+        }
+        Address::Unix(_) => ip.is_loopback(),
+    }
 }

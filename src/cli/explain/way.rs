@@ -50,6 +50,8 @@ pub(super) struct Way<'a> {
     /// The listener's path in the file.
     pub(super) base: &'a str,
     pub(super) route: &'a route::Settings,
+    /// Where the route leads, or the heaviest part of its split.
+    pub(super) arm: &'a route::Arm,
     /// The route's path in the file.
     pub(super) path: String,
     pub(super) upstream: &'a upstream::Settings,
@@ -57,11 +59,11 @@ pub(super) struct Way<'a> {
 
 impl Way<'_> {
     fn timeout(&self) -> &timeout::Settings {
-        self.route.timeout.as_ref().unwrap_or(&self.upstream.timeout)
+        self.arm.timeout.as_ref().unwrap_or(&self.upstream.timeout)
     }
 
     fn retry(&self) -> &retry::Settings {
-        self.route.retry.as_ref().unwrap_or(&self.upstream.retry)
+        self.arm.retry.as_ref().unwrap_or(&self.upstream.retry)
     }
 
     /// The request line and the Host that go up.
@@ -76,7 +78,7 @@ impl Way<'_> {
                 let (host, port) = target.host.rsplit_once(':').unwrap_or((&target.host, "80"));
                 let host = if host == "localhost" { "127.0.0.1" } else { host.trim_matches(['[', ']']) };
                 let own = host.parse().ok().zip(port.parse().ok());
-                if own.is_some_and(|(ip, port)| reaches(self.listener.address, ip, port)) {
+                if own.is_some_and(|(ip, port)| reaches(&self.listener.address, ip, port)) {
                     "the endpoint's address".to_owned()
                 } else {
                     target.host.clone()
@@ -89,7 +91,7 @@ impl Way<'_> {
     /// The chain in its fixed order (`proxy::exchange`, `proxy::attempt`).
     pub(super) fn chain(&self) -> Vec<Policy> {
         let upstream = self.upstream;
-        let path = |key: &str| format!("upstream.{}.{key}", self.route.upstream);
+        let path = |key: &str| format!("upstream.{}.{key}", self.arm.upstream);
         let routed = |own: bool, key: &str| if own { format!("{}.{key}", self.path) } else { path(key) };
         let (timeout, retry) = (self.timeout(), self.retry());
         let (breaker, concurrency) = (&upstream.breaker, &upstream.concurrency);
@@ -203,7 +205,7 @@ impl Way<'_> {
                         Layer::Defaults => format!("[defaults.{table}]"),
                         Layer::Route => format!("route {:?}", self.route.name),
                         Layer::Written if owner == self.base => "[[listener]]".to_owned(),
-                        Layer::Written => format!("[upstream.{}]", self.route.upstream),
+                        Layer::Written => format!("[upstream.{}]", self.arm.upstream),
                     };
                     format!("{place} line {}", origin.line)
                 }

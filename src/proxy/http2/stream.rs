@@ -195,7 +195,7 @@ fn begin(
     if bounded.is_err() {
         head.clear();
     }
-    let (context, checked) = Context::read(worker, listener, &head, (peer.peer, peer.local), true, arrived);
+    let (context, checked) = Context::read(worker, listener, &head, peer, true, arrived);
     let max_body = limits.max_body.map(|size| size.bytes());
     let checked = bounded.and(checked).and_then(|()| match (head.framing, max_body) {
         (Framing::Length(length), Some(max)) if length > max => {
@@ -203,7 +203,7 @@ fn begin(
         }
         _ => Ok(()),
     });
-    let routed = checked.and_then(|()| Routed::find(&snapshot, index, &head));
+    let routed = checked.and_then(|()| Routed::find(&snapshot, index, &head, worker.draw_bits()));
     let body = Body::http2(stream, head.framing, max_body);
     let record = Record::begin(worker, Rc::clone(&snapshot), index, arrived);
     (Request::new(worker, head, body, context, record), routed)

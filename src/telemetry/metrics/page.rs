@@ -3,8 +3,8 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, EndpointMetrics, Limit, Metrics,
-    RequestOutcome, RouteName, UpstreamMetrics, lock,
+    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, EndpointMetrics, HandshakeResult,
+    Limit, Metrics, Refused, RequestOutcome, RouteName, UpstreamMetrics, lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -32,6 +32,7 @@ families! {
     ENDPOINT_ATTEMPTS = Counter "outrigger_endpoint_attempts_total" ["upstream", "endpoint", "outcome"] "Sendings of requests to an endpoint, by what came back.";
     RETRIES = Counter "outrigger_retries_total" ["upstream", "reason"] "Retries, by what the attempt before failed with.";
     RETRIES_SKIPPED = Counter "outrigger_retries_skipped_total" ["upstream", "reason"] "Retries that were not made, by why.";
+    MIRRORED = Counter "outrigger_mirrored_total" ["upstream"] "Copies of requests that were sent to an upstream as shadow traffic.";
     BREAKER_STATE = Gauge "outrigger_breaker_state" ["upstream", "mode"] "Where the circuit breaker stands: 0 closed, 1 half-open or ramping, 2 open.";
     BREAKER_TRANSITIONS = Counter "outrigger_breaker_transitions_total" ["upstream", "to"] "Transitions of the circuit breaker, by the new state.";
     CONCURRENCY_LIMIT = Gauge "outrigger_concurrency_limit" ["upstream"] "How many attempts may be in flight.";
@@ -43,7 +44,13 @@ families! {
     LIMIT_REACHED = Counter "outrigger_limit_reached_total" ["what"] "How often a bound was reached.";
     UPSTREAM_CONNECTIONS = Gauge "outrigger_upstream_connections" ["upstream", "endpoint", "state"] "Connections to an endpoint.";
     UPSTREAM_CONNECTS = Counter "outrigger_upstream_connects_total" ["upstream", "result"] "Attempts to connect to an endpoint, by what they came to.";
+    DNS_AGE = Gauge "outrigger_dns_age_seconds" ["upstream"] "Time since DNS last gave a definite answer, for the name of the upstream for which that is longest ago.";
+    DISCOVERY_FAILURES = Counter "outrigger_discovery_failures_total" ["upstream"] "Look-ups of names that failed, and files of endpoints that could not be taken.";
     CLIENT_CONNECTIONS = Gauge "outrigger_client_connections" ["listener"] "Connections from clients.";
+    CLIENT_CONNECTIONS_REFUSED = Counter "outrigger_client_connections_refused_total" ["listener", "reason"] "Connections from clients that were closed before they could ask for anything.";
+    CLIENT_HANDSHAKES = Counter "outrigger_client_handshakes_total" ["listener", "result"] "TLS handshakes of clients, by what they came to.";
+    CERTIFICATE_EXPIRY = Gauge "outrigger_certificate_expiry_timestamp_seconds" ["name"] "Until when a certificate that is shown to peers is valid, in seconds since 1970, by its file.";
+    CERTIFICATE_RELOADS = Counter "outrigger_certificate_reloads_total" ["result"] "Readings of certificates whose files had changed.";
     CONFIG_RELOADS = Counter "outrigger_config_reloads_total" ["result"] "Reloads of the configuration.";
     CONFIG_INFO = Gauge "outrigger_config_info" ["digest"] "The configuration in force; always 1.";
     CONFIG_LAST_RELOAD = Gauge "outrigger_config_last_reload_successful" [] "Whether the last reload succeeded; 1 before the first.";
@@ -129,10 +136,22 @@ impl Metrics {
         );
 
         let mut connections = CLIENT_CONNECTIONS.series();
+        let mut handshakes = CLIENT_HANDSHAKES.series();
         for (name, listener) in &listeners {
             connections.value(&[name], listener.connections.get() as f64);
+            for (count, result) in listener.handshakes.get().into_iter().flatten().zip(HandshakeResult::ALL) {
+                handshakes.value(&[name, result.label()], count.get() as f64);
+            }
         }
         page.push(connections);
+        page.push(handshakes);
+        let mut refused = CLIENT_CONNECTIONS_REFUSED.series();
+        for (name, listener) in &listeners {
+            for reason in Refused::ALL {
+                refused.value(&[name, reason.label()], listener.refused(reason).get() as f64);
+            }
+        }
+        page.push(refused);
 
         self.push_process_wide(&mut page);
         push_process(&mut page);
@@ -195,6 +214,9 @@ impl Metrics {
                 series.value(&[name, word], upstream.sum(|shard| shard.retries_skipped(index)) as f64);
             }
         }));
+        page.push(each(&MIRRORED, &|series, name, upstream| {
+            series.value(&[name], upstream.mirrored.get() as f64);
+        }));
         page.push(each(&BREAKER_STATE, &|series, name, upstream| {
             series.value(&[name, *lock(&upstream.breaker_mode)], upstream.breaker_state.get() as f64);
         }));
@@ -219,6 +241,15 @@ impl Metrics {
         page.push(each(&QUEUE_WAIT, &|series, name, upstream| {
             series.distribution(&[name], &upstream.merged(&DURATIONS, |shard| &shard.queue_wait));
         }));
+        page.push(each(&DNS_AGE, &|series, name, upstream| {
+            let millis = upstream.dns_age.get();
+            if millis >= 0 {
+                series.value(&[name], millis as f64 / 1000.0);
+            }
+        }));
+        page.push(each(&DISCOVERY_FAILURES, &|series, name, upstream| {
+            series.value(&[name], upstream.discovery_failures.get() as f64);
+        }));
         page.push(each(&UPSTREAM_CONNECTS, &|series, name, upstream| {
             for result in ConnectResult::ALL {
                 series.value(&[name, result.label()], upstream.sum(|shard| shard.connects(result)) as f64);
@@ -233,6 +264,16 @@ impl Metrics {
             limits.value(&[limit.label()], self.limit_reached(limit).get() as f64);
         }
         page.push(limits);
+
+        let mut expiry = CERTIFICATE_EXPIRY.series();
+        for (name, seconds) in &*lock(&self.certificates.expiry) {
+            expiry.value(&[name], *seconds as f64);
+        }
+        page.push(expiry);
+        let mut reloads = CERTIFICATE_RELOADS.series();
+        reloads.value(&["success"], self.certificates.renewed.get() as f64);
+        reloads.value(&["failure"], self.certificates.failed.get() as f64);
+        page.push(reloads);
 
         let mut reloads = CONFIG_RELOADS.series();
         reloads.value(&["success"], self.config.succeeded.get() as f64);

@@ -102,6 +102,9 @@ fn every_line_of_the_page_parses_whatever_the_names_are() {
     route.shard(0).requests(200, RequestOutcome::Ok).inc();
     endpoint.shard(1).attempts(AttemptOutcome::Ok).inc();
     listener.connections.inc();
+    upstream.dns_age.set(1500);
+    listener.expect_handshakes();
+    metrics.set_certificates([(nasty.to_owned(), 1_800_000_000)].into());
     upstream.shard(1).attempt_duration.observe(Duration::from_millis(3));
     metrics.set_config("abc", SystemTime::now());
 

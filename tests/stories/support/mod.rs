@@ -5,15 +5,18 @@
 
 pub mod client;
 pub mod config;
+pub mod dns;
 pub mod http2;
 pub mod metrics;
 pub mod proxy;
+pub mod python;
 pub mod upstream;
 
 use std::time::Duration;
 
 pub use client::{Client, Response, get};
 pub use config::Config;
+pub use dns::Dns;
 pub use metrics::Metrics;
 pub use proxy::Proxy;
 pub use upstream::Upstream;

@@ -369,11 +369,16 @@ impl Script {
 
     /// It listens on a free port of loopback.
     pub async fn start(self) -> Upstream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("bound");
+        self.start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port")
+    }
+
+    /// It listens at `address`, if that is free.
+    pub async fn start_at(self, address: SocketAddr) -> std::io::Result<Upstream> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
         let shared = Shared::with(self);
         let accepting = accept(listener, &shared);
-        Upstream { address, shared, accepting: Some(accepting), kept: Vec::new() }
+        Ok(Upstream { address, shared, accepting: Some(accepting), kept: Vec::new() })
     }
 
     fn last(&mut self) -> &mut Reply {

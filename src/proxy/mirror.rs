@@ -1,0 +1,72 @@
+//! Shadow traffic: a copy of a request goes to another upstream, and its answer is thrown away.
+//!
+//! The copy is a request of its own, with the policies and the metrics of its upstream, but without a line in the
+//! log, without a retry and without a word in any request's metrics: nobody asked for it. Nothing of the real request
+//! waits for it. One without a body is copied when the real one sets out; a body is copied once the real one has
+//! been answered, out of what was kept for a retry, since reading it for both at once would let the slower one hold
+//! up the other. What was not kept is not copied, and counted.
+//!
+//! Rejected: sending both from the start of a body (Envoy does, and buffers what the shadow does not take).
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, ready};
+
+use super::context::Routed;
+use super::record::Record;
+use super::request::Request;
+use super::response::FromUpstream;
+use super::worker::Worker;
+use crate::http1::field::Name;
+use crate::telemetry::metrics::Limit;
+
+/// Copies that a worker has on their way; beyond it requests are not copied, which is counted.
+const UNDER_WAY: usize = 256;
+
+/// The name of the field that tells a copy from a request.
+const MARK: &[u8] = b"x-outrigger-mirror";
+
+/// Whether this request is to be copied, by the ratio of its route; and where the copy goes.
+pub fn wanted(worker: &Worker, routed: &Routed) -> Option<Routed> {
+    let (target, ratio) = routed.target().mirror?;
+    (worker.draw() < ratio.get()).then(|| routed.elsewhere(target))
+}
+
+/// A copy of a request, one of those that a worker has on their way.
+pub struct Copy {
+    /// The request.
+    pub request: Request,
+    _under_way: Rc<()>,
+}
+
+/// A copy of `request` for where `routed` leads, if all of its body is there to be copied.
+pub fn copy(worker: &Rc<Worker>, request: &Request, routed: &Routed) -> Option<Copy> {
+    let under_way = Rc::clone(&worker.mirrored);
+    if Rc::strong_count(&under_way) > UNDER_WAY + 1 {
+        worker.shared.metrics.limit_reached(Limit::Mirrors).inc();
+        return None;
+    }
+    let Some(body) = request.body.copy(&worker.shared) else {
+        worker.shared.metrics.limit_reached(Limit::MirrorBody).inc();
+        return None;
+    };
+    let mut head = request.head.clone();
+    head.fields.push(Name::Other, MARK, b"true");
+    let record = Record::unseen(worker, &request.record);
+    routed.target().chain.upstream.metrics.mirrored.inc();
+    let request = Request::new(worker, head, body, request.context.clone(), record);
+    Some(Copy { request, _under_way: under_way })
+}
+
+/// Reads an answer to its end for nobody, so that its connection can be used again.
+pub async fn throw_away(mut answer: Box<FromUpstream>, request: &mut Request) {
+    poll_fn(|cx| {
+        loop {
+            match ready!(answer.poll_data(cx, &mut request.body)) {
+                Ok(size @ 1..) => answer.consume(size),
+                _ => return Poll::Ready(()),
+            }
+        }
+    })
+    .await;
+}
