@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::body::Progress;
 use super::chain::carry_out;
-use super::client::Client;
+use super::client::Informed;
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
@@ -198,7 +198,7 @@ impl Admitted {
         routed: &Routed,
         request: &mut Request,
         timer: &Timer,
-        client: Option<&Client>,
+        client: Option<&dyn Informed>,
     ) -> Result<(Box<FromUpstream>, Instant), (Failed, Instant)> {
         let chain = &*routed.target().chain;
         let started = Instant::now();
@@ -298,7 +298,7 @@ impl Admitted {
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
-        (timer, client): (&Timer, Option<&Client>),
+        (timer, client): (&Timer, Option<&dyn Informed>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let endpoint = Arc::clone(self.in_flight.endpoint());
@@ -316,7 +316,7 @@ impl Admitted {
                 Some(connection) => (connection, started),
                 None => (self.connect(worker, upstream, wanted, timer).await?, Instant::now()),
             };
-            let told = client.is_some_and(Client::was_told_to_continue);
+            let told = client.is_some_and(|client| client.was_told_to_continue());
             let left = self.clock.left(now);
             send::queue_head(
                 connection.wire.output(),

@@ -206,7 +206,7 @@ impl One<'_> {
         let mut request = Request::new(worker, head, body, context, record);
 
         let response = {
-            let mut exchange = pin!(exchange(worker, &mut request, routed, Some(self.client)));
+            let mut exchange = pin!(exchange(worker, &mut request, routed, Some(&**self.client)));
             let look = worker.timer();
             poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),

@@ -286,6 +286,11 @@ impl FromUpstream {
         self.connection.as_ref().map_or(&[], |connection| &connection.wire.input()[..size])
     }
 
+    /// Whether the body ends behind these `size` bytes, as far as its framing tells beforehand.
+    pub fn is_last(&self, size: usize) -> bool {
+        self.reader.remaining() == Some(size as u64)
+    }
+
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
         if let Some(connection) = &mut self.connection {
