@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use http_body::Body as _;
-use hyper::body::Incoming;
+use h2::RecvStream;
 
 use super::client::Client;
 use super::shared::{Reservation, Shared};
@@ -40,7 +39,7 @@ enum Source {
     Ended,
     Http1(Rc<Client>, BodyReader),
     /// With the piece at hand.
-    Http2(Incoming, Bytes),
+    Http2(RecvStream, Bytes),
 }
 
 /// The bytes that were read, for another attempt.
@@ -78,7 +77,7 @@ impl Body {
     }
 
     /// The body of an HTTP/2 stream.
-    pub fn http2(incoming: Incoming, framing: Framing, max: Option<u64>) -> Self {
+    pub fn http2(incoming: RecvStream, framing: Framing, max: Option<u64>) -> Self {
         match framing {
             Framing::None => Self::new(Source::Ended, framing, max),
             _ => Self::new(Source::Http2(incoming, Bytes::new()), framing, max),
@@ -243,15 +242,19 @@ impl Body {
                     *source = Source::Ended;
                 }
             }
-            Source::Http2(incoming, piece) => {
+            Source::Http2(stream, piece) => {
                 if piece.is_empty() {
-                    match std::pin::Pin::new(&mut *incoming).poll_frame(cx) {
+                    match stream.poll_data(cx) {
                         Poll::Pending => return Ok(Poll::Pending),
-                        Poll::Ready(None) => *source = Source::Ended,
+                        Poll::Ready(Some(Ok(data))) => *piece = data,
                         Poll::Ready(Some(Err(_))) => return Err(Reason::ClientDisconnected.into()),
-                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                            Ok(data) => *piece = data,
-                            Err(frame) => *trailers = frame.into_trailers().ok().map(|map| fields(&map)),
+                        Poll::Ready(None) => match stream.poll_trailers(cx) {
+                            Poll::Pending => return Ok(Poll::Pending),
+                            Poll::Ready(Err(_)) => return Err(Reason::ClientDisconnected.into()),
+                            Poll::Ready(Ok(map)) => {
+                                *trailers = map.map(|map| fields(&map));
+                                *source = Source::Ended;
+                            }
                         },
                     }
                     return Ok(Poll::Ready(()));
@@ -261,8 +264,10 @@ impl Body {
                 };
                 let taken = piece.split_to(size);
                 read(&taken)?;
-                let ends = piece.is_empty() && incoming.is_end_stream();
+                let ends = piece.is_empty() && stream.is_end_stream();
                 go.queue(Piece::Shared(taken), ends);
+                // The client may send as much again. That errs where the stream is over.
+                let _ = stream.flow_control().release_capacity(size);
                 if ends {
                     *source = Source::Ended;
                 }

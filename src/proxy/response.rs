@@ -8,7 +8,7 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -25,6 +25,7 @@ use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::field::{Fields, Name};
 use crate::http1::head::{Framing, ResponseHead};
+use crate::policy::backoff;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
@@ -55,6 +56,8 @@ pub struct Hold {
     pub outcome: Outcome,
     /// What the metrics will be told; none: they have been.
     pub counted_as: Option<AttemptOutcome>,
+    /// How long a bad answer asked to be left alone.
+    pub retry_after: Duration,
     /// Whether the upstream has been told how the attempt ended.
     pub is_observed: bool,
 }
@@ -130,8 +133,9 @@ impl Hold {
             permit.record(now, Outcome { verdict, ..self.outcome });
         }
         if !std::mem::replace(&mut self.is_observed, true) {
-            let observed = Observed::End { verdict, latency: self.outcome.latency, connect: false };
-            routed.target().chain.upstream.observe(self.in_flight.endpoint(), now, observed);
+            let (latency, retry_after) = (self.outcome.latency, self.retry_after);
+            let observed = Observed::End { verdict, latency, connect: false, retry_after };
+            routed.target().chain.upstream.observe(&self.in_flight, now, observed);
         }
         if let Some(outcome) = self.counted_as.take() {
             let shard = routed.target().chain.upstream.metrics.shard(worker.index);
@@ -204,6 +208,11 @@ impl FromUpstream {
         Ok(())
     }
 
+    /// Whether the status of a call of gRPC is still to come.
+    fn owes_status(&self) -> bool {
+        self.call.as_ref().is_some_and(|call| call.owes_status)
+    }
+
     /// The status of the call of gRPC that it answers, once that is known.
     pub fn grpc_status(&self) -> Option<u8> {
         self.call.as_ref()?.status
@@ -241,11 +250,6 @@ impl FromUpstream {
             _ => self.verdict(),
         };
         self.let_go(verdict, reason);
-    }
-
-    /// Whether the exchange has become a stream.
-    pub fn is_stream(&self) -> bool {
-        self.is_stream
     }
 
     /// The verdict on the answer's head.
@@ -331,6 +335,11 @@ impl FromUpstream {
         self.wire.as_ref().map_or(&[], |wire| &wire.data()[..size])
     }
 
+    /// Whether the body ends behind these `size` bytes, as far as its framing tells beforehand.
+    pub fn is_last(&self, size: usize) -> bool {
+        !self.owes_status() && self.wire.as_ref().is_some_and(|wire| wire.is_last(size))
+    }
+
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
         self.follow(size);
@@ -375,7 +384,7 @@ impl FromUpstream {
 
     /// Whether nothing follows the head.
     pub fn is_bodiless(&self) -> bool {
-        matches!(self.head.framing, Framing::None | Framing::Length(0))
+        matches!(self.head.framing, Framing::None | Framing::Length(0)) && !self.owes_status()
     }
 
     /// The client takes nothing at the moment. Ready with the error once that lasts too long.
@@ -442,11 +451,17 @@ impl FromUpstream {
             return false;
         }
         self.is_stream = true;
-        // Its head was what the breaker asked about; the metrics wait for its end.
+        // Its head was what the breaker asked about; the metrics wait for its end, and so does what is said of its
+        // endpoint: a stream may break off.
         let counted_as = self.hold.counted_as.take();
         let verdict = self.hold.outcome.verdict;
+        let is_observed = std::mem::replace(&mut self.hold.is_observed, true);
+        if !is_observed {
+            let upstream = &self.routed.target().chain.upstream;
+            upstream.observe(&self.hold.in_flight, now, Observed::Streams { verdict });
+        }
         self.hold.settle(&self.worker, &self.routed, now, verdict);
-        self.hold.counted_as = counted_as;
+        (self.hold.counted_as, self.hold.is_observed) = (counted_as, is_observed);
         true
     }
 
@@ -496,7 +511,7 @@ impl FromUpstream {
     /// The answer will not be complete. A call of gRPC is told so by its end; of others the message is cut.
     fn cut(&mut self, error: Error) -> Result<usize, Error> {
         let error = self.broken(error);
-        if !self.is_final || !self.call.as_ref().is_some_and(|call| call.owes_status) {
+        if !self.is_final || !self.owes_status() {
             return Err(error);
         }
         self.ended_for = Some(error.reason);
@@ -560,4 +575,11 @@ pub const WHOLE_WITHIN: Duration = Duration::from_millis(100);
 fn is_event_stream(content_type: &[u8]) -> bool {
     const EVENTS: &[u8] = b"text/event-stream";
     content_type.get(..EVENTS.len()).is_some_and(|start| start.eq_ignore_ascii_case(EVENTS))
+}
+
+/// How long an answer asks to be left alone.
+pub fn retry_after(fields: &Fields) -> Option<Duration> {
+    let value = fields.get(Name::RetryAfter)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    backoff::parse_retry_after(value, now)
 }

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::body::Progress;
-use super::client::Client;
+use super::client::Informed;
 use super::context::Routed;
 use super::request::Request;
 use super::wire::{Unanswered, Wire};
@@ -83,7 +83,7 @@ pub struct Sending<'a> {
     /// The request's timer.
     pub timer: &'a Timer,
     /// Who gets interim answers.
-    pub client: Option<&'a Client>,
+    pub client: Option<&'a dyn Informed>,
     /// Where it goes.
     pub routed: &'a Routed,
     /// The breaker's permit, whose lease runs from when the request has gone up.
@@ -166,8 +166,7 @@ impl Sending<'_> {
                             client.inform(answer);
                             // The client may have been told to go on: then its body is waited for.
                             moved = (usize::MAX - 1, Instant::now());
-                            // What cannot be written yet goes before the final head.
-                            let _ = client.poll_flush(cx);
+                            client.push(cx);
                         }
                         continue;
                     }
@@ -195,7 +194,7 @@ impl Sending<'_> {
 
     /// Whether the client waits with its body for the upstream's word: then the upstream's time runs.
     fn waits_for_word(&self, request: &Request, progress: &Progress) -> bool {
-        let told = self.client.is_none_or(Client::was_told_to_continue);
+        let told = self.client.is_none_or(|client| client.was_told_to_continue());
         request.head.expect_continue && !told && progress.taken() == 0
     }
 }

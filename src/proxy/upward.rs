@@ -208,7 +208,7 @@ fn fields(sink: &mut impl Sink, request: &Request, routed: &Routed, worker: &Wor
             Name::XForwardedFor | Name::XForwardedProto | Name::XForwardedHost => !forwarded,
             Name::Via => !forwarded,
             Name::XOutriggerPath => false,
-            Name::Expect => !up.told_to_continue && !context.http2,
+            Name::Expect => !up.told_to_continue,
             _ => true,
         };
         goes_up && (field.known == Name::Te || !head.is_connection_option(field.name))

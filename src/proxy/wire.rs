@@ -259,6 +259,14 @@ impl Wire {
         }
     }
 
+    /// Whether the answer ends behind these `size` bytes, as far as that is known beforehand.
+    pub fn is_last(&self, size: usize) -> bool {
+        match self {
+            Wire::Http1(one) => one.reader.remaining() == Some(size as u64),
+            Wire::Http2(two) => two.stream.is_last(size),
+        }
+    }
+
     /// Whether the answer has been read to its end.
     pub fn is_done(&self) -> bool {
         match self {

@@ -173,6 +173,15 @@ impl Stream {
         }
     }
 
+    /// Whether the answer ends behind these `size` bytes of data, without trailers.
+    pub fn is_last(&self, size: usize) -> bool {
+        let is_over = || match &self.answer {
+            Answer::Head(_) => false,
+            Answer::Body(body) => self.ended || body.is_end_stream(),
+        };
+        self.piece.len() == size && self.trailers.is_none() && is_over()
+    }
+
     /// Whether the answer has been read to its end.
     pub fn is_done(&self) -> bool {
         self.ended && self.piece.is_empty()
