@@ -78,8 +78,11 @@ impl Opening<'_> {
         let Self { routed, endpoint, worker, .. } = *self;
         let upstream = &routed.target().chain.upstream;
         let ends = Some(Ends { client: context.peer, local: context.local });
-        let wanted = upstream.wanted(endpoint, ends.filter(|ends| ends.client != UNIX_PEER));
-        let way = upstream.settings.protocol.way(endpoint.tls.is_some(), context.grpc);
+        let way = upstream.settings.protocol.way(endpoint.tls.is_some(), context.grpc, context.upgrade);
+        let wanted = Wanted {
+            only_http1: way == Way::Http1,
+            ..upstream.wanted(endpoint, ends.filter(|ends| ends.client != UNIX_PEER))
+        };
         loop {
             let found = match way {
                 Way::Http1 => self.connection(&wanted, open, started).await?,

@@ -320,6 +320,7 @@ impl Making {
             max: self.limits.max,
             within: self.within,
             introduction: self.introduction,
+            only_http1: false,
         };
         let connection = self.pool.connect(wanted).await.map_err(NoSession::Connect)?;
         if self.endpoint.tls.is_some() && !connection.is_http2 {

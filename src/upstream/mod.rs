@@ -277,6 +277,7 @@ impl Upstream {
             max: connections.max,
             within: *timeout.connect,
             introduction: proxy_protocol.map(|version| Introduction { version, ends }),
+            only_http1: false,
         }
     }
 
@@ -429,9 +430,11 @@ impl Protocol {
         }
     }
 
-    /// How a request goes up, over TLS or not. `grpc`: whether it is gRPC, which needs HTTP/2.
-    pub const fn way(self, tls: bool, grpc: bool) -> Way {
+    /// How a request goes up, over TLS or not. `grpc`: whether it is gRPC, which needs HTTP/2; `upgrade`: whether it asks
+    /// for another protocol, which only HTTP/1.1 can switch to.
+    pub const fn way(self, tls: bool, grpc: bool, upgrade: bool) -> Way {
         match self {
+            Protocol::Auto if upgrade => Way::Http1,
             Protocol::Auto if tls => Way::Settled,
             Protocol::Auto if grpc => Way::Http2,
             Protocol::Auto | Protocol::Http1 => Way::Http1,

@@ -97,6 +97,8 @@ pub struct Wanted<'a> {
     pub within: Duration,
     /// What it begins with.
     pub introduction: Option<Introduction>,
+    /// It must be one of HTTP/1.1, whatever else the endpoint could settle for in a handshake of TLS.
+    pub only_http1: bool,
 }
 
 /// A connection to an endpoint.
@@ -189,7 +191,7 @@ impl Pool {
     /// # Errors
     /// [`ConnectError`]. How long it may take is the caller's affair.
     pub async fn connect(&self, wanted: Wanted<'_>) -> Result<Box<ToEndpoint>, ConnectError> {
-        let Wanted { endpoint, counts, max, within, introduction } = wanted;
+        let Wanted { endpoint, counts, max, within, introduction, only_http1 } = wanted;
         let counted = counts.add(max);
         let counted = counted.ok_or(ConnectError::TooMany)?;
         let mut stream = connect::open(endpoint, within).await.map_err(ConnectError::Io)?;
@@ -200,13 +202,15 @@ impl Pool {
         }
         let stream = match &endpoint.tls {
             Some(tls) => {
-                let connected = tls.connect(endpoint.id, endpoint.server_name(), stream).await;
+                let connected = tls.connect(endpoint.id, endpoint.server_name(), stream, only_http1).await;
                 connected.map_err(ConnectError::Tls)?
             }
             None => stream,
         };
         let is_http2 = stream.protocol() == Some(b"h2");
-        endpoint.settle(is_http2 || endpoint.tls.is_none());
+        if endpoint.tls.is_some() && !only_http1 {
+            endpoint.settle(is_http2);
+        }
         endpoint.metrics.shard(self.worker).connections_active.inc();
         Ok(Box::new(ToEndpoint {
             is_http2,

@@ -409,7 +409,7 @@ async fn an_upstream_that_sends_no_settings_is_a_connect_that_takes_too_long() {
     let proxy = config.start().await;
     let response = proxy.get("/").await;
     response.must_be(502, "connect_error");
-    assert_eq!(proxy.metric("outrigger_upstream_connects_total{result=timeout}").await, 1.0);
+    proxy.metric_becomes("outrigger_upstream_connects_total{result=timeout}", 1.0).await;
 }
 
 #[tokio::test]
