@@ -108,7 +108,8 @@ fn a_share_of_failures_may_be_chance() {
     let cases = [
         // why                                            own             peers  seen  no chance
         ("all fail, and the peers' do not", tally(20, 20), 0.0, 20, true),
-        ("half of them do", tally(10, 20), 0.0, 40, true),
+        ("half of them do", tally(12, 24), 0.0, 48, true),
+        ("three of four do", tally(15, 20), 0.0, 20, true),
         ("nothing is known of the peers", tally(15, 20), 0.0, 0, false),
         ("they fail nearly as often", tally(16, 20), 0.5, 40, false),
         ("they do, but this is no small sample", tally(800, 1000), 0.5, 2000, true),
@@ -495,8 +496,8 @@ proptest! {
         let mut bench = Bench::new(&settings, &vec![0; count]);
         for (slower, lasts) in phases {
             for _ in 0..lasts / 20 {
-                for endpoint in 0..count {
-                    for _ in 0..rates[endpoint] {
+                for (endpoint, rate) in rates.iter().enumerate().take(count) {
+                    for _ in 0..*rate {
                         let shown = if random.f64() < ratio { Shown::Failure } else { Shown::Success };
                         let latency = Duration::from_secs_f64(millis * slower * (0.5 + random.f64()) / 1000.0);
                         bench.shows_after(endpoint, shown, latency);
