@@ -18,6 +18,7 @@ use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
 use crate::transport::UNIX_PEER;
 use crate::units::Span;
+use crate::upstream::balance::{self, Kind};
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
 use crate::upstream::{self, endpoint::Socket, health};
 
@@ -410,12 +411,14 @@ impl<'a> Lint<'a> {
             upstream: settings,
         });
         self.breaker(&path.key("breaker"), &settings.breaker);
-        self.outlier(path, settings);
-        self.health(&path.key("health"), &settings.health);
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identity().into_iter());
         }
+        self.outlier(path, settings);
+        self.health(&path.key("health"), &settings.health);
         self.capacity(path, settings, config);
+        self.balance(&path.key("balance"), &settings.balance);
+        self.priorities(path, settings);
 
         self.discovery(path, settings);
 
@@ -548,6 +551,45 @@ impl<'a> Lint<'a> {
             };
             self.error(&slow, "is not below", &attempt, cure);
         }
+    }
+
+    /// A key is hashed where the kind is `hash`, and nowhere else.
+    fn balance(&mut self, path: &Path, balance: &balance::Settings) {
+        let kind = At(path.key("kind"), "\"hash\"");
+        // One that could not be read is there, and told already.
+        let is_written = self.find(path).0.all_entries().iter().any(|(key, _)| key == "hash");
+        match (balance.kind, &balance.hash) {
+            (Kind::Hash, None) if !is_written => {
+                let cure = "add `hash = { key = \"header:NAME\" }`; it may also be \"cookie:NAME\", \"path\" or \
+                            \"client_ip\"";
+                let problem = Problem::new(format!("`{}` is \"hash\", but there is no key", kind.0), cure);
+                self.say(&kind.0, problem);
+            }
+            (Kind::Hash, _) | (_, None) => {}
+            (_, Some(_)) => {
+                let hash = path.key("hash");
+                let message =
+                    format!("`{hash}` is used by `kind = \"hash\"` alone, and this kind is another");
+                self.say(&hash, Problem::new(message, "add `kind = \"hash\"`, or remove `hash`"));
+            }
+        }
+    }
+
+    /// Priorities begin with 0 and leave none out.
+    fn priorities(&mut self, path: &Path, settings: &upstream::Settings) {
+        let (node, _) = self.root.follow(&path.0);
+        let written: Vec<_> = elements(node, "endpoints").zip(&settings.endpoints).collect();
+        let taken: BTreeSet<u8> = written.iter().map(|(_, endpoint)| endpoint.priority).collect();
+        let Some(gap) = (0u8..).zip(&taken).find(|(next, priority)| next < priority) else { return };
+        let (missing, found) = gap;
+        let Some(((index, _), _)) = written.iter().find(|(_, endpoint)| endpoint.priority == *found) else {
+            return;
+        };
+        let problem = Problem::new(
+            format!("this endpoint has priority {found}, and none has {missing}"),
+            format!("priorities count from 0 without a gap: give it {missing}"),
+        );
+        self.say(&path.key("endpoints").index(*index).key("priority"), problem);
     }
 
     fn breaker(&mut self, path: &Path, breaker: &breaker::Settings) {

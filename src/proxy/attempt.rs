@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use super::body::Progress;
 use super::chain::carry_out;
-use super::client::Client;
+use super::client::Informed;
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
+use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status, retry_after};
 use super::send::{self, Clock, Sending, Unanswered};
 use super::worker::Worker;
 use crate::http1::field::Name;
@@ -104,7 +104,7 @@ pub async fn admit(
     let chain = &*routed.target().chain;
     let settings = &chain.upstream.settings;
     let shard = chain.upstream.metrics.shard(worker.index);
-    let now = turn.now; // one reading for all admissions
+    let mut now = turn.now; // one reading for all admissions
     let is_retry = turn.number > 1;
 
     let mode = settings.breaker.mode.of(settings.breaker.rollout, request.context.hash);
@@ -135,6 +135,7 @@ pub async fn admit(
                     .gate
                     .enter(now, deadline, p50, timer, |waited| {
                         *queue += waited;
+                        now += waited;
                         shard.queue_wait.observe(waited);
                     })
                     .await
@@ -145,8 +146,9 @@ pub async fn admit(
         }
     };
 
+    let key = settings.balance.key().and_then(|key| request.hash_of(key));
     let may_probe = !is_retry && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
-    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), now, may_probe };
+    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), key, now, may_probe };
     let endpoints = chain.upstream.endpoints();
     let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {
@@ -161,7 +163,7 @@ pub async fn admit(
     Ok(Admitted {
         permit,
         slot,
-        in_flight: endpoint.enter(),
+        in_flight: endpoint.enter(now),
         usable: endpoints.in_service(),
         clock: turn.clock,
         number: turn.number,
@@ -196,7 +198,7 @@ impl Admitted {
         routed: &Routed,
         request: &mut Request,
         timer: &Timer,
-        client: Option<&Client>,
+        client: Option<&dyn Informed>,
     ) -> Result<(Box<FromUpstream>, Instant), (Failed, Instant)> {
         let chain = &*routed.target().chain;
         let started = Instant::now();
@@ -225,17 +227,23 @@ impl Admitted {
                     chain.latency.record(now, latency);
                 }
                 chain.upstream.observe(&admitted.in_flight, now, Observed::Head { verdict, latency });
+                let retry_after = match verdict {
+                    Verdict::Failure => retry_after(&head.fields).unwrap_or_default(),
+                    _ => Duration::ZERO,
+                };
                 let outcome = admitted.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
                 if head.fields.get(Name::XOutriggerImmediateFail).is_some_and(|value| value == b"true") {
                     chain.upstream.immediate_fail(&admitted.in_flight, now);
                 }
-                let Self { permit, slot, in_flight, clock, .. } = admitted;
+                let Self { permit, slot, mut in_flight, clock, .. } = admitted;
+                in_flight.answered(now);
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let hold = Hold { permit, slot, in_flight, outcome, counted_as, is_observed: false };
+                let hold =
+                    Hold { permit, slot, in_flight, outcome, counted_as, retry_after, is_observed: false };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
@@ -269,7 +277,7 @@ impl Admitted {
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
         let unreached = is_connect || error.reason == Reason::TlsError;
-        let observed = Observed::End { verdict, latency, connect: unreached };
+        let observed = Observed::End { verdict, latency, connect: unreached, retry_after: Duration::ZERO };
         chain.upstream.observe(&self.in_flight, now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
@@ -290,7 +298,7 @@ impl Admitted {
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
-        (timer, client): (&Timer, Option<&Client>),
+        (timer, client): (&Timer, Option<&dyn Informed>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let endpoint = Arc::clone(self.in_flight.endpoint());
@@ -308,7 +316,7 @@ impl Admitted {
                 Some(connection) => (connection, started),
                 None => (self.connect(worker, upstream, wanted, timer).await?, Instant::now()),
             };
-            let told = client.is_some_and(Client::was_told_to_continue);
+            let told = client.is_some_and(|client| client.was_told_to_continue());
             let left = self.clock.left(now);
             send::queue_head(
                 connection.wire.output(),

@@ -131,6 +131,9 @@ impl Upstream {
     pub fn view(&self, choice: &Weighted, now: Instant) -> Value {
         let endpoint = &*choice.endpoint;
         let since = now.saturating_duration_since(standing::instant(endpoint.standing.in_service_since()));
+        let (at, window) = (standing::nanos(now), self.settings.balance.slow_start_nanos());
+        let in_service_since = endpoint.standing.in_service_since();
+        let latency = endpoint.load.latency(at, in_service_since);
         let health =
             [(Out::Ejected, "ejected"), (Out::Unhealthy, "unhealthy"), (Out::Unchecked, "unchecked")];
         let health = health.into_iter().find(|(out, _)| endpoint.standing.is_out(*out));
@@ -139,6 +142,8 @@ impl Upstream {
             "endpoint": &*endpoint.label,
             "weight": choice.weight,
             "priority": choice.priority,
+            "ewma_ms": latency.map(|seconds| f64::from(seconds) * 1000.0),
+            "slow_start": endpoint.load.ramp(at, in_service_since, window),
             "in_flight": endpoint.in_flight(),
             "health": health.map_or("usable", |(_, word)| word),
             "since_seconds": seconds(since),

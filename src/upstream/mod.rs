@@ -11,8 +11,12 @@ pub mod discovery;
 pub mod endpoint;
 pub mod health;
 pub mod keep_alive;
+pub mod key;
+pub mod load;
+pub mod maglev;
 pub mod outlier;
 pub mod pool;
+pub mod share;
 pub mod standing;
 pub mod traffic;
 
@@ -24,14 +28,14 @@ use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::balance::Weighted;
+use self::balance::{Tables, Want, Weighted};
 use self::counts::Counts;
 use self::discovery::Found;
 use self::discovery::known::Known;
 use self::endpoint::{Address, Endpoint, InFlight, Socket};
 use self::outlier::{Outlier, Peer, Shown};
 use self::pool::Wanted;
-use self::standing::Out;
+use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
@@ -93,9 +97,9 @@ pub struct Upstream {
     known: Mutex<Known>,
     /// What all workers together hold of it.
     pub counts: Arc<Counts>,
+    tls: Option<Arc<Client>>,
     /// Who is worse than its peers.
     outlier: Outlier,
-    tls: Option<Arc<Client>>,
 }
 
 /// Who can answer at the moment.
@@ -105,6 +109,8 @@ pub struct Endpoints {
     pub usable: Vec<Weighted>,
     /// Names without an address, and why; empty as to why until they have been looked up. An SRV name has port 0.
     pub unresolved: Vec<(Address, String)>,
+    /// The tables by which one is picked.
+    pub balance: Tables,
 }
 
 /// What a request asks for when it needs an endpoint.
@@ -113,6 +119,8 @@ pub struct Ask<'a> {
     pub tried: &'a [u64],
     /// A random number.
     pub draw: u64,
+    /// The hash of its key, where `balance.kind` is `hash` and it has one.
+    pub key: Option<u64>,
     /// Now.
     pub now: Instant,
     /// Whether it is a first attempt that can be sent again: it may probe an endpoint that was ejected.
@@ -137,6 +145,8 @@ pub enum Observed {
         latency: Duration,
         /// Whether no connection could be made.
         connect: bool,
+        /// How long the answer, a failure, asked to be left alone.
+        retry_after: Duration,
     },
     /// The answer has become a stream; how it ends is told then.
     Streams {
@@ -160,26 +170,39 @@ impl Upstream {
 
     /// The same, but never an ejected endpoint whose probe this would be: for what is no request.
     pub fn pick(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
-        balance::pick(&self.endpoints().usable, ask.tried, ask.draw).map(Arc::clone)
+        let want = Want { tried: ask.tried, draw: ask.draw, key: ask.key, now: nanos(ask.now) };
+        self.endpoints().balance.pick(&want).map(Arc::clone)
     }
 
     /// Learns from an attempt at an endpoint. Each tells of its end once; of its head only if one came.
     pub fn observe(&self, attempt: &InFlight, now: Instant, observed: Observed) {
+        let (load, at) = (&attempt.endpoint().load, nanos(now));
         let shown = |verdict| match verdict {
             Verdict::Failure => Shown::Failure,
             Verdict::Success => Shown::Success,
             Verdict::Throttled | Verdict::Ignored => Shown::Nothing,
         };
         match observed {
-            Observed::Head { verdict: Verdict::Success, latency } => self.outlier.took(attempt, latency),
+            Observed::Head { verdict: Verdict::Success, latency } => {
+                load.sample(at, latency);
+                self.outlier.took(attempt, latency);
+            }
             Observed::Head { .. } => {}
             Observed::Streams { verdict } => {
+                if verdict == Verdict::Success {
+                    load.succeeded(at);
+                }
                 self.tell(self.outlier.streams(attempt, now, shown(verdict), || self.peers()).as_slice());
             }
-            Observed::End { verdict, latency, connect } => {
+            Observed::End { verdict, latency, connect, retry_after } => {
                 let shown = if connect { Shown::Failure } else { shown(verdict) };
-                if shown == Shown::Failure {
-                    attempt.endpoint().failed(now);
+                match shown {
+                    Shown::Failure => {
+                        attempt.endpoint().failed(now);
+                        load.failed(at, latency, retry_after);
+                    }
+                    Shown::Success => load.succeeded(at),
+                    Shown::Nothing => {}
                 }
                 self.tell(&self.outlier.observe(attempt, now, shown, latency, || self.peers()));
             }
@@ -285,8 +308,10 @@ impl Upstream {
             .iter()
             .map(|Weighted { endpoint, .. }| ((&endpoint.address, &endpoint.socket), endpoint))
             .collect();
-        let mut endpoints = Endpoints { usable: Vec::with_capacity(found.len()), unresolved };
+        let mut usable: Vec<Weighted> = Vec::with_capacity(found.len());
         let now = Instant::now();
+        // Where nobody has answered yet nobody is a newcomer.
+        let is_start = !known.usable.iter().any(|choice| choice.endpoint.load.is_known());
         let enforced = self.settings.health.mode == Mode::Enforce;
         // A new endpoint waits for its first check where others serve meanwhile.
         let waits = enforced && known.usable.iter().any(|choice| choice.endpoint.standing.is_in_service());
@@ -298,6 +323,9 @@ impl Upstream {
                 let endpoint = Endpoint::new(found.address, found.socket, metrics).over(self.tls.clone());
                 let endpoint = Arc::new(endpoint);
                 endpoint.standing.set(Out::Unchecked, waits, now);
+                if is_start {
+                    endpoint.load.start_warm(endpoint.standing.in_service_since());
+                }
                 changes.added.push(Arc::clone(&endpoint.label));
                 endpoint
             });
@@ -310,18 +338,27 @@ impl Upstream {
             }
             endpoint.set_others(found.others);
             endpoint.set_gone(false);
-            endpoints.usable.push(Weighted { endpoint, weight: found.weight, priority: found.priority });
+            usable.push(Weighted { endpoint, weight: found.weight, priority: found.priority });
         }
-        let stay: HashSet<u64> = endpoints.usable.iter().map(|choice| choice.endpoint.id).collect();
+        let stay: HashSet<u64> = usable.iter().map(|choice| choice.endpoint.id).collect();
         for Weighted { endpoint, .. } in
             known.usable.iter().filter(|choice| !stay.contains(&choice.endpoint.id))
         {
             endpoint.set_gone(true);
             changes.removed.push(Arc::clone(&endpoint.label));
         }
-        self.endpoints.store(Arc::new(endpoints));
+        let balance = Tables::new(&self.settings.balance, &usable, self.capacity());
+        self.endpoints.store(Arc::new(Endpoints { usable, unresolved, balance }));
         self.tell(&self.outlier.adopt(&self.peers(), now));
         changes
+    }
+
+    /// The most attempts that may be in flight.
+    fn capacity(&self) -> u32 {
+        let concurrency = &self.settings.concurrency;
+        let concurrency::Limit::Fixed { max } = concurrency.limit;
+        let connections = self.settings.connections.max;
+        if concurrency.mode == Mode::Enforce { max.min(connections) } else { connections }
     }
 }
 

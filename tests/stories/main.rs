@@ -17,6 +17,7 @@ mod drain;
 mod everything_at_once;
 mod health;
 mod http2;
+mod http2_abuse;
 mod life;
 mod malformed;
 mod modes;
