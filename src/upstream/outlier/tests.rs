@@ -108,7 +108,8 @@ fn a_share_of_failures_may_be_chance() {
     let cases = [
         // why                                            own             peers  seen  no chance
         ("all fail, and the peers' do not", tally(20, 20), 0.0, 20, true),
-        ("half of them do", tally(10, 20), 0.0, 40, true),
+        ("half of them do", tally(12, 24), 0.0, 48, true),
+        ("three of four do", tally(15, 20), 0.0, 20, true),
         ("nothing is known of the peers", tally(15, 20), 0.0, 0, false),
         ("they fail nearly as often", tally(16, 20), 0.5, 40, false),
         ("they do, but this is no small sample", tally(800, 1000), 0.5, 2000, true),
