@@ -149,6 +149,18 @@ impl Way<'_> {
             ),
             self.step("balance", "which endpoint", None, self.values(&path("balance"), &upstream.balance)),
             self.step(
+                "outlier",
+                "which endpoints are out because their traffic is worse than their peers'",
+                Some((upstream.outlier.mode, upstream.outlier.rollout)),
+                self.values(&path("outlier"), &upstream.outlier),
+            ),
+            self.step(
+                "health",
+                "which endpoints are out because their checks fail",
+                Some((upstream.health.mode, Ratio::ONE)),
+                self.values(&path("health"), &upstream.health),
+            ),
+            self.step(
                 "connections",
                 "an idle connection, or a new one",
                 None,
