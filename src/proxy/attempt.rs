@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::body::Progress;
 use super::chain::carry_out;
-use super::client::Client;
+use super::client::Informed;
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
@@ -198,7 +198,7 @@ impl Admitted {
         routed: &Routed,
         request: &mut Request,
         timer: &Timer,
-        client: Option<&Client>,
+        client: Option<&dyn Informed>,
     ) -> Result<(Box<FromUpstream>, Instant), (Failed, Instant)> {
         let chain = &*routed.target().chain;
         let started = Instant::now();
@@ -242,16 +242,8 @@ impl Admitted {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let hold = Hold {
-                    permit,
-                    slot,
-                    in_flight,
-                    outcome,
-                    counted_as,
-                    retry_after,
-                    is_observed: false,
-                    may_break: false,
-                };
+                let hold =
+                    Hold { permit, slot, in_flight, outcome, counted_as, retry_after, is_observed: false };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
@@ -277,7 +269,7 @@ impl Admitted {
     ) -> Failed {
         let chain = &*routed.target().chain;
         let Unanswered { error, unprocessed, .. } = unanswered;
-        let is_connect = matches!(error.reason, Reason::ConnectError | Reason::TlsError);
+        let is_connect = error.reason == Reason::ConnectError;
         let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
         // What is cut short by the rest of a request's time has not had its whole time.
         let allowed = self.clock.whole_attempt.unwrap_or(Duration::MAX);
@@ -306,7 +298,7 @@ impl Admitted {
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
-        (timer, client): (&Timer, Option<&Client>),
+        (timer, client): (&Timer, Option<&dyn Informed>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let endpoint = Arc::clone(self.in_flight.endpoint());
@@ -324,7 +316,7 @@ impl Admitted {
                 Some(connection) => (connection, started),
                 None => (self.connect(worker, upstream, wanted, timer).await?, Instant::now()),
             };
-            let told = client.is_some_and(Client::was_told_to_continue);
+            let told = client.is_some_and(|client| client.was_told_to_continue());
             let left = self.clock.left(now);
             send::queue_head(
                 connection.wire.output(),

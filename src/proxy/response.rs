@@ -56,8 +56,6 @@ pub struct Hold {
     pub retry_after: Duration,
     /// Whether the upstream has been told how the attempt ended.
     pub is_observed: bool,
-    /// Whether what it was told may turn out too good: a stream that breaks off.
-    pub may_break: bool,
 }
 
 /// An answer's head, and what it came over.
@@ -108,8 +106,6 @@ impl Hold {
             let (latency, retry_after) = (self.outcome.latency, self.retry_after);
             let observed = Observed::End { verdict, latency, connect: false, retry_after };
             routed.target().chain.upstream.observe(&self.in_flight, now, observed);
-        } else if std::mem::take(&mut self.may_break) && verdict == Verdict::Failure {
-            routed.target().chain.upstream.observe(&self.in_flight, now, Observed::Broke);
         }
         if let Some(outcome) = self.counted_as.take() {
             let shard = routed.target().chain.upstream.metrics.shard(worker.index);
@@ -290,6 +286,11 @@ impl FromUpstream {
         self.connection.as_ref().map_or(&[], |connection| &connection.wire.input()[..size])
     }
 
+    /// Whether the body ends behind these `size` bytes, as far as its framing tells beforehand.
+    pub fn is_last(&self, size: usize) -> bool {
+        self.reader.remaining() == Some(size as u64)
+    }
+
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
         if let Some(connection) = &mut self.connection {
@@ -362,12 +363,17 @@ impl FromUpstream {
             return false;
         }
         self.is_stream = true;
-        // Its head was what the breaker asked about; the metrics wait for its end.
+        // Its head was what the breaker asked about; the metrics wait for its end, and so does what is said of its
+        // endpoint: a stream may break off.
         let counted_as = self.hold.counted_as.take();
         let verdict = self.hold.outcome.verdict;
+        let is_observed = std::mem::replace(&mut self.hold.is_observed, true);
+        if !is_observed {
+            let upstream = &self.routed.target().chain.upstream;
+            upstream.observe(&self.hold.in_flight, now, Observed::Streams { verdict });
+        }
         self.hold.settle(&self.worker, &self.routed, now, verdict);
-        self.hold.counted_as = counted_as;
-        self.hold.may_break = verdict != Verdict::Failure;
+        (self.hold.counted_as, self.hold.is_observed) = (counted_as, is_observed);
         true
     }
 

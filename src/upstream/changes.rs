@@ -7,14 +7,16 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::Upstream;
 use super::balance::Weighted;
+use super::checkup::{self, Manner};
 use super::endpoint::{Endpoint, InFlight};
 use super::health::{Known, Turned, Verdict};
 use super::outlier::{self, EventKind};
 use super::standing::{self, Out};
-use super::{Upstream, checkup};
 use crate::policy::mode::Mode;
 use crate::telemetry::metrics::Ejection;
+use crate::transport::proxy_protocol::Introduction;
 
 impl Upstream {
     /// An answer to `attempt` said that its endpoint should get no more requests (`x-outrigger-immediate-fail`).
@@ -41,7 +43,9 @@ impl Upstream {
     /// Checks `endpoint`, and does what follows from it. Never on a worker.
     pub async fn check(&self, endpoint: &Endpoint) {
         let settings = &self.settings.health;
-        let result = checkup::check(endpoint, settings, false).await;
+        let introduction = self.settings.proxy_protocol.map(|version| Introduction { version, ends: None });
+        let manner = Manner { http2: false, introduction };
+        let result = checkup::check(endpoint, settings, manner).await;
         let now = Instant::now();
         let turned = endpoint.check.ended(settings, result, known(endpoint), now, fastrand::f64());
         if settings.mode == Mode::Enforce && endpoint.check.view().passes > 0 {

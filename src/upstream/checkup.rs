@@ -12,58 +12,87 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncWriteExt;
 
 use super::connect;
 use super::endpoint::Endpoint;
 use super::health::{Kind, Settings};
 use crate::transport::Transport;
+use crate::transport::proxy_protocol::Introduction;
 
 /// The answer to a gRPC check is a few bytes; more is no answer.
 const MAX_MESSAGE: usize = 1024;
 
-/// Asks `endpoint`. `http2`: HTTP is spoken in its second version.
+/// How an endpoint is spoken to.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// HTTP/2 where nothing was agreed on by ALPN.
+    pub http2: bool,
+    /// What a connection begins with.
+    pub introduction: Option<Introduction>,
+}
+
+/// Asks `endpoint`.
 ///
 /// # Errors
 /// Why it does not pass, in words.
-pub async fn check(endpoint: &Endpoint, settings: &Settings, http2: bool) -> Result<(), String> {
+pub async fn check(endpoint: &Endpoint, settings: &Settings, manner: Manner) -> Result<(), String> {
     let limit = *settings.timeout;
-    tokio::time::timeout(limit, ask(endpoint, settings, http2))
+    tokio::time::timeout(limit, ask(endpoint, settings, manner))
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {}", settings.timeout)))
 }
 
-async fn ask(endpoint: &Endpoint, settings: &Settings, http2: bool) -> Result<(), String> {
-    let stream = connect::open(endpoint, *settings.timeout).await;
-    let stream = stream.map_err(|error| format!("cannot connect: {error}"))?;
+async fn ask(endpoint: &Endpoint, settings: &Settings, manner: Manner) -> Result<(), String> {
+    let stream = connect(endpoint, settings, manner.introduction).await?;
+    let http2 = stream.protocol().map_or(manner.http2, |agreed| agreed == b"h2");
+    let scheme = if endpoint.tls.is_some() { "https" } else { "http" };
     let host = settings.host.as_deref().unwrap_or(&endpoint.host);
+    let url = |path: &str| format!("{scheme}://{host}{path}");
     match settings.kind {
         Kind::Tcp => Ok(()),
         Kind::Http => {
-            let request = Request::get(if http2 {
-                format!("http://{host}{}", settings.path)
+            let request = if http2 {
+                Request::get(url(&settings.path))
             } else {
-                settings.path.clone()
-            })
-            .header("host", host)
-            .header("user-agent", "outrigger-health");
-            let request = request.body(Full::default()).map_err(|error| error.to_string())?;
-            let status = |response: Response<Incoming>| async move { Ok(response.status().as_u16()) };
+                Request::get(&settings.path).header("host", host)
+            };
+            let request = request.header("user-agent", "outrigger-health").body(Full::default());
+            let request = request.map_err(|error| error.to_string())?;
+            let read = |response: Response<Incoming>| async move { Ok(response.status().as_u16()) };
             let status = if http2 {
-                over_http2(stream, request, status).await
+                over_http2(stream, request, read).await?
             } else {
-                over_http1(stream, request, status).await
-            }?;
+                over_http1(stream, request, read).await?
+            };
             if settings.passes(status) { Ok(()) } else { Err(format!("status {status}")) }
         }
         Kind::Grpc => {
-            let request = Request::post(format!("http://{host}/grpc.health.v1.Health/Check"))
+            let request = Request::post(url("/grpc.health.v1.Health/Check"))
                 .header("content-type", "application/grpc")
                 .header("te", "trailers")
-                .header("user-agent", "outrigger-health");
-            let request =
-                request.body(Full::new(question(&settings.service))).map_err(|error| error.to_string())?;
-            over_http2(stream, request, answer).await
+                .header("user-agent", "outrigger-health")
+                .body(Full::new(question(&settings.service)));
+            over_http2(stream, request.map_err(|error| error.to_string())?, answer).await
         }
+    }
+}
+
+async fn connect(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    introduction: Option<Introduction>,
+) -> Result<Transport, String> {
+    let in_words = |error| format!("cannot connect: {error}");
+    let mut stream = connect::open(endpoint, *settings.timeout).await.map_err(in_words)?;
+    if let Some(introduction) = introduction {
+        let mut header = Vec::new();
+        introduction.write(&mut header);
+        stream.write_all(&header).await.map_err(in_words)?;
+    }
+    match &endpoint.tls {
+        Some(tls) => tls.connect(endpoint.id, endpoint.server_name(), stream).await,
+        None => Ok(stream),
     }
 }
 

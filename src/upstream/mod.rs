@@ -137,7 +137,7 @@ pub enum Observed {
         /// From when the request had gone up.
         latency: Duration,
     },
-    /// The attempt is over: its answer has ended, broke off or became a stream, or none came.
+    /// The attempt is over: its answer has ended or broke off, or none came.
     End {
         /// What it came to.
         verdict: Verdict,
@@ -148,8 +148,11 @@ pub enum Observed {
         /// How long the answer, a failure, asked to be left alone.
         retry_after: Duration,
     },
-    /// After an end that was told as good, since the answer became a stream: it broke off.
-    Broke,
+    /// The answer has become a stream; how it ends is told then.
+    Streams {
+        /// What its head means.
+        verdict: Verdict,
+    },
 }
 
 impl Endpoints {
@@ -174,32 +177,36 @@ impl Upstream {
     /// Learns from an attempt at an endpoint. Each tells of its end once; of its head only if one came.
     pub fn observe(&self, attempt: &InFlight, now: Instant, observed: Observed) {
         let (load, at) = (&attempt.endpoint().load, nanos(now));
-        let (verdict, latency, connect, retry_after) = match observed {
-            Observed::Head { verdict: Verdict::Success, latency } => {
-                load.sample(at, latency);
-                return self.outlier.took(attempt, latency);
-            }
-            Observed::Head { .. } => return,
-            Observed::End { verdict, latency, connect, retry_after } => {
-                (verdict, latency, connect, retry_after)
-            }
-            Observed::Broke => (Verdict::Failure, Duration::ZERO, false, Duration::ZERO),
-        };
-        let shown = match verdict {
+        let shown = |verdict| match verdict {
             Verdict::Failure => Shown::Failure,
-            _ if connect => Shown::Failure,
             Verdict::Success => Shown::Success,
             Verdict::Throttled | Verdict::Ignored => Shown::Nothing,
         };
-        match shown {
-            Shown::Failure => {
-                attempt.endpoint().failed(now);
-                load.failed(at, latency, retry_after);
+        match observed {
+            Observed::Head { verdict: Verdict::Success, latency } => {
+                load.sample(at, latency);
+                self.outlier.took(attempt, latency);
             }
-            Shown::Success => load.succeeded(at),
-            Shown::Nothing => {}
+            Observed::Head { .. } => {}
+            Observed::Streams { verdict } => {
+                if verdict == Verdict::Success {
+                    load.succeeded(at);
+                }
+                self.tell(self.outlier.streams(attempt, now, shown(verdict), || self.peers()).as_slice());
+            }
+            Observed::End { verdict, latency, connect, retry_after } => {
+                let shown = if connect { Shown::Failure } else { shown(verdict) };
+                match shown {
+                    Shown::Failure => {
+                        attempt.endpoint().failed(now);
+                        load.failed(at, latency, retry_after);
+                    }
+                    Shown::Success => load.succeeded(at),
+                    Shown::Nothing => {}
+                }
+                self.tell(&self.outlier.observe(attempt, now, shown, latency, || self.peers()));
+            }
         }
-        self.tell(&self.outlier.observe(attempt, now, shown, latency, || self.peers()));
     }
 
     /// Whether an ejected endpoint waits for a live probe ([`Ask::may_probe`]).

@@ -338,6 +338,19 @@ impl Outlier {
         }
     }
 
+    /// The answer to `attempt` has become a stream: if it is a probe, that is its outcome; else its end will be.
+    pub fn streams(
+        &self,
+        attempt: &InFlight,
+        now: Instant,
+        shown: Shown,
+        peers: impl Fn() -> Vec<Peer>,
+    ) -> Option<Event> {
+        let endpoint = attempt.endpoint();
+        let is_probe = !attempt.is_outdated() && endpoint.traffic.is_probed.load(Relaxed);
+        if is_probe { self.probed(endpoint, now, shown, Duration::ZERO, &peers()) } else { None }
+    }
+
     /// `attempt` is over; `latency` is that of its answer's head, or of its failure. What happens by that, for log and
     /// metric; `peers` are all endpoints of the upstream.
     pub fn observe(
@@ -355,7 +368,8 @@ impl Outlier {
         }
         if endpoint.standing.is_out(Out::Ejected) {
             let is_probe = endpoint.traffic.is_probed.load(Relaxed);
-            return if is_probe { self.probed(endpoint, now, shown, latency, &peers()) } else { Vec::new() };
+            let event = is_probe.then(|| self.probed(endpoint, now, shown, latency, &peers())).flatten();
+            return event.into_iter().collect();
         }
         match shown {
             Shown::Success => endpoint.traffic.succeeded(at, at / self.bucket),
@@ -637,12 +651,10 @@ impl Outlier {
         shown: Shown,
         latency: Duration,
         peers: &[Peer],
-    ) -> Vec<Event> {
+    ) -> Option<Event> {
         let mut turn = self.turn();
         let ejection = turn.ejected.iter_mut().find(|ejection| ejection.endpoint.id == endpoint.id);
-        let Some(ejection) = ejection.filter(|ejection| ejection.probing.is_some()) else {
-            return Vec::new();
-        };
+        let ejection = ejection.filter(|ejection| ejection.probing.is_some())?;
         endpoint.traffic.is_probed.store(false, Relaxed);
         ejection.probing = None;
         let others = peers.iter().filter(|peer| peer.endpoint.id != endpoint.id);
@@ -655,7 +667,7 @@ impl Outlier {
             Shown::Success | Shown::Failure => self.eject_again(&mut turn, endpoint, now),
         };
         self.set_due(&turn, peers);
-        event.into_iter().collect()
+        event
     }
 
     /// The probe of `endpoint` has failed.

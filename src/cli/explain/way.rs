@@ -116,7 +116,11 @@ impl Way<'_> {
                 from: "built in".to_owned(),
             });
         }
-        vec![
+        let tls = upstream
+            .tls
+            .iter()
+            .map(|tls| self.step("tls", "on each new connection", None, self.values(&path("tls"), tls)));
+        let mut way = vec![
             self.step(
                 "limits",
                 "what the client may send",
@@ -166,13 +170,15 @@ impl Way<'_> {
                 None,
                 self.values(&path("connections"), &upstream.connections),
             ),
-            self.step(
-                "failure",
-                "what the outcome means to all of them",
-                None,
-                self.values(&path("failure"), &upstream.failure),
-            ),
-        ]
+        ];
+        way.extend(tls);
+        way.push(self.step(
+            "failure",
+            "what the outcome means to all of them",
+            None,
+            self.values(&path("failure"), &upstream.failure),
+        ));
+        way
     }
 
     fn step(
