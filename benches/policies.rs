@@ -20,7 +20,11 @@ use outrigger::policy::latency::Latency;
 use outrigger::policy::mode::Mode;
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
 use outrigger::policy::{backoff, deadline};
+use outrigger::telemetry::metrics::{Metrics, Words};
 use outrigger::units::Ratio;
+use outrigger::upstream::balance::{self, Kind, Tables, Want, Weighted};
+use outrigger::upstream::endpoint::{Address, Endpoint, InFlight};
+use outrigger::upstream::standing::nanos;
 
 const TIMES: u32 = 1000;
 const LEASE: Duration = Duration::from_secs(5);
@@ -209,6 +213,59 @@ fn grpc_timeout_in_and_out() {
     }
 }
 
+// The tables of so many endpoints that have answered, and have a request in flight each.
+fn tables((kind, count): (Kind, u16)) -> (Tables, Vec<InFlight>, u64) {
+    let metrics = Metrics::new(1, "", "", Words { retries: Vec::new(), retries_skipped: Vec::new() });
+    let now = Instant::now();
+    let usable: Vec<Weighted> = (1..=count)
+        .map(|port| {
+            let address: Address = format!("127.0.0.1:{port}").parse().expect("an address");
+            let socket = address.socket().expect("it is one of numbers");
+            let series = metrics.endpoint("app", "all");
+            Weighted { endpoint: Arc::new(Endpoint::new(address, socket, series)), weight: 1, priority: 0 }
+        })
+        .collect();
+    let in_flight = usable.iter().map(|choice| choice.endpoint.enter(now)).collect();
+    let tables = Tables::new(&balance::Settings { kind, ..balance::Settings::default() }, &usable, 1000);
+    (tables, in_flight, nanos(now))
+}
+
+// With its part of looking at all of them, each millisecond or more.
+#[library_benchmark]
+#[bench::least_loaded_of_1(tables((Kind::LeastLoaded, 1)))]
+#[bench::least_loaded_of_3(tables((Kind::LeastLoaded, 3)))]
+#[bench::least_loaded_of_1000(tables((Kind::LeastLoaded, 1000)))]
+#[bench::least_request_of_3(tables((Kind::LeastRequest, 3)))]
+#[bench::round_robin_of_3(tables((Kind::RoundRobin, 3)))]
+#[bench::hash_of_3(tables((Kind::Hash, 3)))]
+#[bench::hash_of_1000(tables((Kind::Hash, 1000)))]
+fn balance_pick((tables, in_flight, now): (Tables, Vec<InFlight>, u64)) {
+    for n in 0..u64::from(TIMES) {
+        let draw = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        black_box(tables.pick(black_box(&Want {
+            tried: &[],
+            draw,
+            key: Some(draw),
+            now: now + n * 100_000,
+        })));
+    }
+    drop(in_flight);
+}
+
+// What an attempt costs the load of its endpoint: sent, answered in good order, over.
+#[library_benchmark]
+fn balance_load() {
+    let metrics = Metrics::new(1, "", "", Words { retries: Vec::new(), retries_skipped: Vec::new() });
+    let address: Address = "127.0.0.1:1".parse().expect("an address");
+    let socket = address.socket().expect("it is one of numbers");
+    let endpoint = Arc::new(Endpoint::new(address, socket, metrics.endpoint("app", "all")));
+    for now in instants(Instant::now()) {
+        let mut in_flight = endpoint.enter(black_box(now));
+        in_flight.answered(now + Duration::from_millis(5));
+        in_flight.release();
+    }
+}
+
 library_benchmark_group!(
     name = policies,
     benchmarks = [
@@ -226,6 +283,8 @@ library_benchmark_group!(
         classify,
         mode_of_a_request,
         grpc_timeout_in_and_out,
+        balance_pick,
+        balance_load,
     ]
 );
 

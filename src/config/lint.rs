@@ -11,14 +11,16 @@ use std::time::SystemTime;
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
+use crate::policy::mode::Mode;
 use crate::policy::{breaker, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
 use crate::transport::UNIX_PEER;
 use crate::units::Span;
+use crate::upstream::balance::{self, Kind};
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
-use crate::upstream::{self, endpoint::Socket};
+use crate::upstream::{self, endpoint::Socket, health};
 
 /// Checks `config`, which was read from `root`. Unless the file is `whole`, what seems to be missing may only be
 /// unreadable, and is no problem.
@@ -412,7 +414,11 @@ impl<'a> Lint<'a> {
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identity().into_iter());
         }
+        self.outlier(path, settings);
+        self.health(&path.key("health"), &settings.health);
         self.capacity(path, settings, config);
+        self.balance(&path.key("balance"), &settings.balance);
+        self.priorities(path, settings);
 
         self.discovery(path, settings);
 
@@ -547,6 +553,45 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// A key is hashed where the kind is `hash`, and nowhere else.
+    fn balance(&mut self, path: &Path, balance: &balance::Settings) {
+        let kind = At(path.key("kind"), "\"hash\"");
+        // One that could not be read is there, and told already.
+        let is_written = self.find(path).0.all_entries().iter().any(|(key, _)| key == "hash");
+        match (balance.kind, &balance.hash) {
+            (Kind::Hash, None) if !is_written => {
+                let cure = "add `hash = { key = \"header:NAME\" }`; it may also be \"cookie:NAME\", \"path\" or \
+                            \"client_ip\"";
+                let problem = Problem::new(format!("`{}` is \"hash\", but there is no key", kind.0), cure);
+                self.say(&kind.0, problem);
+            }
+            (Kind::Hash, _) | (_, None) => {}
+            (_, Some(_)) => {
+                let hash = path.key("hash");
+                let message =
+                    format!("`{hash}` is used by `kind = \"hash\"` alone, and this kind is another");
+                self.say(&hash, Problem::new(message, "add `kind = \"hash\"`, or remove `hash`"));
+            }
+        }
+    }
+
+    /// Priorities begin with 0 and leave none out.
+    fn priorities(&mut self, path: &Path, settings: &upstream::Settings) {
+        let (node, _) = self.root.follow(&path.0);
+        let written: Vec<_> = elements(node, "endpoints").zip(&settings.endpoints).collect();
+        let taken: BTreeSet<u8> = written.iter().map(|(_, endpoint)| endpoint.priority).collect();
+        let Some(gap) = (0u8..).zip(&taken).find(|(next, priority)| next < priority) else { return };
+        let (missing, found) = gap;
+        let Some(((index, _), _)) = written.iter().find(|(_, endpoint)| endpoint.priority == *found) else {
+            return;
+        };
+        let problem = Problem::new(
+            format!("this endpoint has priority {found}, and none has {missing}"),
+            format!("priorities count from 0 without a gap: give it {missing}"),
+        );
+        self.say(&path.key("endpoints").index(*index).key("priority"), problem);
+    }
+
     fn breaker(&mut self, path: &Path, breaker: &breaker::Settings) {
         let open_for = &breaker.open_for;
         if open_for.base > open_for.max {
@@ -561,6 +606,73 @@ impl<'a> Lint<'a> {
             let size = At(path.below("window.size"), size);
             let cure = "the window never holds that many, so the breaker never opens: lower `min_requests`";
             self.error(&min_requests, "is more than", &size, cure);
+        }
+    }
+
+    fn outlier(&mut self, path: &Path, settings: &upstream::Settings) {
+        let outlier = &settings.outlier;
+        let eject_for = &outlier.eject_for;
+        if eject_for.base > eject_for.max {
+            let base = At(path.below("outlier.eject_for.base"), quoted(eject_for.base));
+            let max = At(path.below("outlier.eject_for.max"), quoted(eject_for.max));
+            self.error(&base, "is longer than", &max, "raise `max`, or lower `base`");
+        }
+        // What a name resolves to is not known here.
+        let all_known = settings.endpoints.iter().all(|endpoint| endpoint.address.socket().is_some());
+        let max_ejected = path.below("outlier.max_ejected");
+        let (node, is_written) = self.find(&max_ejected);
+        if outlier.mode == Mode::Off || outlier.max_ejected.get() == 0.0 || !all_known || !is_written {
+            return;
+        }
+        for priority in 0..=9 {
+            let count = settings.endpoints.iter().filter(|endpoint| endpoint.priority == priority).count();
+            if count >= 2 && outlier.most(count) == 0 {
+                let share = outlier.max_ejected.get();
+                let problem = Problem::new(
+                    format!(
+                        "`{max_ejected}` ({share}) of {count} endpoints is less than one: none is ever ejected"
+                    ),
+                    format!("give at least {:.2}", (100.0 / count as f64).ceil() / 100.0),
+                );
+                return self.report.add(problem.at(&max_ejected, node).warning());
+            }
+        }
+    }
+
+    fn health(&mut self, path: &Path, health: &health::Settings) {
+        let keys = [
+            "kind",
+            "path",
+            "host",
+            "status",
+            "service",
+            "interval",
+            "timeout",
+            "unhealthy_after",
+            "healthy_after",
+        ];
+        let written = |key: &&&str| self.find(&path.key(key)).1;
+        if health.mode == Mode::Off {
+            if let Some(key) = keys.iter().find(written)
+                && !self.find(&path.key("mode")).1
+            {
+                let path = path.key(key);
+                let message = format!("`{path}` says how to check endpoints, but nobody is checked");
+                let problem = Problem::new(message, "add `mode = \"enforce\"`, or remove it");
+                self.say(&path, problem.warning());
+            }
+            return;
+        }
+        let only: &[(&str, health::Kind)] =
+            &[("path", health::Kind::Http), ("status", health::Kind::Http), ("service", health::Kind::Grpc)];
+        for (key, kind) in only {
+            if health.kind != *kind && self.find(&path.key(key)).1 {
+                let kind = if *kind == health::Kind::Http { "http" } else { "grpc" };
+                let path = path.key(key);
+                let problem =
+                    Problem::new(format!("`{path}` is only for checks of `kind = \"{kind}\"`"), "remove it");
+                self.say(&path, problem.warning());
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use super::client::Informed;
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status};
+use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status, retry_after};
 use super::send::{self, Clock, Sending, Unanswered};
 use super::worker::Worker;
 use crate::http1::field::Name;
@@ -104,7 +104,7 @@ pub async fn admit(
     let chain = &*routed.target().chain;
     let settings = &chain.upstream.settings;
     let shard = chain.upstream.metrics.shard(worker.index);
-    let now = turn.now; // one reading for all admissions
+    let mut now = turn.now; // one reading for all admissions
     let is_retry = turn.number > 1;
 
     let mode = settings.breaker.mode.of(settings.breaker.rollout, request.context.hash);
@@ -135,6 +135,7 @@ pub async fn admit(
                     .gate
                     .enter(now, deadline, p50, timer, |waited| {
                         *queue += waited;
+                        now += waited;
                         shard.queue_wait.observe(waited);
                     })
                     .await
@@ -145,7 +146,9 @@ pub async fn admit(
         }
     };
 
-    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), now };
+    let key = settings.balance.key().and_then(|key| request.hash_of(key));
+    let may_probe = !is_retry && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
+    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), key, now, may_probe };
     let endpoints = chain.upstream.endpoints();
     let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {
@@ -160,11 +163,22 @@ pub async fn admit(
     Ok(Admitted {
         permit,
         slot,
-        in_flight: endpoint.enter(),
-        usable: endpoints.usable.len() as u32,
+        in_flight: endpoint.enter(now),
+        usable: endpoints.in_service(),
         clock: turn.clock,
         number: turn.number,
     })
+}
+
+/// Whether another attempt may follow if this one fails.
+fn may_be_sent_again(routed: &Routed, request: &Request) -> bool {
+    let target = routed.target();
+    let grpc_path = request.context.grpc.then(|| request.head.path_and_query());
+    let has_key = request.head.fields.has(Name::IdempotencyKey);
+    target.retry.mode == Mode::Enforce
+        && target.retry.attempts > 1
+        && target.rules.method_allows(request.head.method_text(), has_key, grpc_path)
+        && request.body.is_replayable().is_ok()
 }
 
 impl Admitted {
@@ -212,16 +226,24 @@ impl Admitted {
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
                 }
-                let endpoint = admitted.in_flight.endpoint();
-                chain.upstream.observe(endpoint, now, Observed::Head { verdict, latency });
+                chain.upstream.observe(&admitted.in_flight, now, Observed::Head { verdict, latency });
+                let retry_after = match verdict {
+                    Verdict::Failure => retry_after(&head.fields).unwrap_or_default(),
+                    _ => Duration::ZERO,
+                };
                 let outcome = admitted.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
-                let Self { permit, slot, in_flight, clock, .. } = admitted;
+                if head.fields.get(Name::XOutriggerImmediateFail).is_some_and(|value| value == b"true") {
+                    chain.upstream.immediate_fail(&admitted.in_flight, now);
+                }
+                let Self { permit, slot, mut in_flight, clock, .. } = admitted;
+                in_flight.answered(now);
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let hold = Hold { permit, slot, in_flight, outcome, counted_as, is_observed: false };
+                let hold =
+                    Hold { permit, slot, in_flight, outcome, counted_as, retry_after, is_observed: false };
                 let mode = clock.mode;
                 let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
@@ -255,8 +277,8 @@ impl Admitted {
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
         let unreached = is_connect || error.reason == Reason::TlsError;
-        let observed = Observed::End { verdict, latency, connect: unreached };
-        chain.upstream.observe(self.in_flight.endpoint(), now, observed);
+        let observed = Observed::End { verdict, latency, connect: unreached, retry_after: Duration::ZERO };
+        chain.upstream.observe(&self.in_flight, now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
         }

@@ -91,6 +91,9 @@ impl Chain {
         metrics.concurrency_limit.set(limit.into());
         metrics.queue_depth.set(waiting as i64);
         metrics.streams.set(self.upstream.counts.streams().into());
+        for choice in &self.upstream.endpoints().usable {
+            choice.endpoint.metrics.set_healthy(choice.endpoint.standing.is_in_service());
+        }
         let age = self.upstream.known().age(Instant::now());
         metrics.dns_age.set(age.map_or(-1, |age| age.as_millis() as i64));
         metrics.breaker_stands(series_state(self.breaker.view(Instant::now()).state));
@@ -100,15 +103,7 @@ impl Chain {
     pub fn view(&self, now: Instant) -> serde_json::Value {
         let (in_flight, limit, waiting) = self.gate.counts();
         let endpoints = self.upstream.endpoints();
-        let usable = endpoints.usable.iter().map(|choice| {
-            serde_json::json!({
-                "address": choice.endpoint.address.to_string(),
-                "endpoint": &*choice.endpoint.label,
-                "weight": choice.weight,
-                "in_flight": choice.endpoint.in_flight(),
-                "health": "usable",
-            })
-        });
+        let usable = endpoints.usable.iter().map(|choice| self.upstream.view(choice, now));
         let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
             let why = if why.is_empty() { "not looked up yet" } else { why };
             serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
@@ -136,6 +131,12 @@ impl Chain {
             let why = endpoints.unresolved.first().map(|(_, why)| why.as_str());
             let why = why.or(known.list_error()).unwrap_or("it has none");
             return (false, format!("no usable endpoint: {why}"));
+        }
+        if endpoints.in_service() == 0 {
+            return (
+                false,
+                format!("no usable endpoint: all {} fail their health checks", endpoints.usable.len()),
+            );
         }
         match series_state(self.breaker.view(now).state) {
             BreakerState::Open => (false, "breaker open".to_owned()),

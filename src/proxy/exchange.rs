@@ -6,7 +6,7 @@
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::answer::Answer;
 use super::attempt::{self, Failed, Turn};
@@ -17,7 +17,7 @@ use super::mirror;
 use super::panics::survive;
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{FromUpstream, Response, grpc_status};
+use super::response::{FromUpstream, Response, grpc_status, retry_after};
 use super::send::Clock;
 use super::words;
 use super::worker::Worker;
@@ -29,7 +29,6 @@ use crate::policy::mode::Mode;
 use crate::policy::retry::{self, Cause, Decision, Skip};
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Effect;
-use crate::upstream::balance;
 
 /// Serves a request: from an upstream, or by an answer of our own. `routed`: where it goes, or why nowhere; `client`
 /// gets interim answers.
@@ -279,7 +278,7 @@ impl<'a> Retries<'a> {
             retry_after,
             pushback_never,
             left: self.left(request, now),
-            other_endpoint: balance::has_untried(&endpoints.usable, &self.tried),
+            other_endpoint: endpoints.balance.has_untried(&self.tried),
             endpoints: endpoints.usable.len() as u32,
             all_unprocessed: self.all_unprocessed,
             free_used: self.free_used,
@@ -402,9 +401,5 @@ fn pushback(answer: &FromUpstream) -> (Option<Duration>, bool) {
             Pushback::Never => (None, true),
         };
     }
-    let after = fields.get(Name::RetryAfter).and_then(|value| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        backoff::parse_retry_after(value, now)
-    });
-    (after, refused)
+    (retry_after(fields), refused)
 }

@@ -70,7 +70,7 @@ pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer, mut
         }
         // Boxed, so that an idle connection is small.
         let then = match next {
-            Next::End => return,
+            Next::End => return client.connection.borrow_mut().say_goodbye(),
             Next::Request(head) => {
                 let one = One { worker, client: &client, peer, snapshot: &snapshot };
                 Box::pin(one.serve(head)).await

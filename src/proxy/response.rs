@@ -8,7 +8,7 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::answer::Answer;
 use super::body::{Body, Progress};
@@ -20,6 +20,7 @@ use super::worker::Worker;
 use crate::http1::connection::{BodyReader, Connection, ReadError};
 use crate::http1::field::{Fields, Name};
 use crate::http1::head::{Framing, ResponseHead};
+use crate::policy::backoff;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
@@ -51,6 +52,8 @@ pub struct Hold {
     pub outcome: Outcome,
     /// What the metrics will be told; none: they have been.
     pub counted_as: Option<AttemptOutcome>,
+    /// How long a bad answer asked to be left alone.
+    pub retry_after: Duration,
     /// Whether the upstream has been told how the attempt ended.
     pub is_observed: bool,
 }
@@ -100,8 +103,9 @@ impl Hold {
             permit.record(now, Outcome { verdict, ..self.outcome });
         }
         if !std::mem::replace(&mut self.is_observed, true) {
-            let observed = Observed::End { verdict, latency: self.outcome.latency, connect: false };
-            routed.target().chain.upstream.observe(self.in_flight.endpoint(), now, observed);
+            let (latency, retry_after) = (self.outcome.latency, self.retry_after);
+            let observed = Observed::End { verdict, latency, connect: false, retry_after };
+            routed.target().chain.upstream.observe(&self.in_flight, now, observed);
         }
         if let Some(outcome) = self.counted_as.take() {
             let shard = routed.target().chain.upstream.metrics.shard(worker.index);
@@ -359,11 +363,17 @@ impl FromUpstream {
             return false;
         }
         self.is_stream = true;
-        // Its head was what the breaker asked about; the metrics wait for its end.
+        // Its head was what the breaker asked about; the metrics wait for its end, and so does what is said of its
+        // endpoint: a stream may break off.
         let counted_as = self.hold.counted_as.take();
         let verdict = self.hold.outcome.verdict;
+        let is_observed = std::mem::replace(&mut self.hold.is_observed, true);
+        if !is_observed {
+            let upstream = &self.routed.target().chain.upstream;
+            upstream.observe(&self.hold.in_flight, now, Observed::Streams { verdict });
+        }
         self.hold.settle(&self.worker, &self.routed, now, verdict);
-        self.hold.counted_as = counted_as;
+        (self.hold.counted_as, self.hold.is_observed) = (counted_as, is_observed);
         true
     }
 
@@ -445,4 +455,11 @@ fn is_event_stream(content_type: &[u8]) -> bool {
 /// The code in a `grpc-status`.
 pub fn grpc_status(value: &[u8]) -> Option<u8> {
     std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+/// How long an answer asks to be left alone.
+pub fn retry_after(fields: &Fields) -> Option<Duration> {
+    let value = fields.get(Name::RetryAfter)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    backoff::parse_retry_after(value, now)
 }

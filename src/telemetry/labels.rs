@@ -180,6 +180,47 @@ impl BreakerState {
     }
 }
 
+/// Why an endpoint was taken out of service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ejection {
+    /// Too many failures in a row.
+    ConsecutiveFailures,
+    /// Too large a share of failures.
+    FailureRatio,
+    /// Its answers take much longer than its peers'.
+    Slow,
+    /// An answer of it asked for that.
+    ImmediateFail,
+    /// The live probe that should have brought it back failed: it stays out.
+    ProbeFailed,
+    /// Its health check fails.
+    HealthCheck,
+}
+
+impl Ejection {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::ConsecutiveFailures,
+        Self::FailureRatio,
+        Self::Slow,
+        Self::ImmediateFail,
+        Self::ProbeFailed,
+        Self::HealthCheck,
+    ];
+
+    /// The word in the metric's `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ConsecutiveFailures => "consecutive_failures",
+            Self::FailureRatio => "failure_ratio",
+            Self::Slow => "slow",
+            Self::ImmediateFail => "immediate_fail",
+            Self::ProbeFailed => "probe_failed",
+            Self::HealthCheck => "health_check",
+        }
+    }
+}
+
 /// What connecting to an endpoint came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectResult {
@@ -245,11 +286,13 @@ pub enum HandshakeResult {
     Timeout,
     /// No common ground, a certificate that was refused on either side, no TLS at all.
     Error,
+    /// The client left without a word, as one does that only looks whether the port is open.
+    Left,
 }
 
 impl HandshakeResult {
     /// All results.
-    pub const ALL: [Self; 4] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error];
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error, Self::Left];
 
     /// The word in the metric's `result`.
     pub const fn label(self) -> &'static str {
@@ -258,6 +301,7 @@ impl HandshakeResult {
             Self::Resumed => "resumed",
             Self::Timeout => "timeout",
             Self::Error => "error",
+            Self::Left => "left",
         }
     }
 }
@@ -440,6 +484,7 @@ mod tests {
         assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
         assert!(HandshakeResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
+        assert!(Ejection::ALL.iter().enumerate().all(|(index, why)| *why as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));
         assert!(AttemptOutcome::all().enumerate().all(|(index, outcome)| outcome.index() == index));

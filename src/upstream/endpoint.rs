@@ -7,14 +7,17 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::health::Check;
+use super::load::Load;
 use super::standing::{Standing, nanos};
+use super::traffic::Traffic;
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::tls::client::Client;
 use crate::transport::unix_path;
@@ -78,8 +81,12 @@ pub struct Endpoint {
     pub tls: Option<Arc<Client>>,
     /// Whether it may take requests.
     pub standing: Standing,
-    /// Attempts without an outcome.
-    in_flight: AtomicU32,
+    /// How loaded it looks, and what is in flight there.
+    pub load: Load,
+    /// What its requests have shown.
+    pub traffic: Traffic,
+    /// What its health checks have shown.
+    pub check: Check,
     /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
     /// Whether IPv4 led to it last, of its addresses.
@@ -89,7 +96,10 @@ pub struct Endpoint {
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
+    /// The era of its traffic in which it began.
+    era: u32,
     is_counted: bool,
+    has_head: bool,
 }
 
 impl Endpoint {
@@ -107,7 +117,9 @@ impl Endpoint {
             metrics,
             tls: None,
             standing: Standing::new(Instant::now()),
-            in_flight: AtomicU32::new(0),
+            load: Load::default(),
+            traffic: Traffic::default(),
+            check: Check::default(),
             failed_at: AtomicU64::new(0),
             by_ipv4: AtomicBool::new(false),
         }
@@ -168,15 +180,15 @@ impl Endpoint {
         }
     }
 
-    /// Counts an attempt in flight.
-    pub fn enter(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Relaxed);
-        InFlight { endpoint: Arc::clone(self), is_counted: true }
+    /// Counts an attempt in flight from `now` on.
+    pub fn enter(self: &Arc<Self>, now: Instant) -> InFlight {
+        self.load.enter(nanos(now));
+        InFlight { endpoint: Arc::clone(self), era: self.traffic.era(), is_counted: true, has_head: false }
     }
 
     /// Attempts in flight.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        self.load.in_flight()
     }
 
     /// An attempt there failed at `now`.
@@ -196,10 +208,23 @@ impl InFlight {
         &self.endpoint
     }
 
+    /// The head of its answer came at `now`.
+    pub fn answered(&mut self, now: Instant) {
+        if self.is_counted && !std::mem::replace(&mut self.has_head, true) {
+            self.endpoint.load.answered(nanos(now));
+        }
+    }
+
+    /// Whether its endpoint has gone out of service, was probed, or came back since it began: then its outcome says
+    /// nothing about now.
+    pub fn is_outdated(&self) -> bool {
+        self.era != self.endpoint.traffic.era()
+    }
+
     /// The attempt is over, though its answer is kept.
     pub fn release(&mut self) {
         if std::mem::take(&mut self.is_counted) {
-            self.endpoint.in_flight.fetch_sub(1, Relaxed);
+            self.endpoint.load.leave(self.has_head);
         }
     }
 }

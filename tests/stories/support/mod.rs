@@ -3,13 +3,18 @@
 //!
 //! Nothing waits by sleeping: everything is a condition with a bound, [`PATIENCE`].
 
+pub mod certificates;
 pub mod client;
 pub mod config;
 pub mod dns;
+pub mod endpoints;
 pub mod http2;
 pub mod metrics;
 pub mod proxy;
 pub mod python;
+pub mod servers;
+pub mod tls;
+pub mod unix;
 pub mod upstream;
 
 use std::time::Duration;

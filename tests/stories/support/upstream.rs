@@ -137,8 +137,9 @@ impl Upstream {
         Self { address, shared: Shared::with(Script::default()), accepting: None, kept }
     }
 
-    /// A blackhole takes connections from now on, and does what this script says.
+    /// One that refuses, or a blackhole, takes connections from now on, and does what this script says.
     pub fn wakes_up(&mut self, script: Script) {
+        self.kept[0].listen(128).expect("it listens");
         let listener: std::net::TcpListener = self.kept.remove(0).into();
         listener.set_nonblocking(true).expect("an option of every socket");
         self.shared = Shared::with(script);
