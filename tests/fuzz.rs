@@ -16,6 +16,8 @@ pub mod heads;
 pub mod mutate;
 #[path = "fuzz/pieces.rs"]
 pub mod pieces;
+#[path = "fuzz/proxy_protocol.rs"]
+pub mod proxy_protocol;
 #[path = "fuzz/request.rs"]
 pub mod request;
 #[path = "fuzz/response.rs"]
@@ -53,4 +55,9 @@ fn any_bytes_as_a_response() {
 #[test]
 fn any_bytes_as_a_body() {
     hunt(body::body, corpus::BODIES);
+}
+
+#[test]
+fn any_bytes_as_a_proxy_header() {
+    hunt(proxy_protocol::proxy_protocol, corpus::PROXY_HEADERS);
 }

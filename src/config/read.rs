@@ -35,8 +35,12 @@ pub(super) fn read<T: DeserializeOwned>(
         }
         let follows = match &fault.kind {
             Kind::Missing { key } => at.lost_like(key),
-            // A list whose elements were taken out is not empty by its own fault.
-            Kind::Other { .. } => at.all_elements().iter().any(|element| element.removed),
+            // A list whose elements were taken out is not empty by its own fault, nor does a table lack what was.
+            Kind::Other { .. } => {
+                let mut inside =
+                    at.all_elements().iter().chain(at.all_entries().iter().map(|(_, node)| node));
+                inside.any(|node| node.removed)
+            }
             _ => false,
         };
         if !follows {

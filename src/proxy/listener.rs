@@ -103,8 +103,8 @@ impl Protocol {
     /// What clients may choose by ALPN, the preferred one first.
     pub fn alpn(self) -> &'static [&'static [u8]] {
         match self {
-            Protocol::Auto => &[b"h2", b"http/1.1"],
-            Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Auto => &[b"h2", b"http/1.1", b"http/1.0"],
+            Protocol::Http1 => &[b"http/1.1", b"http/1.0"],
             Protocol::Http2 => &[b"h2"],
         }
     }

@@ -117,7 +117,7 @@ impl Discovery {
             let resolvers = Arc::clone(&self.resolvers);
             lookups.spawn(async move {
                 // What came in time is what there is.
-                let _ = timeout(PATIENCE, keep::first_answers(&mut known, &resolvers)).await;
+                let _ = timeout(PATIENCE, keep::first_answers(&name, &mut known, &resolvers)).await;
                 (name, known)
             });
         }

@@ -26,16 +26,13 @@ const STAGGER: Duration = Duration::from_millis(250);
 
 /// Connects to `endpoint`; `within` is what its caller gives it.
 pub(super) async fn open(endpoint: &Endpoint, within: Duration) -> io::Result<Transport> {
-    let others = endpoint.others();
+    let mut addresses = endpoint.others().to_vec();
     let address = match &endpoint.socket {
-        Socket::Tcp(address) if others.is_empty() => return dial(*address).await.map(Transport::from),
+        Socket::Tcp(address) if addresses.is_empty() => return dial(*address).await.map(Transport::from),
         Socket::Tcp(address) => *address,
         Socket::Unix(path) => return UnixStream::connect(path).await.map(Transport::from),
     };
-    let mut addresses = Vec::with_capacity(1 + others.len());
-    addresses.push(address);
-    addresses.extend_from_slice(&others);
-    drop(others);
+    addresses.insert(0, address);
     in_turns(&mut addresses, endpoint.is_reached_by_ipv6());
     let (winner, stream) = race(&addresses, dial, STAGGER.min(within / 2)).await?;
     endpoint.reached_by(winner);
@@ -153,7 +150,12 @@ mod tests {
             ("a slow first one still wins", |a| (if a.is_ipv6() { 240 } else { 0 }, Ok(())), Ok(V6), 240),
             ("one that leads nowhere", |a| (if a.is_ipv6() { NEVER } else { 1 }, Ok(())), Ok(V4), 251),
             ("one that refuses", |a| (0, if a.is_ipv6() { refused() } else { Ok(()) }), Ok(V4), 0),
-            ("the faster of two", |a| (if a.is_ipv6() { 300 } else { 100 }, Ok(())), Ok(V6), 300),
+            (
+                "the faster of two that are slow",
+                |a| (if a.is_ipv6() { 300 } else { 100 }, Ok(())),
+                Ok(V6),
+                300,
+            ),
             ("all refuse", |_| (0, refused()), Err(()), 0),
         ];
         for (why, script, winner, after) in cases {
@@ -169,5 +171,70 @@ mod tests {
             let took = start.elapsed().as_millis() as u64;
             assert!((after..=after + 2).contains(&took), "{why}: {took} ms");
         }
+    }
+
+    /// An endpoint with these addresses, the first one its own.
+    fn endpoint(addresses: [SocketAddr; 2]) -> Endpoint {
+        let metrics = crate::telemetry::metrics::Metrics::new(1, "", "", Default::default());
+        let address = crate::upstream::endpoint::Address::Tcp { host: "app.test".to_owned(), port: 1 };
+        let endpoint =
+            Endpoint::new(address, Socket::Tcp(addresses[0]), metrics.endpoint("app", "app.test:1"));
+        endpoint.set_others(vec![addresses[1]]);
+        endpoint
+    }
+
+    /// An address of IPv6 whose backlog is full, so that a connect to it never ends; for as long as these live.
+    fn blackhole() -> (SocketAddr, Vec<socket2::Socket>) {
+        let socket =
+            || socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).expect("a socket");
+        let listener = socket();
+        let any = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+        listener.bind(&any.into()).expect("this machine has IPv6 on loopback");
+        listener.listen(0).expect("it listens");
+        let address = listener.local_addr().expect("it is bound").as_socket().expect("an address");
+        let mut kept = vec![listener];
+        for _ in 0..4 {
+            let client = socket();
+            client.set_nonblocking(true).expect("an option");
+            // In progress is what it says; it stays so.
+            let _ = client.connect(&address.into());
+            kept.push(client);
+        }
+        (address, kept)
+    }
+
+    #[tokio::test]
+    async fn the_family_that_worked_is_remembered() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let works = listener.local_addr().expect("it is bound");
+        let (leads_nowhere, _kept) = blackhole();
+        let endpoint = endpoint([leads_nowhere, works]);
+        let connect = async || {
+            let start = std::time::Instant::now();
+            let stream = open(&endpoint, Duration::from_millis(400)).await.expect("one of them works");
+            assert_eq!(stream.socket().peer_addr().expect("it is connected").as_socket(), Some(works));
+            start.elapsed()
+        };
+        let first = connect().await;
+        assert!(
+            first >= Duration::from_millis(200),
+            "IPv6 had its chance, half of what there was: {first:?}"
+        );
+        let second = connect().await;
+        assert!(second < Duration::from_millis(200), "now IPv4 comes first: {second:?}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_costs_nothing() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let works = listener.local_addr().expect("it is bound");
+        let refuses = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, works.port()));
+        let start = std::time::Instant::now();
+        let stream =
+            open(&endpoint([works, refuses]), Duration::from_secs(60)).await.expect("one of them works");
+        assert!(start.elapsed() < STAGGER, "{:?}", start.elapsed());
+        let socket = stream.socket();
+        assert!(socket.keepalive().expect("an option"), "the kernel asks whether it still stands");
+        assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(120)));
     }
 }

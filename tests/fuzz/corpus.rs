@@ -50,3 +50,16 @@ pub const BODIES: &[&[u8]] = &[
     b"8000000000000000\r\nx",
     b"plain bytes of a body that is not chunked at all, and longer than sixty-three of them",
 ];
+
+/// Headers of the PROXY protocol.
+pub const PROXY_HEADERS: &[&[u8]] = &[
+    b"PROXY TCP4 192.0.2.1 198.51.100.1 12345 80\r\nGET / HTTP/1.1\r\n\r\n",
+    b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.1 0 65535\r\n",
+    b"PROXY UNKNOWN\r\n",
+    b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc6\x33\x64\x07\x30\x39\0\x50GET / HTTP/1.1\r\n\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x13\xc0\0\x02\x01\xc6\x33\x64\x07\x30\x39\0\x50\x04\0\x04\0\0\0\0",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\x01\0\x02",
+    b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x00\0\x04abcd",
+];

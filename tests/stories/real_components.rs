@@ -1,116 +1,15 @@
 //! Real components on both sides: nginx and HAProxy as upstreams; curl, wrk and h2load as clients; promtool reads
 //! the metrics.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::Command;
 
-use tokio::net::TcpStream;
-
+use crate::support::servers::{Server, curl, must, program};
 use crate::support::*;
 
-/// The path of `program`, or a failure that names the package to install.
-fn program(name: &str, package: &str) -> PathBuf {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let folders =
-        path.split(':').map(PathBuf::from).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/bin")]);
-    let found = folders.map(|folder| folder.join(name)).find(|file| file.is_file());
-    found.unwrap_or_else(|| panic!("{name} is missing: install Debian's package {package}"))
-}
-
-/// Runs a program to its end, off the runtime's thread: upstreams of the story live there.
-async fn run(mut command: Command) -> Output {
-    let shown = format!("{command:?}");
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
-    output.unwrap_or_else(|error| panic!("{shown}: {error}"))
-}
-
-/// Runs a program that must end well, and gives what it printed.
-async fn must(command: Command) -> String {
-    let shown = format!("{command:?}");
-    let output = run(command).await;
-    let text =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success(), "{shown} ended with {}:\n{text}", output.status);
-    text
-}
-
-/// A port that is free now: neither server can say which one it got, had it the choice. It lies below those that
-/// the kernel gives to whoever asks for any, so that no other story gets it meanwhile.
-fn free_port() -> u16 {
-    let ports = std::iter::repeat_with(|| fastrand::u16(10_000..30_000));
-    let mut free = ports.filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    free.next().expect("some port is free")
-}
-
-/// A server of Debian's, ended with the story.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-    directory: PathBuf,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-impl Server {
-    /// Starts `command` with the configuration that `text` makes of its port and folder.
-    async fn start(
-        name: &str,
-        text: impl Fn(u16, &str) -> String,
-        command: impl Fn(&str) -> Command,
-    ) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        for attempt in 0..5 {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let directory =
-                std::env::temp_dir().join(format!("outrigger-{name}-{}-{number}", std::process::id()));
-            std::fs::create_dir_all(&directory).expect("a directory");
-            let port = free_port();
-            let address = SocketAddr::from(([127, 0, 0, 1], port));
-            let folder = directory.display().to_string();
-            std::fs::write(directory.join("conf"), text(port, &folder))
-                .expect("the configuration is written");
-            std::fs::write(directory.join("small"), "hello from a file\n").expect("a file");
-            std::fs::write(directory.join("large"), vec![b'x'; 3 << 20]).expect("a file");
-            let log = std::fs::File::create(directory.join("log")).expect("a file");
-            let mut command = command(&folder);
-            command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
-            let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-            let mut server = Self { child, address, directory };
-            let start = std::time::Instant::now();
-            while start.elapsed() < PATIENCE {
-                if TcpStream::connect(address).await.is_ok() {
-                    return server;
-                }
-                if server.child.try_wait().expect("it can be asked").is_some() {
-                    // Somebody else took the port meanwhile, most likely: the last attempt shows what it said.
-                    break;
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-            let said = std::fs::read_to_string(server.directory.join("log")).unwrap_or_default();
-            assert!(attempt < 4, "{name} does not start:\n{said}");
-        }
-        unreachable!("the last attempt panics");
-    }
-
-    async fn nginx() -> Self {
-        let binary = program("nginx", "nginx-light");
-        let text = |port: u16, folder: &str| {
-            format!(
-                "daemon off; master_process off; pid {folder}/pid; error_log stderr warn;
-events {{}}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  keepalive_requests 7; client_max_body_size 10m;
+async fn nginx() -> Server {
+    Server::nginx_with(|port, folder| {
+        format!(
+            "keepalive_requests 7; client_max_body_size 10m;
   server {{
     listen 127.0.0.1:{port};
     root {folder};
@@ -118,60 +17,29 @@ http {{
     location = /redirect {{ return 302 /small; }}
     location = /unavailable {{ return 503; }}
     location = /empty {{ return 204; }}
-  }}
-}}"
-            )
-        };
-        Self::start("nginx", text, |folder| {
-            let mut command = Command::new(&binary);
-            command.args(["-p", folder, "-c", &format!("{folder}/conf"), "-e", "stderr"]);
-            command
-        })
-        .await
-    }
+  }}"
+        )
+    })
+    .await
+}
 
-    async fn haproxy() -> Self {
-        let binary = program("haproxy", "haproxy");
-        let text = |port: u16, folder: &str| {
-            format!(
-                "global
-  nbthread 1
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-frontend in
+async fn haproxy() -> Server {
+    Server::haproxy_with(|port, folder| {
+        format!(
+            "frontend in
   bind 127.0.0.1:{port}
   http-request return status 200 content-type text/plain file {folder}/small if {{ path /small }}
   http-request return status 503 content-type text/plain string busy if {{ path /unavailable }}
   http-request return status 204 if {{ path /empty }}
-  http-request return status 200 content-type text/plain lf-string \"%[method] %[req.hdr(host)]\"
-"
-            )
-        };
-        Self::start("haproxy", text, |folder| {
-            let mut command = Command::new(&binary);
-            command.args(["-db", "-f", &format!("{folder}/conf")]);
-            command
-        })
-        .await
-    }
-
-    fn config(&self) -> Config {
-        Config::over_addresses(&[self.address.to_string()])
-    }
-}
-
-fn curl(arguments: &[&str]) -> Command {
-    let mut command = Command::new(program("curl", "curl"));
-    command.args(["--silent", "--show-error", "--max-time", "20", "--noproxy", ""]).args(arguments);
-    command
+  http-request return status 200 content-type text/plain lf-string \"%[method] %[req.hdr(host)]\""
+        )
+    })
+    .await
 }
 
 #[tokio::test]
 async fn nginx_as_the_upstream() {
-    let nginx = Server::nginx().await;
+    let nginx = nginx().await;
     let proxy = nginx.config().start().await;
     let mut client = proxy.connect().await;
 
@@ -205,7 +73,7 @@ async fn nginx_as_the_upstream() {
 
 #[tokio::test]
 async fn haproxy_as_the_upstream() {
-    let haproxy = Server::haproxy().await;
+    let haproxy = haproxy().await;
     let proxy = haproxy.config().start().await;
     let mut client = proxy.connect().await;
 
@@ -221,7 +89,7 @@ async fn haproxy_as_the_upstream() {
 
 #[tokio::test]
 async fn curl_as_the_client() {
-    let nginx = Server::nginx().await;
+    let nginx = nginx().await;
     let proxy = nginx.config().start().await;
     let base = format!("http://{}", proxy.listener());
     let small = format!("{base}/small");
@@ -271,7 +139,7 @@ async fn curl_uploads() {
 
 #[tokio::test]
 async fn wrk_as_the_client() {
-    let nginx = Server::nginx().await;
+    let nginx = nginx().await;
     let proxy = nginx.config().start().await;
     let mut command = Command::new(program("wrk", "wrk"));
     command.args(["-t1", "-c16", "-d1s", &format!("http://{}/small", proxy.listener())]);
@@ -290,7 +158,7 @@ async fn wrk_as_the_client() {
 
 #[tokio::test]
 async fn h2load_as_the_client() {
-    let nginx = Server::nginx().await;
+    let nginx = nginx().await;
     let proxy = nginx.config().start().await;
     let mut command = Command::new(program("h2load", "nghttp2-client"));
     command.args(["-n2000", "-c4", "-m16", &format!("http://{}/small", proxy.listener())]);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -23,16 +24,25 @@ use crate::upstream::endpoint;
 /// Where nothing is due; then something else wakes the task.
 const NOTHING: Duration = Duration::from_secs(3600);
 
-/// What a look-up gave, and when.
-type Answered = (Question, Answer);
+/// What a file lists, or why it cannot be read.
+type List = Result<Vec<endpoint::Settings>, String>;
+
+/// What was asked for and has come.
+enum Came {
+    Answer(Question, Answer),
+    List(List),
+}
 
 /// Keeps `upstream`'s endpoints as discovery says, until a look-up panics. `changed` tells that its file may have
 /// changed; `first` is dropped when everything was asked once.
 pub async fn keep<T>(upstream: &Upstream, resolvers: &Arc<Resolvers>, changed: &Notify, first: T) {
-    let server = upstream.known().settings().server();
+    let (server, file) = {
+        let known = upstream.known();
+        (known.settings().server(), known.settings().path().map(Path::to_owned))
+    };
     let (mut first, mut asking, mut lookups) = (Some(first), BTreeSet::new(), JoinSet::new());
     // What happened to the file while nobody watched it, nobody told.
-    read_list(upstream).await;
+    let mut is_reading = file.clone().map(|file| lookups.spawn_blocking(|| read(file))).is_some();
     loop {
         let (due, next) = {
             let (known, now) = (upstream.known(), Instant::now());
@@ -47,98 +57,110 @@ pub async fn keep<T>(upstream: &Upstream, resolvers: &Arc<Resolvers>, changed: &
             first = None;
         }
         tokio::select! {
-            Some(answered) = lookups.join_next(), if !lookups.is_empty() => {
-                let Ok((question, answer)) = answered else { return };
-                asking.remove(&question);
-                take(upstream, &question, answer);
-            }
+            Some(came) = lookups.join_next(), if !lookups.is_empty() => match came {
+                Ok(Came::Answer(question, answer)) => {
+                    asking.remove(&question);
+                    take(upstream, &question, answer);
+                }
+                Ok(Came::List(list)) => {
+                    is_reading = false;
+                    take_list(upstream, list);
+                }
+                // Whoever started this starts it again.
+                Err(_) => return,
+            },
             () = sleep_until(next.into()) => {}
-            () = changed.notified() => read_list(upstream).await,
+            // A file system that hangs is waited for here, and holds up no name.
+            () = changed.notified(), if !is_reading => {
+                is_reading = file.clone().map(|file| lookups.spawn_blocking(|| read(file))).is_some();
+            }
         }
     }
 }
 
-/// Asks all that `known` has not asked yet, and reads its file, until everything has an answer of some kind. What came
-/// is learnt as it comes: whoever has waited for long enough drops this and finds it in `known`.
-pub async fn first_answers(known: &mut Known, resolvers: &Arc<Resolvers>) {
-    if let (true, Some(path)) = (known.wants_list(), known.settings().path()) {
-        let path = path.to_owned();
-        let list = tokio::task::spawn_blocking(move || list::read(&path)).await;
-        known.list(list.unwrap_or_else(|_| Err("reading it panicked".to_owned())), Instant::now());
-    }
+/// Asks all that `known`, of the upstream `name`, has not asked yet, and reads its file, until everything has an answer
+/// of some kind. What came is learnt as it comes: whoever has waited for long enough drops this and finds it in `known`.
+pub async fn first_answers(name: &str, known: &mut Known, resolvers: &Arc<Resolvers>) {
     let server = known.settings().server();
     let (mut asked, mut lookups) = (BTreeSet::new(), JoinSet::new());
+    if let (true, Some(file)) = (known.wants_list(), known.settings().path().map(Path::to_owned)) {
+        lookups.spawn_blocking(|| read(file));
+    }
     loop {
         for question in known.names().unasked() {
             if asked.insert(question.clone()) {
                 lookups.spawn(ask(Arc::clone(resolvers), server, question));
             }
         }
-        let Some(Ok((question, answer))) = lookups.join_next().await else { return };
-        known.answer(&question, answer, (Instant::now(), fastrand::f64()));
+        match lookups.join_next().await {
+            Some(Ok(Came::Answer(question, answer))) => {
+                let told = known.answer(&question, answer, (Instant::now(), fastrand::f64()));
+                tell(name, &question, told);
+            }
+            Some(Ok(Came::List(list))) => tell_list(name, known.list(list, Instant::now())),
+            // The upstream's own task finds out again.
+            Some(Err(_)) => {}
+            None => return,
+        }
     }
 }
 
-async fn ask(resolvers: Arc<Resolvers>, server: Option<SocketAddr>, question: Question) -> Answered {
+async fn ask(resolvers: Arc<Resolvers>, server: Option<SocketAddr>, question: Question) -> Came {
     let answer = resolvers.ask(server, &question).await;
-    (question, answer)
+    Came::Answer(question, answer)
 }
 
-/// Reads the upstream's file, if it has one, on a thread that may wait for it.
-async fn read_list(upstream: &Upstream) {
-    let path = upstream.known().settings().path().map(std::borrow::ToOwned::to_owned);
-    let Some(path) = path else { return };
-    let list = tokio::task::spawn_blocking(move || list::read(&path)).await;
-    let list =
-        list.unwrap_or_else(|_| Err("reading it panicked; this is a bug, please report it".to_owned()));
-    take_list(upstream, list);
+fn read(file: PathBuf) -> Came {
+    Came::List(list::read(&file))
 }
 
-fn take_list(upstream: &Upstream, list: Result<Vec<endpoint::Settings>, String>) {
-    let failed = list.is_err();
-    let mut known = upstream.known();
-    let told = known.list(list, Instant::now());
-    if failed {
+fn take_list(upstream: &Upstream, list: List) {
+    if list.is_err() {
         upstream.metrics.discovery_failures.inc();
     }
-    match told {
-        Told::Nothing => {}
-        Told::Fails { why, keeps } => {
-            let then = if keeps { "the last good list stays" } else { "there is no list yet" };
-            tracing::warn!(upstream = &*upstream.name, "endpoints of the file are not taken, {then}: {why}");
-        }
-        Told::Recovered => tracing::info!(upstream = &*upstream.name, "the file of endpoints is good again"),
-    }
+    let mut known = upstream.known();
+    tell_list(&upstream.name, known.list(list, Instant::now()));
     put_in_force(upstream, known);
 }
 
 fn take(upstream: &Upstream, question: &Question, answer: Answer) {
-    let failed = matches!(answer, Answer::Failed(_));
-    let mut known = upstream.known();
-    let told = known.answer(question, answer, (Instant::now(), fastrand::f64()));
-    if failed {
+    if matches!(answer, Answer::Failed(_)) {
         upstream.metrics.discovery_failures.inc();
     }
+    let mut known = upstream.known();
+    tell(&upstream.name, question, known.answer(question, answer, (Instant::now(), fastrand::f64())));
+    put_in_force(upstream, known);
+}
+
+fn tell(upstream: &str, name: &Question, told: Told) {
     match told {
         Told::Nothing => {}
         Told::Fails { why, keeps } => tracing::warn!(
-            upstream = &*upstream.name,
-            name = %question,
+            upstream,
+            %name,
             reason = "dns_error",
             kept_last_answer = keeps,
             "name does not resolve: {why}"
         ),
-        Told::Recovered => {
-            tracing::info!(upstream = &*upstream.name, name = %question, "name resolves again");
-        }
+        Told::Recovered => tracing::info!(upstream, %name, "name resolves again"),
     }
-    put_in_force(upstream, known);
 }
 
-fn put_in_force(upstream: &Upstream, known: MutexGuard<'_, Known>) {
-    let composed = known.compose();
+fn tell_list(upstream: &str, told: Told) {
+    match told {
+        Told::Nothing => {}
+        Told::Fails { why, keeps } => {
+            let then = if keeps { "the last good list stays" } else { "there is no list yet" };
+            tracing::warn!(upstream, "endpoints of the file are not taken, {then}: {why}");
+        }
+        Told::Recovered => tracing::info!(upstream, "the file of endpoints is good again"),
+    }
+}
+
+fn put_in_force(upstream: &Upstream, mut known: MutexGuard<'_, Known>) {
+    let Some(composed) = known.compose_changed() else { return };
     drop(known);
-    if composed.left_out > 0 && upstream.endpoints().usable.len() < composed.found.len() {
+    if composed.left_out > 0 {
         upstream.registry.limit_reached(Limit::Endpoints).inc();
         tracing::warn!(
             upstream = &*upstream.name,

@@ -26,10 +26,12 @@ pub struct Known {
     /// Whether the file was looked at, and what was wrong with it then.
     list_error: Option<String>,
     was_listed: bool,
+    /// The list that [`Known::compose_changed`] made last.
+    last: Option<Composed>,
 }
 
 /// The list of endpoints that comes of it.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Composed {
     /// Those that can be connected.
     pub found: Vec<Found>,
@@ -56,6 +58,7 @@ impl Known {
             list_error: None,
             was_listed: previous
                 .is_some_and(|previous| previous.was_listed && previous.path() == settings.path()),
+            last: None,
         };
         if !matches!(settings, Settings::File { .. }) {
             known.listed = None;
@@ -160,6 +163,16 @@ impl Known {
             let why = self.names.error(&Question::Services(name.to_owned()));
             composed.unresolved.push((Address::Tcp { host: name.to_owned(), port: 0 }, why));
         }
+        composed
+    }
+
+    /// The same, if it is another one than the last time: most answers bring nothing new.
+    pub fn compose_changed(&mut self) -> Option<Composed> {
+        let composed = Some(self.compose());
+        if composed == self.last {
+            return None;
+        }
+        self.last.clone_from(&composed);
         composed
     }
 

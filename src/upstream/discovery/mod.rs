@@ -20,7 +20,7 @@
 //! Rejected: an endpoint for each address (a host without one family would fail half of the requests until it is
 //! ejected, and weigh twice if both work), and IPv4 alone.
 //!
-//! **Bounds**: 1,000 endpoints an upstream; 64 look-ups in flight in the process; an answer is at most what a DNS
+//! **Bounds**: 1,000 endpoints an upstream; 64 look-ups in flight for each name server; an answer is at most what a DNS
 //! message holds (64 KiB), a file 1 MiB.
 
 pub mod keep;

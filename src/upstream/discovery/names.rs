@@ -345,6 +345,8 @@ impl fmt::Display for Question {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const NAME: &str = "app.internal";
@@ -504,6 +506,28 @@ mod tests {
         ];
         for (turn, (answer, told)) in steps.into_iter().enumerate() {
             assert_eq!(story.answer_with(turn as u64, answer, 0.5).0, told, "step {turn}");
+        }
+    }
+
+    proptest! {
+        /// Whatever comes: what is known goes only when nothing was said twice in a row, and everything is asked again,
+        /// neither at once nor in an age.
+        #[test]
+        fn nothing_is_lost_by_chance(answers in prop::collection::vec((0u8..4, 0u64..100_000, 0.0..1.0), 1..60)) {
+            let mut story = Story::new(None);
+            let (mut known, mut empties) = (false, 0);
+            for (turn, (kind, ttl, draw)) in answers.into_iter().enumerate() {
+                let answer = match kind {
+                    0 => found(1, ttl),
+                    1 | 2 => empty(),
+                    _ => failed(),
+                };
+                empties = if matches!(answer, Answer::Empty(_)) { empties + 1 } else { 0 };
+                known = matches!(answer, Answer::Found { .. }) || known && empties < 2;
+                let (_, wait) = story.answer_with(turn as u64, answer, draw);
+                prop_assert_eq!(story.known() != 0, known);
+                prop_assert!((750..=300_000).contains(&wait), "{} ms", wait);
+            }
         }
     }
 

@@ -30,8 +30,12 @@ use tokio::time::timeout;
 use super::MAX_ENDPOINTS;
 use super::names::{Addresses, Answer, Family, Question, Records, Service};
 
-/// Look-ups at the same time in the process; further ones wait for their turn.
+/// Look-ups at the same time, for the system's name servers together and for each that the configuration names; further
+/// ones wait for their turn. Apart, so that a name server that is gone holds up nobody else's names.
 const IN_FLIGHT: usize = 64;
+
+/// Name servers of the configuration that are kept; beyond that those that nobody is asking go.
+const MOST_SERVERS: usize = 64;
 
 /// The longest that a look-up may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,7 +60,6 @@ const HOSTS: &str = "/etc/hosts";
 
 /// Asks DNS, with all that is kept between look-ups.
 pub struct Resolvers {
-    turns: Semaphore,
     system: Mutex<Option<System>>,
     /// Those that the configuration names.
     own: Mutex<BTreeMap<SocketAddr, Arc<Client>>>,
@@ -71,6 +74,7 @@ struct System {
 
 /// A name server, or several, and how to ask them.
 struct Client {
+    turns: Semaphore,
     resolver: Result<TokioResolver, String>,
     hosts: Hosts,
     search: Vec<Name>,
@@ -87,17 +91,17 @@ enum Looked {
 impl Resolvers {
     /// None asked yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { turns: Semaphore::new(IN_FLIGHT), system: Mutex::default(), own: Mutex::default() })
+        Arc::new(Self { system: Mutex::default(), own: Mutex::default() })
     }
 
     /// Asks `server`, or the system's name servers.
     pub async fn ask(&self, server: Option<SocketAddr>, question: &Question) -> Answer {
-        // Nobody closes it.
-        let _turn = self.turns.acquire().await;
         let client = match server {
             Some(server) => self.own(server),
             None => self.system().await,
         };
+        // Nobody closes it.
+        let _turn = client.turns.acquire().await;
         match timeout(TIMEOUT, client.ask(question)).await {
             Ok(answer) => answer,
             Err(_) => Answer::Failed(format!("no answer within {} s", TIMEOUT.as_secs())),
@@ -106,6 +110,9 @@ impl Resolvers {
 
     fn own(&self, server: SocketAddr) -> Arc<Client> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.len() >= MOST_SERVERS {
+            own.retain(|_, client| Arc::strong_count(client) > 1);
+        }
         Arc::clone(own.entry(server).or_insert_with(|| Arc::new(Client::of_server(server))))
     }
 
@@ -145,6 +152,7 @@ impl Client {
         options.timeout = OWN_TIMEOUT;
         options.attempts = 1;
         Self {
+            turns: Semaphore::new(IN_FLIGHT),
             resolver: resolver(ResolverConfig::from_name_servers(vec![server]), options),
             hosts: Hosts::default(),
             search: Vec::new(),
@@ -169,7 +177,8 @@ impl Client {
             search => search.to_vec(),
         };
         let ndots = options.ndots;
-        Self { resolver: resolver(config, options), hosts: static_hosts, search, ndots }
+        let turns = Semaphore::new(IN_FLIGHT);
+        Self { turns, resolver: resolver(config, options), hosts: static_hosts, search, ndots }
     }
 
     async fn ask(&self, question: &Question) -> Answer {

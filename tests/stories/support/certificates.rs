@@ -71,6 +71,13 @@ impl Leaf {
         Self { names: names.iter().map(|name| (*name).to_owned()).collect(), ends_in: 2199 }
     }
 
+    /// It ends on the first day of this year.
+    #[must_use]
+    pub fn ends_in(mut self, year: i32) -> Self {
+        self.ends_in = year;
+        self
+    }
+
     /// It has expired, on the first day of 2021.
     #[must_use]
     pub fn expired(mut self) -> Self {

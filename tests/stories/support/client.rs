@@ -70,6 +70,16 @@ impl Client {
         Self { stream, input: Vec::new(), end: None }
     }
 
+    /// One over a connection that was made otherwise.
+    pub fn over(stream: TcpStream) -> Self {
+        Self { stream, input: Vec::new(), end: None }
+    }
+
+    /// Where it comes from.
+    pub fn local_address(&self) -> SocketAddr {
+        self.stream.local_addr().expect("it is connected")
+    }
+
     /// Sends all of `bytes`.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         soon("the bytes are taken", self.stream.write_all(bytes.as_ref())).await.expect("sends");

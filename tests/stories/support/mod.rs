@@ -3,6 +3,7 @@
 //!
 //! Nothing waits by sleeping: everything is a condition with a bound, [`PATIENCE`].
 
+pub mod certificates;
 pub mod client;
 pub mod config;
 pub mod dns;
@@ -10,6 +11,9 @@ pub mod http2;
 pub mod metrics;
 pub mod proxy;
 pub mod python;
+pub mod servers;
+pub mod tls;
+pub mod unix;
 pub mod upstream;
 
 use std::time::Duration;

@@ -22,7 +22,7 @@ pub struct Proxy {
 
 /// What the ready line says.
 struct Ready {
-    listeners: Vec<(String, SocketAddr)>,
+    listeners: Vec<(String, String)>,
     admin: SocketAddr,
 }
 
@@ -68,13 +68,18 @@ impl Proxy {
 
     /// The address of the only, or first, listener.
     pub fn listener(&self) -> SocketAddr {
-        self.ready.listeners[0].1
+        self.ready.listeners[0].1.parse().expect("an address of TCP")
     }
 
     /// The address of the listener `name`.
     pub fn listener_named(&self, name: &str) -> SocketAddr {
+        self.listener_text(name).parse().expect("an address of TCP")
+    }
+
+    /// The address of the listener `name` as the ready line has it.
+    pub fn listener_text(&self, name: &str) -> &str {
         let listeners = &self.ready.listeners;
-        listeners.iter().find(|(known, _)| known == name).map(|(_, address)| *address).expect(name)
+        listeners.iter().find(|(known, _)| known == name).map(|(_, address)| &**address).expect(name)
     }
 
     /// The address of the admin API.
@@ -129,6 +134,11 @@ impl Proxy {
         let output = output.expect("the binary runs");
         let text = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Its folder: for sockets, and whatever else a story keeps beside the configuration.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The configuration file.
@@ -225,7 +235,7 @@ fn ready_line(line: &str) -> Option<Ready> {
     let (listeners, rest) = rest.split_once("; admin ")?;
     let listeners = listeners.split(", ").map(|listener| {
         let (name, address) = listener.rsplit_once('=').expect("NAME=ADDRESS");
-        (name.to_owned(), address.parse().expect("an address"))
+        (name.to_owned(), address.to_owned())
     });
     let admin = rest.split([',', ';', ' ']).next()?.parse().expect("an address");
     Some(Ready { listeners: listeners.collect(), admin })
