@@ -451,8 +451,18 @@ retry.backoff = { base = "100ms", jitter = "none" }
         assert_eq!(from("retry", "backoff.base"), said("\"100ms\"", "[upstream.payments] line 28"));
         assert_eq!(from("retry", "backoff.max"), said("\"1s\"", "built in"));
         let order: Vec<_> = answer.chain.iter().map(|step| step.name).collect();
-        let chain =
-            ["limits", "timeout", "retry", "breaker", "concurrency", "balance", "connections", "failure"];
+        let chain = [
+            "limits",
+            "timeout",
+            "retry",
+            "breaker",
+            "concurrency",
+            "balance",
+            "outlier",
+            "health",
+            "connections",
+            "failure",
+        ];
         assert_eq!(order, chain);
     }
 

@@ -14,7 +14,7 @@ use super::settings::{Admin, Config, Server};
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::proxy::{listener, route};
 use crate::telemetry;
-use crate::upstream::{self, balance};
+use crate::upstream::{self, balance, health, outlier};
 
 /// The tables at the top of a file.
 const TABLES: [&str; 6] = ["server", "admin", "telemetry", "defaults", "listener", "upstream"];
@@ -113,6 +113,8 @@ fn defaults(root: &mut Node, report: &mut Report) -> Node {
     section::<breaker::Settings>(root, &["defaults", "breaker"], report);
     section::<concurrency::Settings>(root, &["defaults", "concurrency"], report);
     section::<balance::Settings>(root, &["defaults", "balance"], report);
+    section::<outlier::Settings>(root, &["defaults", "outlier"], report);
+    section::<health::Settings>(root, &["defaults", "health"], report);
     let mut defaults = root.get("defaults").cloned().unwrap_or_else(|| Node::empty(root));
     defaults.set_layer(Layer::Defaults);
     defaults

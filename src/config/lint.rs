@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
+use crate::policy::mode::Mode;
 use crate::policy::{breaker, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
@@ -19,7 +20,7 @@ use crate::transport::UNIX_PEER;
 use crate::units::Span;
 use crate::upstream::balance::{self, Kind};
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
-use crate::upstream::{self, endpoint::Socket};
+use crate::upstream::{self, endpoint::Socket, health};
 
 /// Checks `config`, which was read from `root`. Unless the file is `whole`, what seems to be missing may only be
 /// unreadable, and is no problem.
@@ -413,6 +414,8 @@ impl<'a> Lint<'a> {
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identity().into_iter());
         }
+        self.outlier(path, settings);
+        self.health(&path.key("health"), &settings.health);
         self.capacity(path, settings, config);
         self.balance(&path.key("balance"), &settings.balance);
         self.priorities(path, settings);
@@ -603,6 +606,73 @@ impl<'a> Lint<'a> {
             let size = At(path.below("window.size"), size);
             let cure = "the window never holds that many, so the breaker never opens: lower `min_requests`";
             self.error(&min_requests, "is more than", &size, cure);
+        }
+    }
+
+    fn outlier(&mut self, path: &Path, settings: &upstream::Settings) {
+        let outlier = &settings.outlier;
+        let eject_for = &outlier.eject_for;
+        if eject_for.base > eject_for.max {
+            let base = At(path.below("outlier.eject_for.base"), quoted(eject_for.base));
+            let max = At(path.below("outlier.eject_for.max"), quoted(eject_for.max));
+            self.error(&base, "is longer than", &max, "raise `max`, or lower `base`");
+        }
+        // What a name resolves to is not known here.
+        let all_known = settings.endpoints.iter().all(|endpoint| endpoint.address.socket().is_some());
+        let max_ejected = path.below("outlier.max_ejected");
+        let (node, is_written) = self.find(&max_ejected);
+        if outlier.mode == Mode::Off || outlier.max_ejected.get() == 0.0 || !all_known || !is_written {
+            return;
+        }
+        for priority in 0..=9 {
+            let count = settings.endpoints.iter().filter(|endpoint| endpoint.priority == priority).count();
+            if count >= 2 && outlier.most(count) == 0 {
+                let share = outlier.max_ejected.get();
+                let problem = Problem::new(
+                    format!(
+                        "`{max_ejected}` ({share}) of {count} endpoints is less than one: none is ever ejected"
+                    ),
+                    format!("give at least {:.2}", (100.0 / count as f64).ceil() / 100.0),
+                );
+                return self.report.add(problem.at(&max_ejected, node).warning());
+            }
+        }
+    }
+
+    fn health(&mut self, path: &Path, health: &health::Settings) {
+        let keys = [
+            "kind",
+            "path",
+            "host",
+            "status",
+            "service",
+            "interval",
+            "timeout",
+            "unhealthy_after",
+            "healthy_after",
+        ];
+        let written = |key: &&&str| self.find(&path.key(key)).1;
+        if health.mode == Mode::Off {
+            if let Some(key) = keys.iter().find(written)
+                && !self.find(&path.key("mode")).1
+            {
+                let path = path.key(key);
+                let message = format!("`{path}` says how to check endpoints, but nobody is checked");
+                let problem = Problem::new(message, "add `mode = \"enforce\"`, or remove it");
+                self.say(&path, problem.warning());
+            }
+            return;
+        }
+        let only: &[(&str, health::Kind)] =
+            &[("path", health::Kind::Http), ("status", health::Kind::Http), ("service", health::Kind::Grpc)];
+        for (key, kind) in only {
+            if health.kind != *kind && self.find(&path.key(key)).1 {
+                let kind = if *kind == health::Kind::Http { "http" } else { "grpc" };
+                let path = path.key(key);
+                let problem =
+                    Problem::new(format!("`{path}` is only for checks of `kind = \"{kind}\"`"), "remove it");
+                self.say(&path, problem.warning());
+            }
         }
     }
 

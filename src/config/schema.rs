@@ -15,7 +15,7 @@ use super::settings::{Admin, Server};
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
 use crate::proxy::listener;
 use crate::telemetry;
-use crate::upstream::{self, balance};
+use crate::upstream::{self, balance, health, outlier};
 
 /// The JSON Schema of a configuration file.
 pub fn schema() -> &'static Value {
@@ -34,6 +34,11 @@ fn build() -> Value {
         ("breaker", table::<breaker::Settings>(of, "When to stop sending.")),
         ("concurrency", table::<concurrency::Settings>(of, "How many attempts may be in flight.")),
         ("balance", table::<balance::Settings>(of, "Which endpoint is next.")),
+        (
+            "outlier",
+            table::<outlier::Settings>(of, "When an endpoint that is worse than its peers is taken out."),
+        ),
+        ("health", table::<health::Settings>(of, "Checks of endpoints whose traffic says nothing.")),
     ]);
     let mut schema = object([
         ("server", table::<Server>(of, "The process as a whole.")),

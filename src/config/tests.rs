@@ -265,6 +265,10 @@ fn mistakes_in_listeners_and_routes_are_told_too() {
             "t.toml:4:16: error: /nowhere/x.pem cannot be read: No such file or directory (os error 2) (listener[0].tls.cert); check the path",
         ),
         (
+            "proxy_protocol = \"v2\"",
+            "t.toml:4:18: error: `proxy_protocol` is the string \"v2\", but true or false is needed (listener[0].proxy_protocol); give true or false",
+        ),
+        (
             "name = \"a b\"",
             "t.toml:4:8: error: \"a b\" cannot be a name (listener[0].name); give 1 to 63 letters, digits, or any of \"-\", \"_\", \".\", \":\"",
         ),
@@ -335,6 +339,42 @@ fn mistakes_in_listeners_and_routes_are_told_too() {
 }
 
 #[test]
+fn mistakes_with_unix_sockets_are_told() {
+    let listener = |address: &str, more: &str| {
+        said(&format!("[[listener]]\naddress = \"{address}\"\nupstream = \"app\"\n{more}\n{UPSTREAM}"))
+    };
+    assert_eq!(
+        listener("unix:run/a", ""),
+        [
+            "t.toml:2:11: error: \"unix:run/a\" is not a socket (listener[0].address); write \"unix:/path\", with at most 107 bytes"
+        ]
+    );
+    assert_eq!(
+        listener("unix:/run/a", "[[listener]]\naddress = \"unix:/run/a\"\nname = \"b\"\nupstream = \"app\""),
+        [
+            "t.toml:5:11: error: `listener[1].address` (unix:/run/a) is taken by `listener[0].address` (unix:/run/a); \
+             give each its own path"
+        ]
+    );
+    assert_eq!(
+        listener("unix:/run/a", "trust = [\"10.0.0.0/8\"]"),
+        [
+            "t.toml:4:9: warning: `listener[0].trust` holds for nobody: clients at a Unix socket count as 127.0.0.1; \
+             give \"all\" or \"none\": whoever may open the socket decides"
+        ]
+    );
+    assert!(listener("unix:/run/a", "trust = [\"10.0.0.0/8\"]\nproxy_protocol = true").is_empty());
+    let own = "[[listener]]\naddress = \"unix:/run/a\"\nupstream = \"app\"\n[upstream.app]\nendpoints = [\"unix:/run/a\"]";
+    assert_eq!(
+        said(own),
+        [
+            "t.toml:5:14: error: the endpoint unix:/run/a is the listener \"unix:/run/a\" of this file: a loop \
+             (upstream.app.endpoints[0]); give the address of the service itself"
+        ]
+    );
+}
+
+#[test]
 fn mistakes_in_files_of_certificates_are_told_at_their_keys() {
     let folder = Folder::new();
     let authority = Authority::new("Test CA");
@@ -365,7 +405,7 @@ fn mistakes_in_files_of_certificates_are_told_at_their_keys() {
         ("ca = \"A/der.pem\"",                              "error: A/der.pem holds no certificate in PEM (it seems to be DER) (upstream.app.tls.ca); it must have a line \"-----BEGIN …-----\""),
         ("server_name = \"app:443\"",                       "error: this is no name of a server (upstream.app.tls.server_name); give a DNS name or an IP address, without a port"),
         ("san = [\"a b\"]",                                 "error: \"a b\" is no name that a certificate can have (upstream.app.tls.san[0]); give a DNS name, an IP address or a URI such as \"spiffe://example.org/app\""),
-        ("sni = \"app\"",                                   "error: unknown key `sni` (upstream.app.tls.sni); did you mean `san`?"),
+        ("sans = [\"app\"]",                                   "error: unknown key `sans` (upstream.app.tls.sans); did you mean `san`?"),
         ("ca = \"A/ca.pem\"",                               ""),
     ];
     for (tls, expected) in cases {
@@ -973,8 +1013,6 @@ fn what_is_not_built_is_known_by_its_place() {
         protocol = \"http2\"
         discovery = { kind = \"etcd\" }
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
-        outlier = {}
-        health = {}
         rate_limit = []
         shed = {}
         hedge = {}

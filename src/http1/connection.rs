@@ -339,6 +339,15 @@ impl Connection {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
+    /// Nothing more is said: tells a peer in TLS so, as far as that needs no waiting. It would have to take an end without
+    /// a word for a cut; the end of a connection in clear text speaks for itself.
+    pub fn say_goodbye(&mut self) {
+        if self.stream.is_tls() {
+            // One that cannot be told now does not listen.
+            let _ = self.poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+
     /// Makes the end of this connection a reset: the peer must not take it for a clean end.
     pub fn reset_when_dropped(&self) {
         // An error leaves an ordinary end: nothing better can be had.

@@ -52,6 +52,7 @@ names! {
     XRetryAttempt = "x-retry-attempt",
     XPriority = "x-priority",
     XOutriggerPath = "x-outrigger-path",
+    XOutriggerImmediateFail = "x-outrigger-immediate-fail",
     Traceparent = "traceparent",
     Tracestate = "tracestate",
     IdempotencyKey = "idempotency-key",
@@ -70,7 +71,7 @@ static SLOTS: [Name; 128] = slots();
 
 /// The place of a name in [`SLOTS`]; length, first and last byte tell all known names apart.
 const fn slot(length: usize, first: u8, last: u8) -> usize {
-    (length * 7 + (first | 0x20) as usize * 39 + (last | 0x20) as usize) % 128
+    (length * 13 + (first | 0x20) as usize * 100 + (last | 0x20) as usize) % 128
 }
 
 /// Fills [`SLOTS`] when this is compiled; a new name that collides does not compile (choose other factors).
@@ -104,7 +105,8 @@ impl Name {
     }
 
     /// Whether the field concerns this connection alone and ends here (RFC 9110 §7.6.1), whatever `Connection`
-    /// says. `Te` is among them: who wants trailers from the next hop asks for them anew.
+    /// says. `Te` is among them: who wants trailers from the next hop asks for them anew. So is what an endpoint says
+    /// of itself to Outrigger.
     pub const fn is_hop_by_hop(self) -> bool {
         matches!(
             self,
@@ -118,6 +120,7 @@ impl Name {
                 | Name::ProxyAuthenticate
                 | Name::ProxyAuthorization
                 | Name::Http2Settings
+                | Name::XOutriggerImmediateFail
         )
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::body::Progress;
 use super::chain::carry_out;
-use super::client::Client;
+use super::client::Informed;
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
@@ -147,7 +147,8 @@ pub async fn admit(
     };
 
     let key = settings.balance.key().and_then(|key| request.hash_of(key));
-    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), key, now };
+    let may_probe = !is_retry && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
+    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), key, now, may_probe };
     let endpoints = chain.upstream.endpoints();
     let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {
@@ -163,10 +164,21 @@ pub async fn admit(
         permit,
         slot,
         in_flight: endpoint.enter(now),
-        usable: endpoints.usable.len() as u32,
+        usable: endpoints.in_service(),
         clock: turn.clock,
         number: turn.number,
     })
+}
+
+/// Whether another attempt may follow if this one fails.
+fn may_be_sent_again(routed: &Routed, request: &Request) -> bool {
+    let target = routed.target();
+    let grpc_path = request.context.grpc.then(|| request.head.path_and_query());
+    let has_key = request.head.fields.has(Name::IdempotencyKey);
+    target.retry.mode == Mode::Enforce
+        && target.retry.attempts > 1
+        && target.rules.method_allows(request.head.method_text(), has_key, grpc_path)
+        && request.body.is_replayable().is_ok()
 }
 
 impl Admitted {
@@ -186,7 +198,7 @@ impl Admitted {
         routed: &Routed,
         request: &mut Request,
         timer: &Timer,
-        client: Option<&Client>,
+        client: Option<&dyn Informed>,
     ) -> Result<(Box<FromUpstream>, Instant), (Failed, Instant)> {
         let chain = &*routed.target().chain;
         let started = Instant::now();
@@ -214,14 +226,16 @@ impl Admitted {
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
                 }
-                let endpoint = admitted.in_flight.endpoint();
-                chain.upstream.observe(endpoint, now, Observed::Head { verdict, latency });
+                chain.upstream.observe(&admitted.in_flight, now, Observed::Head { verdict, latency });
                 let retry_after = match verdict {
                     Verdict::Failure => retry_after(&head.fields).unwrap_or_default(),
                     _ => Duration::ZERO,
                 };
                 let outcome = admitted.outcome(verdict, latency);
                 let counted_as = Some(AttemptOutcome::of_status(head.status));
+                if head.fields.get(Name::XOutriggerImmediateFail).is_some_and(|value| value == b"true") {
+                    chain.upstream.immediate_fail(&admitted.in_flight, now);
+                }
                 let Self { permit, slot, mut in_flight, clock, .. } = admitted;
                 in_flight.answered(now);
                 if let Some(permit) = &permit {
@@ -263,9 +277,8 @@ impl Admitted {
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
         let unreached = is_connect || error.reason == Reason::TlsError;
-        let retry_after = Duration::ZERO;
-        let observed = Observed::End { verdict, latency, connect: unreached, retry_after };
-        chain.upstream.observe(self.in_flight.endpoint(), now, observed);
+        let observed = Observed::End { verdict, latency, connect: unreached, retry_after: Duration::ZERO };
+        chain.upstream.observe(&self.in_flight, now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
         }
@@ -285,7 +298,7 @@ impl Admitted {
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
-        (timer, client): (&Timer, Option<&Client>),
+        (timer, client): (&Timer, Option<&dyn Informed>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let endpoint = Arc::clone(self.in_flight.endpoint());
@@ -303,7 +316,7 @@ impl Admitted {
                 Some(connection) => (connection, started),
                 None => (self.connect(worker, upstream, wanted, timer).await?, Instant::now()),
             };
-            let told = client.is_some_and(Client::was_told_to_continue);
+            let told = client.is_some_and(|client| client.was_told_to_continue());
             let left = self.clock.left(now);
             send::queue_head(
                 connection.wire.output(),

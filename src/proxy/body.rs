@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
-use http_body::Body as _;
-use hyper::body::Incoming;
+use h2::RecvStream;
 
 use super::client::Client;
 use super::shared::{Reservation, Shared};
@@ -40,7 +39,8 @@ enum Source {
     /// All is read.
     Ended,
     Http1(Rc<Client>, BodyReader),
-    Http2(Incoming, Bytes),
+    /// With the piece at hand.
+    Http2(RecvStream, Bytes),
 }
 
 /// The bytes that were read, for another attempt.
@@ -78,7 +78,7 @@ impl Body {
     }
 
     /// The body of an HTTP/2 stream.
-    pub fn http2(incoming: Incoming, framing: Framing, max: Option<u64>) -> Self {
+    pub fn http2(incoming: RecvStream, framing: Framing, max: Option<u64>) -> Self {
         match framing {
             Framing::None => Self::new(Source::Ended, framing, max),
             _ => Self::new(Source::Http2(incoming, Bytes::new()), framing, max),
@@ -252,15 +252,19 @@ impl Body {
                     *source = Source::Ended;
                 }
             }
-            Source::Http2(incoming, piece) => {
+            Source::Http2(stream, piece) => {
                 if piece.is_empty() {
-                    match std::pin::Pin::new(&mut *incoming).poll_frame(cx) {
+                    match stream.poll_data(cx) {
                         Poll::Pending => return Ok(Poll::Pending),
-                        Poll::Ready(None) => *source = Source::Ended,
+                        Poll::Ready(Some(Ok(data))) => *piece = data,
                         Poll::Ready(Some(Err(_))) => return Err(Reason::ClientDisconnected.into()),
-                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                            Ok(data) => *piece = data,
-                            Err(frame) => *trailers = frame.into_trailers().ok().map(|map| fields(&map)),
+                        Poll::Ready(None) => match stream.poll_trailers(cx) {
+                            Poll::Pending => return Ok(Poll::Pending),
+                            Poll::Ready(Err(_)) => return Err(Reason::ClientDisconnected.into()),
+                            Poll::Ready(Ok(map)) => {
+                                *trailers = map.map(|map| fields(&map));
+                                *source = Source::Ended;
+                            }
                         },
                     }
                     return Ok(Poll::Ready(()));
@@ -268,6 +272,8 @@ impl Body {
                 let size = piece.len().min(QUEUED);
                 take(&piece[..size], replay)?;
                 piece.advance(size);
+                // The client may send as much again. That errs where the stream is over.
+                let _ = stream.flow_control().release_capacity(size);
             }
         }
         Ok(Poll::Ready(()))

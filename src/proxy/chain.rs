@@ -14,7 +14,6 @@ use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
-use crate::upstream::standing::nanos;
 use crate::upstream::{Settings, Upstream};
 
 use super::queue::Gate;
@@ -92,6 +91,9 @@ impl Chain {
         metrics.concurrency_limit.set(limit.into());
         metrics.queue_depth.set(waiting as i64);
         metrics.streams.set(self.upstream.counts.streams().into());
+        for choice in &self.upstream.endpoints().usable {
+            choice.endpoint.metrics.set_healthy(choice.endpoint.standing.is_in_service());
+        }
         let age = self.upstream.known().age(Instant::now());
         metrics.dns_age.set(age.map_or(-1, |age| age.as_millis() as i64));
         metrics.breaker_stands(series_state(self.breaker.view(Instant::now()).state));
@@ -101,20 +103,7 @@ impl Chain {
     pub fn view(&self, now: Instant) -> serde_json::Value {
         let (in_flight, limit, waiting) = self.gate.counts();
         let endpoints = self.upstream.endpoints();
-        let (at, window) = (nanos(now), self.upstream.settings.balance.slow_start_nanos());
-        let usable = endpoints.usable.iter().map(|choice| {
-            let (load, since) = (&choice.endpoint.load, choice.endpoint.standing.in_service_since());
-            serde_json::json!({
-                "address": choice.endpoint.address.to_string(),
-                "endpoint": &*choice.endpoint.label,
-                "weight": choice.weight,
-                "priority": choice.priority,
-                "ewma_ms": load.latency(at, since).map(|seconds| f64::from(seconds) * 1000.0),
-                "slow_start": load.ramp(at, since, window),
-                "in_flight": choice.endpoint.in_flight(),
-                "health": "usable",
-            })
-        });
+        let usable = endpoints.usable.iter().map(|choice| self.upstream.view(choice, now));
         let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
             let why = if why.is_empty() { "not looked up yet" } else { why };
             serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
@@ -142,6 +131,12 @@ impl Chain {
             let why = endpoints.unresolved.first().map(|(_, why)| why.as_str());
             let why = why.or(known.list_error()).unwrap_or("it has none");
             return (false, format!("no usable endpoint: {why}"));
+        }
+        if endpoints.in_service() == 0 {
+            return (
+                false,
+                format!("no usable endpoint: all {} fail their health checks", endpoints.usable.len()),
+            );
         }
         match series_state(self.breaker.view(now).state) {
             BreakerState::Open => (false, "breaker open".to_owned()),

@@ -9,6 +9,21 @@ use crate::http1::connection::Connection;
 use crate::http1::encode;
 use crate::http1::head::ResponseHead;
 
+/// Who gets the interim answers (1xx) to a request.
+pub trait Informed {
+    /// Queues an interim answer; a second 100 is left out, since attempts after the first get one too.
+    fn inform(&self, head: &ResponseHead);
+
+    /// Ready while there is room for more to be queued.
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Whether the client has been told to go on with its body.
+    fn was_told_to_continue(&self) -> bool;
+
+    /// Writes what is queued, as far as the client takes it now.
+    fn push(&self, cx: &mut Context<'_>);
+}
+
 /// Bytes that a client may send ahead of the request that is being served.
 const AHEAD: usize = 64 << 10;
 
@@ -40,36 +55,6 @@ impl Client {
         self.body_open.set(has_body);
         self.takes_interim.set(takes_interim);
         self.told_to_continue.set(false);
-    }
-
-    /// Queues an interim response (1xx); a second 100 is left out, since attempts after the first get one too.
-    pub fn inform(&self, head: &ResponseHead) {
-        let again = head.status == 100 && self.told_to_continue.replace(true);
-        if !self.takes_interim.get() || again {
-            return;
-        }
-        let mut connection = self.connection.borrow_mut();
-        let out = connection.output();
-        encode::status_line(out, head.status, head.reason_phrase());
-        head.fields
-            .write(out, |field| !field.known.is_hop_by_hop() && !head.is_connection_option(field.name));
-        encode::end(out);
-    }
-
-    /// Ready while there is room for more to be queued.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut connection = self.connection.borrow_mut();
-        // A client that has left is noticed where it is watched.
-        if connection.unwritten() < AHEAD || connection.poll_flush(cx).is_ready() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    }
-
-    /// Whether the client has been told to go on with its body.
-    pub fn was_told_to_continue(&self) -> bool {
-        self.told_to_continue.get()
     }
 
     /// Writes what is queued.
@@ -109,5 +94,39 @@ impl Client {
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+}
+
+impl Informed for Client {
+    fn inform(&self, head: &ResponseHead) {
+        let again = head.status == 100 && self.told_to_continue.replace(true);
+        if !self.takes_interim.get() || again {
+            return;
+        }
+        let mut connection = self.connection.borrow_mut();
+        let out = connection.output();
+        encode::status_line(out, head.status, head.reason_phrase());
+        head.fields
+            .write(out, |field| !field.known.is_hop_by_hop() && !head.is_connection_option(field.name));
+        encode::end(out);
+    }
+
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut connection = self.connection.borrow_mut();
+        // A client that has left is noticed where it is watched.
+        if connection.unwritten() < AHEAD || connection.poll_flush(cx).is_ready() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn was_told_to_continue(&self) -> bool {
+        self.told_to_continue.get()
+    }
+
+    fn push(&self, cx: &mut Context<'_>) {
+        // What cannot be written yet goes before the final head.
+        let _ = self.poll_flush(cx);
     }
 }

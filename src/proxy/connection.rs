@@ -16,7 +16,7 @@ use super::{http1, http2};
 use crate::http1::connection::Connection;
 use crate::telemetry::metrics::{HandshakeResult, Limit, ListenerMetrics, Refused};
 use crate::timer::Timer;
-use crate::tls::server::{Accepted, Server};
+use crate::tls::server::{Accepted, Denied, Server};
 use crate::transport::proxy_protocol::{self, Ends, Parsed, Refusal, Said};
 use crate::transport::{Transport, UNIX_PEER};
 
@@ -135,7 +135,8 @@ impl Handshake<'_> {
                 self.metrics.handshake(if resumed { HandshakeResult::Resumed } else { HandshakeResult::Ok });
                 return Some(stream);
             }
-            Ok(Err(why)) => (HandshakeResult::Error, why),
+            Ok(Err(Denied::Failed(why))) => (HandshakeResult::Error, why),
+            Ok(Err(Denied::Left)) => (HandshakeResult::Left, "the client left".to_owned()),
             Err(_) => (HandshakeResult::Timeout, "limits.header_timeout passed".to_owned()),
         };
         self.metrics.handshake(result);

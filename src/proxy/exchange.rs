@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::answer::Answer;
 use super::attempt::{self, Failed, Turn};
-use super::client::Client;
+use super::client::Informed;
 use super::context::Routed;
 use super::life::Stage;
 use super::mirror;
@@ -36,7 +36,7 @@ pub async fn exchange(
     worker: &Rc<Worker>,
     request: &mut Request,
     routed: Result<Routed, Error>,
-    client: Option<&Client>,
+    client: Option<&dyn Informed>,
 ) -> Response {
     let mirrored = routed.as_ref().ok().and_then(|routed| mirror::wanted(worker, routed));
     let is_whole = request.body.is_read();
@@ -79,7 +79,7 @@ async fn serve(
     worker: &Rc<Worker>,
     request: &mut Request,
     routed: Routed,
-    client: Option<&Client>,
+    client: Option<&dyn Informed>,
 ) -> Result<Box<FromUpstream>, Error> {
     request.record.routed = Some(routed.clone());
     if worker.shared.life.stage() == Stage::Refusing {

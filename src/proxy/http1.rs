@@ -70,7 +70,7 @@ pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer, mut
         }
         // Boxed, so that an idle connection is small.
         let then = match next {
-            Next::End => return,
+            Next::End => return client.connection.borrow_mut().say_goodbye(),
             Next::Request(head) => {
                 let one = One { worker, client: &client, peer, snapshot: &snapshot };
                 Box::pin(one.serve(head)).await
@@ -206,7 +206,7 @@ impl One<'_> {
         let mut request = Request::new(worker, head, body, context, record);
 
         let response = {
-            let mut exchange = pin!(exchange(worker, &mut request, routed, Some(self.client)));
+            let mut exchange = pin!(exchange(worker, &mut request, routed, Some(&**self.client)));
             let look = worker.timer();
             poll_fn(|cx| match exchange.as_mut().poll(cx) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),

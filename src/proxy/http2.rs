@@ -1,480 +1,376 @@
-//! HTTP/2 clients, by hyper: each stream becomes a request of the one kind that the path knows.
+//! HTTP/2 clients, by h2: each stream becomes a request of the one kind that the path knows.
 //!
-//! What HTTP/1.1 could not say without doubt is refused before it is written (`RequestHead::build`), so nothing
-//! can be smuggled to an upstream.
+//! One task for a connection: it reads and writes by h2 ([`line`]), and polls the streams' exchanges ([`stream`],
+//! [`tasks`]). In turns: the streams that are ready, then h2, which sends what they came to and brings what has come,
+//! then one write. Below h2 a guard counts what moves no request forward ([`guard`]).
+//!
+//! Rejected: hyper's server, which is h2 with a task and a body type for each stream above it: it sends no interim
+//! answers, sees no client that does not read, and its bounds end connections of well-meaning clients (30 streams that
+//! are begun and reset in one go) without a word why.
+//!
+//! Extended CONNECT (RFC 8441) is not offered, so h2 resets requests with `:protocol`.
 
-use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
+pub mod guard;
+pub mod head;
+pub mod line;
+pub mod stream;
+pub mod tasks;
+
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use h2::{Ping, PingPong, Reason};
 
-use super::answer::Answer;
-use super::body::Body;
-use super::context::{Context, Peer, Routed};
-use super::exchange::exchange;
+use self::line::{HANDED, Line, Wire};
+use self::stream::Streams;
+use self::tasks::Tasks;
+use super::context::Peer;
 use super::life::Stage;
-use super::panics::survive;
-use super::record::Record;
-use super::request::Request;
-use super::response::{FromUpstream, Response};
-use super::shared::Shared;
-use super::snapshot::Held;
+use super::listener::Limits;
 use super::worker::Worker;
 use crate::http1::connection::Connection;
-use crate::http1::field::Fields;
-use crate::http1::head::{Framing, RequestHead};
-use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
+use crate::timer::Timer;
 
-/// Room that hyper is given above our own bound on heads, which answers with a reason where hyper's would not.
+/// Room that h2 is given above our own bound on heads, which answers with a reason where h2's would not.
 const HEADER_ROOM: u32 = 64 << 10;
-/// How often a connection with open streams looks after them at least.
-const LOOK: Duration = Duration::from_secs(1);
-/// The largest piece of a body that becomes a frame's data.
-const PIECE: usize = 64 << 10;
-
-/// What the streams of a connection tell it.
-struct Streams {
-    open: Cell<usize>,
-    /// When the last one ended.
-    idle_since: Cell<Instant>,
-    bodies: RefCell<Vec<std::rc::Weak<RefCell<Relay>>>>,
-    /// When the client's last body was cut because it takes nothing.
-    cut: Cell<Option<Instant>>,
-}
+/// What a client may send of one body that nobody has read yet. Half of it brings a WINDOW_UPDATE.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// What a client may send of all bodies that nobody has read yet. The bound on the memory that uploads of one
+/// connection take, and four uploads that stand still stop the others.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// DATA frames with next to nothing in them that may wait for their reader, each counted as 256 bytes: some 32,000 small
+/// messages of a gRPC stream whose upstream does not read for a moment. h2 takes a hundred bytes for each.
+const SMALL_FRAMES: usize = 8 << 20;
+/// Streams that a client may begin and reset before any of them is looked at. h2's default of 20 ends the connection of
+/// a client that gives up on 30 calls at once.
+const RESET_AT_ONCE: usize = 1024;
+/// Streams that we have reset whose late frames are ignored, and for how long; beyond it each is answered.
+const RESET_REMEMBERED: usize = 256;
+const RESET_REMEMBERED_FOR: Duration = Duration::from_secs(5);
+/// How often a connection is looked after, at least.
+const LOOK: Duration = Duration::from_secs(15);
+/// After so many looks without anything from a connection with open streams it is asked whether it is still there: 30
+/// to 45 seconds of silence.
+const QUIET_LOOKS: u32 = 2;
+/// How long the answer to such a PING may take.
+const PONG_WITHIN: Duration = Duration::from_secs(10);
+/// How long a client may take nothing of what is written when all its streams have ended; open ones have bounds of
+/// their own.
+const TAKES_WITHIN: Duration = Duration::from_secs(30);
+/// How long a connection lives on behind its last word: the end of its GOAWAY, or of its last stream behind one.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Turns of the streams in one turn of the connection, so that a busy one does not keep the worker for itself.
+const TURNS: usize = 16;
 
 /// Serves one connection to its end.
 pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
     let snapshot = worker.snapshot();
     let Some(index) = snapshot.listener(&peer.listener) else { return };
     let limits = snapshot.listener_at(index).settings.limits;
-    let streams = Rc::new(Streams {
-        open: Cell::new(0),
-        idle_since: Cell::new(Instant::now()),
-        bodies: RefCell::default(),
-        cut: Cell::new(None),
-    });
-    let known = Rc::new(RefCell::new(snapshot));
-    let service = {
-        let (worker, peer, streams) = (Rc::clone(&worker), peer.clone(), Rc::clone(&streams));
-        service_fn(move |request| {
-            let stream = Stream::begin(&streams);
-            let (worker, peer, known) = (Rc::clone(&worker), peer.clone(), Rc::clone(&known));
-            async move { one(worker, peer, &known, request, stream).await }
-        })
-    };
-    let max_header_size = limits.max_header_size.bytes() as u32;
-    let mut server = hyper::server::conn::http2::Builder::new(Local(Arc::clone(&worker.shared)));
-    server
-        .auto_date_header(false)
-        .max_concurrent_streams(limits.max_streams)
-        .max_header_list_size(max_header_size.saturating_mul(2).saturating_add(HEADER_ROOM));
-    let mut connection = pin!(server.serve_connection(TokioIo::new(connection), service));
+    let line = Line::new(connection, Arc::clone(&worker.shared), Instant::now());
     let timer = worker.timer();
-    let mut leaving = false;
-    poll_fn(|cx| {
-        // How a client breaks off is its own affair.
-        if connection.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        let is_gone = || worker.snapshot().listener(&peer.listener).is_none();
-        if !leaving && (worker.shared.life.stage() != Stage::Serving || is_gone()) {
-            leaving = true;
-            connection.as_mut().graceful_shutdown();
-            cx.waker().wake_by_ref();
-        }
-        let now = Instant::now();
-        if streams.open.get() == 0 {
-            let until = streams.idle_since.get() + *limits.idle_timeout;
-            if until <= now {
-                if !leaving {
-                    worker.shared.metrics.limit_reached(Limit::IdleTimeout).inc();
-                }
+    let Some(mut h2) = Box::pin(greet(&worker, &line, &timer, &limits)).await else { return };
+    let client = peer.peer;
+    let tasks = Tasks::default();
+    let mut server = Server {
+        waker: tasks.connection_waker(),
+        tasks,
+        pings: h2.ping_pong(),
+        h2,
+        streams: Rc::new(Streams::new(Rc::clone(&worker), peer, Rc::clone(&line), (snapshot, index))),
+        line,
+        timer,
+        limits,
+        client,
+        worker,
+        next_look: None,
+        head_until: None,
+        quiet_looks: 0,
+        ending: Ending::No,
+    };
+    poll_fn(|cx| server.poll(cx)).await;
+}
+
+/// A connection behind its handshake.
+struct Server {
+    worker: Rc<Worker>,
+    line: Rc<Line>,
+    h2: h2::server::Connection<Wire, Bytes>,
+    streams: Rc<Streams>,
+    tasks: Tasks,
+    /// Wakes `h2`.
+    waker: Waker,
+    pings: Option<PingPong>,
+    timer: Timer,
+    limits: Limits,
+    client: SocketAddr,
+    /// When the timer ends.
+    next_look: Option<Instant>,
+    /// When the head that is coming must be complete.
+    head_until: Option<Instant>,
+    /// Looks since which nothing has come, while streams were open.
+    quiet_looks: u32,
+    ending: Ending,
+}
+
+/// Whether the connection is on its way out.
+#[derive(Clone, Copy)]
+enum Ending {
+    No,
+    /// Since then: the client has been told to begin no more streams.
+    Leaving(Instant),
+    /// All is said; it is over then at the latest.
+    Over(Instant),
+}
+
+impl Server {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.tasks.begin(cx);
+        for _ in 0..TURNS {
+            if self.tasks.turn(self.worker.shared.metrics.panics()) && self.poll_connection().is_ready() {
                 return Poll::Ready(());
             }
-            timer.arm(until);
-        } else if streams.is_dead(now, *limits.idle_timeout) {
-            // It takes nothing, not even the end of what was cut.
-            return Poll::Ready(());
-        } else {
-            // A body may fill the client's window without this task being woken: so look again in any case.
-            timer.arm(streams.end_stalled(now).unwrap_or(now + LOOK));
+            if self.tasks.sleep() {
+                return self.look(cx);
+            }
         }
-        // Armed for what is looked at above: look again.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads and writes. Ready when the connection is over.
+    fn poll_connection(&mut self) -> Poll<()> {
+        let cx = &mut Context::from_waker(&self.waker);
+        let is_over = loop {
+            match self.h2.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    let streams = Rc::clone(&self.streams);
+                    self.tasks.start(Box::pin(stream::serve(streams, request, respond)));
+                }
+                // How a client breaks off is its own affair.
+                Poll::Ready(_) => break true,
+                Poll::Pending => break false,
+            }
+        };
+        self.judge();
+        if is_over {
+            return Poll::Ready(());
+        }
+        match self.line.poll_flush(&mut Context::from_waker(&self.waker)) {
+            Poll::Ready(Ok(true)) => self.waker.wake_by_ref(),
+            Poll::Ready(Err(_)) => return Poll::Ready(()),
+            Poll::Ready(Ok(false)) | Poll::Pending => {}
+        }
+        if self.line.lingers() && !matches!(self.ending, Ending::Over(_)) {
+            self.over_soon();
+        }
+        Poll::Pending
+    }
+
+    /// Ends the connection if the guard says so.
+    fn judge(&mut self) {
+        let Some(verdict) = self.line.verdict() else { return };
+        if matches!(self.ending, Ending::Over(_)) {
+            return;
+        }
+        self.count(verdict.limit);
+        if !verdict.is_told {
+            self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            self.waker.wake_by_ref();
+        }
+        self.over_soon();
+    }
+
+    /// Looks after everything that is not a stream's own affair, before the connection sleeps.
+    fn look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_idle = self.streams.open() == 0;
+        if is_idle {
+            self.tasks.rest();
+        }
+        if matches!(self.ending, Ending::No)
+            && (self.worker.shared.life.stage() != Stage::Serving || self.streams.is_gone(is_idle))
+        {
+            self.leave();
+        }
+        match (self.line.is_within_head(), self.head_until) {
+            (true, None) => {
+                let until = Instant::now() + *self.limits.header_timeout;
+                self.head_until = Some(until);
+                self.look_at(until);
+            }
+            (false, Some(_)) => self.head_until = None,
+            _ => {}
+        }
+        if is_idle {
+            self.look_at(self.idle_until());
+        }
+        if self.next_look.is_none() {
+            self.look_at(Instant::now() + LOOK);
+        }
+        while self.timer.poll(cx).is_ready() {
+            self.next_look = None;
+            let now = Instant::now();
+            if self.look_around(now).is_ready() {
+                return Poll::Ready(());
+            }
+            self.look_at(now + LOOK);
+        }
+        Poll::Pending
+    }
+
+    /// What the clock brings. Ready when the connection is over.
+    fn look_around(&mut self, now: Instant) -> Poll<()> {
+        if let Ending::Over(at) = self.ending {
+            if at <= now {
+                return Poll::Ready(());
+            }
+            self.look_at(at);
+            return Poll::Pending;
+        }
+        if let Some(until) = self.head_until {
+            if until <= now {
+                self.count(Limit::HeaderTimeout);
+                self.end(Reason::ENHANCE_YOUR_CALM);
+                return Poll::Pending;
+            }
+            self.look_at(until);
+        }
+        let (has_heard, has_taken) = (self.line.has_heard(), self.line.has_taken());
+        let is_blocked = self.line.is_blocked();
+        if self.streams.open() == 0 {
+            let since = self.streams.idle_since();
+            if is_blocked && !has_taken && now.saturating_duration_since(since) >= TAKES_WITHIN {
+                self.count(Limit::Http2WriteTimeout);
+                return Poll::Ready(());
+            }
+            if self.idle_until() <= now {
+                if matches!(self.ending, Ending::Leaving(_)) {
+                    self.end(Reason::NO_ERROR);
+                    return Poll::Pending;
+                }
+                self.count(Limit::IdleTimeout);
+                self.leave();
+            }
+            self.look_at(self.idle_until());
+            return Poll::Pending;
+        }
+        // Where the socket takes nothing, a stream's own patience ends first, and no PING would be read either.
+        if has_heard || is_blocked {
+            if self.quiet_looks >= QUIET_LOOKS
+                && let Some(pings) = &mut self.pings
+            {
+                // Makes room for the next one, if it was answered.
+                let _ = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
+            }
+            self.quiet_looks = 0;
+            return Poll::Pending;
+        }
+        self.quiet_looks += 1;
+        if self.quiet_looks == QUIET_LOOKS {
+            if let Some(pings) = &mut self.pings {
+                // It errs where one is on its way already.
+                let _ = pings.send_ping(Ping::opaque());
+            }
+            self.look_at(now + PONG_WITHIN);
+        } else if self.quiet_looks > QUIET_LOOKS {
+            self.count(Limit::Http2PingTimeout);
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    }
+
+    /// Until when the connection, which has no stream, waits for one.
+    fn idle_until(&self) -> Instant {
+        let since = self.streams.idle_since();
+        match self.ending {
+            Ending::No => since + *self.limits.idle_timeout,
+            Ending::Leaving(at) => since.max(at) + GOODBYE,
+            Ending::Over(at) => at,
+        }
+    }
+
+    /// Looks around at `at`, or before.
+    fn look_at(&mut self, at: Instant) {
+        if self.next_look.is_none_or(|next| at < next) {
+            self.next_look = Some(at);
+            self.timer.arm(at);
+        }
+    }
+
+    /// Lets the streams end, and takes no more: GOAWAY that names none as the last, and after a round trip one that
+    /// names the last (RFC 9113 §6.8).
+    fn leave(&mut self) {
+        self.ending = Ending::Leaving(Instant::now());
+        self.h2.graceful_shutdown();
+        self.waker.wake_by_ref();
+    }
+
+    /// Ends the connection and what streams it has.
+    fn end(&mut self, reason: Reason) {
+        self.h2.abrupt_shutdown(reason);
+        self.waker.wake_by_ref();
+        self.over_soon();
+    }
+
+    fn over_soon(&mut self) {
+        let at = Instant::now() + GOODBYE;
+        self.ending = Ending::Over(at);
+        self.look_at(at);
+    }
+
+    /// A bound was reached, for which the connection ends.
+    fn count(&self, limit: Limit) {
+        self.worker.shared.metrics.limit_reached(limit).inc();
+        tracing::debug!(client = %self.client, what = limit.label(), "a connection of HTTP/2 is ended");
+    }
+}
+
+/// Reads the client's preface and sends our settings. None: the client left, said something else, or nothing in time.
+async fn greet(
+    worker: &Worker,
+    line: &Rc<Line>,
+    timer: &Timer,
+    limits: &Limits,
+) -> Option<h2::server::Connection<Wire, Bytes>> {
+    let max_header_size = limits.max_header_size.bytes() as u32;
+    let mut handshake = h2::server::Builder::new()
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(max_header_size.saturating_mul(2).saturating_add(HEADER_ROOM))
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(HANDED)
+        .data_frame_budget(SMALL_FRAMES)
+        .max_pending_accept_reset_streams(RESET_AT_ONCE)
+        .max_concurrent_reset_streams(RESET_REMEMBERED)
+        .reset_stream_duration(RESET_REMEMBERED_FOR)
+        // The guard counts what h2 resets, and forgives it with time.
+        .max_local_error_reset_streams(None)
+        .handshake(Wire(Rc::clone(line)));
+    let mut limit = Limit::IdleTimeout;
+    timer.arm(Instant::now() + *limits.idle_timeout);
+    poll_fn(|cx| {
+        if let Poll::Ready(h2) = Pin::new(&mut handshake).poll(cx) {
+            return Poll::Ready(h2.ok());
+        }
+        if matches!(line.poll_flush(cx), Poll::Ready(Err(_))) {
+            return Poll::Ready(None);
+        }
+        if line.has_begun() && limit != Limit::HeaderTimeout {
+            limit = Limit::HeaderTimeout;
+            timer.arm(Instant::now() + *limits.header_timeout);
+        }
         if timer.poll(cx).is_ready() {
-            cx.waker().wake_by_ref();
+            worker.shared.metrics.limit_reached(limit).inc();
+            return Poll::Ready(None);
         }
         Poll::Pending
     })
-    .await;
-}
-
-impl Streams {
-    /// Ends bodies that their client has not taken for `timeout.idle`, since hyper asks for nothing while a client
-    /// takes nothing. Returns when to look again.
-    fn end_stalled(&self, now: Instant) -> Option<Instant> {
-        let mut next = None;
-        self.bodies.borrow_mut().retain(|body| {
-            let Some(body) = body.upgrade() else { return false };
-            let mut body = body.borrow_mut();
-            let Some(until) = body.stalls_at() else { return body.answer.is_some() };
-            if until <= now {
-                body.end_stalled();
-                self.cut.set(Some(now));
-                return false;
-            }
-            next = Some(next.map_or(until, |next: Instant| next.min(until)));
-            true
-        });
-        next
-    }
-}
-
-impl Streams {
-    /// Whether the client has taken nothing since its last body was cut, for the `idle` time of a connection.
-    fn is_dead(&self, now: Instant, idle: Duration) -> bool {
-        self.bodies.borrow().is_empty()
-            && self.cut.get().is_some_and(|cut| now.saturating_duration_since(cut) >= idle)
-    }
-}
-
-/// A stream, counted until dropped.
-struct Stream {
-    streams: Rc<Streams>,
-}
-
-impl Stream {
-    fn begin(streams: &Rc<Streams>) -> Self {
-        streams.open.set(streams.open.get() + 1);
-        Self { streams: Rc::clone(streams) }
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.streams.open.set(self.streams.open.get() - 1);
-        if self.streams.open.get() == 0 {
-            self.streams.idle_since.set(Instant::now());
-        }
-    }
-}
-
-/// Serves one stream.
-async fn one(
-    worker: Rc<Worker>,
-    peer: Peer,
-    known: &RefCell<Held>,
-    incoming: http::Request<Incoming>,
-    stream: Stream,
-) -> Result<http::Response<Outgoing>, Infallible> {
-    let arrived = Instant::now();
-    let current = worker.snapshot();
-    if current.listener(&peer.listener).is_some() {
-        *known.borrow_mut() = current;
-    }
-    let snapshot = Rc::clone(&known.borrow());
-    let index = snapshot.listener(&peer.listener).unwrap_or_default();
-    let listener = snapshot.listener_at(index);
-    let limits = &listener.settings.limits;
-    let (parts, incoming) = incoming.into_parts();
-    let mut head = worker.request_head();
-    let translated = translate(&mut head, &parts, &incoming);
-    let bounded = translated.and_then(|()| bound(&worker, limits, &parts));
-    if bounded.is_err() {
-        head.clear();
-    }
-    let (context, checked) = Context::read(&worker, listener, &head, &peer, true, arrived);
-    let max_body = limits.max_body.map(|size| size.bytes());
-    let checked = bounded.and(checked).and_then(|()| match (head.framing, max_body) {
-        (Framing::Length(length), Some(max)) if length > max => {
-            Err(Error::new(Reason::BodyTooLarge, "Content-Length is larger than limits.max_body"))
-        }
-        _ => Ok(()),
-    });
-    let routed = checked.and_then(|()| Routed::find(&snapshot, index, &head, worker.draw_bits()));
-    let body = Body::http2(incoming, head.framing, max_body);
-    let record = Record::begin(&worker, Rc::clone(&snapshot), index, arrived);
-    let mut request = Request::new(&worker, head, body, context, record);
-    let response = Box::pin(exchange(&worker, &mut request, routed, None)).await;
-    Ok(respond(request, response, stream))
-}
-
-/// The bounds on a head, which hyper would answer without a reason.
-fn bound(
-    worker: &Worker,
-    limits: &super::listener::Limits,
-    parts: &http::request::Parts,
-) -> Result<(), Error> {
-    // As HTTP/2 counts a list of fields (RFC 9113 §6.5.2); method and scheme are short.
-    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
-    let path = parts.uri.path_and_query().map_or(0, |path| path.as_str().len());
-    let authority = parts.uri.authority().map_or(0, |authority| authority.as_str().len());
-    let size = fields.sum::<usize>() + path + authority;
-    let (limit, detail) = if parts.headers.len() > limits.max_headers as usize {
-        (Limit::MaxHeaders, "more fields than limits.max_headers")
-    } else if size as u64 > limits.max_header_size.bytes() {
-        (Limit::MaxHeaderSize, "larger than limits.max_header_size")
-    } else {
-        return Ok(());
-    };
-    worker.shared.metrics.limit_reached(limit).inc();
-    Err(Error::new(Reason::HeaderTooLarge, detail))
-}
-
-/// The head as HTTP/1.1 would have said it.
-fn translate(head: &mut RequestHead, parts: &http::request::Parts, body: &Incoming) -> Result<(), Error> {
-    let framing = match parts.headers.get(http::header::CONTENT_LENGTH) {
-        Some(value) => {
-            let length = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-            let length = length.and_then(|text| text.parse().ok());
-            Framing::Length(length.ok_or_else(|| Error::new(Reason::BadRequest, "malformed Content-Length"))?)
-        }
-        None if body.is_end_stream() => Framing::None,
-        None => Framing::Chunked,
-    };
-    let host = parts.headers.get(http::header::HOST).map(http::HeaderValue::as_bytes);
-    let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
-    if let (Some(host), Some(authority)) = (host, authority)
-        && !host.eq_ignore_ascii_case(authority)
-    {
-        return Err(Error::new(Reason::BadRequest, ":authority and Host differ"));
-    }
-    let authority = authority.or(host).unwrap_or_default();
-    let path = match parts.uri.path_and_query() {
-        Some(path) => path.as_str(),
-        None if parts.method == http::Method::CONNECT => {
-            return Err(Error::new(Reason::MethodNotAllowed, "CONNECT and TRACE are not proxied"));
-        }
-        None => "/",
-    };
-    let refused = |refusal: crate::http1::head::Refusal| Error::new(refusal.reason, refusal.detail);
-    head.build(parts.method.as_str().as_bytes(), path.as_bytes(), authority, framing).map_err(refused)?;
-    // Cookies may come in crumbs; HTTP/1.1 has them in one field (RFC 9113 §8.2.3).
-    let mut cookies = Vec::new();
-    for (name, value) in &parts.headers {
-        if name == http::header::COOKIE {
-            if !cookies.is_empty() {
-                cookies.extend_from_slice(b"; ");
-            }
-            cookies.extend_from_slice(value.as_bytes());
-            continue;
-        }
-        head.build_field(name.as_str().as_bytes(), value.as_bytes()).map_err(refused)?;
-    }
-    if !cookies.is_empty() {
-        head.build_field(b"cookie", &cookies).map_err(refused)?;
-    }
-    Ok(())
-}
-
-/// The answer as hyper takes it.
-fn respond(mut request: Request, response: Response, stream: Stream) -> http::Response<Outgoing> {
-    let now = Instant::now();
-    let (status, fields, answer) = match response {
-        Response::Own(Answer { status, fields, body, .. }) => {
-            let is_head = request.head.method == crate::http1::head::Method::Head;
-            let body = if is_head { Bytes::new() } else { Bytes::from(body) };
-            request.record.bytes_out = body.len() as u64;
-            let mut headers = http::HeaderMap::with_capacity(fields.len() + 1);
-            copy_fields(&mut headers, &fields, |_| false);
-            (status, headers, Some(Source::Own(body)))
-        }
-        Response::Upstream(answer) => {
-            let head = &answer.head;
-            let mut headers = http::HeaderMap::with_capacity(head.fields.len());
-            copy_fields(&mut headers, &head.fields, |name| head.is_connection_option(name));
-            (head.status, headers, Some(Source::Upstream(answer)))
-        }
-    };
-    request.record.head_out(status, now);
-    let streams = Rc::clone(&stream.streams);
-    let relay = Rc::new(RefCell::new(Relay { request, answer, stream, handed: None }));
-    streams.bodies.borrow_mut().push(Rc::downgrade(&relay));
-    let mut response = http::Response::new(Outgoing(relay));
-    // A status above 599 is no status, but hyper takes all of three digits.
-    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_GATEWAY);
-    *response.headers_mut() = fields;
-    response
-}
-
-/// Copies what may stand in HTTP/2; names and values have been checked by the codec.
-fn copy_fields(headers: &mut http::HeaderMap, fields: &Fields, is_option: impl Fn(&[u8]) -> bool) {
-    for field in fields.iter() {
-        if field.known.is_hop_by_hop() || is_option(field.name) {
-            continue;
-        }
-        let name = http::HeaderName::from_bytes(field.name);
-        let value = http::HeaderValue::from_bytes(field.value);
-        if let (Ok(name), Ok(value)) = (name, value) {
-            headers.append(name, value);
-        }
-    }
-}
-
-/// The body of an answer on its way to the client.
-struct Outgoing(Rc<RefCell<Relay>>);
-
-/// What is behind it.
-struct Relay {
-    request: Request,
-    /// Gone once the answer has ended.
-    answer: Option<Source>,
-    stream: Stream,
-    /// When the client was handed the last piece and has not asked for another.
-    handed: Option<Instant>,
-}
-
-enum Source {
-    Own(Bytes),
-    Upstream(Box<FromUpstream>),
-    /// It was cut while the client took nothing, which is told as soon as it does.
-    Cut(Reason),
-}
-
-impl Relay {
-    fn poll_frame(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        self.handed = None;
-        self.stream.streams.cut.set(None);
-        match &mut self.answer {
-            None => Poll::Ready(None),
-            Some(Source::Cut(reason)) => {
-                let reason = *reason;
-                self.answer = None;
-                Poll::Ready(Some(Err(Broken(reason))))
-            }
-            Some(Source::Own(body)) => {
-                let body = std::mem::take(body);
-                self.end(None);
-                Poll::Ready((!body.is_empty()).then(|| Ok(Frame::data(body))))
-            }
-            Some(Source::Upstream(answer)) => match answer.poll_data(cx, &mut self.request.body) {
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(Err(error)) => {
-                    self.end(Some(error.reason));
-                    Poll::Ready(Some(Err(Broken(error.reason))))
-                }
-                Poll::Ready(Ok(0)) => {
-                    let trailers = answer.trailers().map(|fields| {
-                        let mut trailers = http::HeaderMap::with_capacity(fields.len());
-                        copy_fields(&mut trailers, fields, |_| false);
-                        trailers
-                    });
-                    self.end(None);
-                    Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
-                }
-                Poll::Ready(Ok(size)) => {
-                    let size = size.min(PIECE);
-                    let piece = Bytes::copy_from_slice(answer.data(size));
-                    answer.consume(size);
-                    self.request.record.bytes_out += size as u64;
-                    self.handed = Some(Instant::now());
-                    Poll::Ready(Some(Ok(Frame::data(piece))))
-                }
-            },
-        }
-    }
-
-    /// The answer has ended, well or not.
-    fn end(&mut self, reason: Option<Reason>) {
-        if let Some(Source::Upstream(answer)) = &self.answer {
-            self.request.record.is_stream = answer.is_stream();
-        }
-        self.answer = None;
-        if reason.is_some() {
-            self.request.record.reason = reason;
-        }
-        self.request.finish(Instant::now());
-    }
-
-    /// When the client will have taken nothing for too long.
-    fn stalls_at(&self) -> Option<Instant> {
-        let routed = self.request.record.routed.as_ref()?;
-        let Some(Source::Own(_) | Source::Upstream(_)) = &self.answer else { return None };
-        Some(self.handed? + *routed.target().timeout.idle)
-    }
-
-    fn end_stalled(&mut self) {
-        self.end(Some(Reason::ClientStalled));
-        self.answer = Some(Source::Cut(Reason::ClientStalled));
-    }
-}
-
-impl http_body::Body for Outgoing {
-    type Data = Bytes;
-    type Error = Broken;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        self.0.borrow_mut().poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.0.borrow().answer {
-            None => true,
-            Some(Source::Own(body)) => body.is_empty(),
-            Some(Source::Upstream(answer)) => answer.head.framing == Framing::None,
-            Some(Source::Cut(_)) => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.0.borrow().answer {
-            Some(Source::Own(body)) => SizeHint::with_exact(body.len() as u64),
-            _ => SizeHint::default(),
-        }
-    }
-}
-
-/// The answer's message is cut.
-#[derive(Debug)]
-pub struct Broken(Reason);
-
-impl std::fmt::Display for Broken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.label())
-    }
-}
-
-impl std::error::Error for Broken {}
-
-/// Starts hyper's tasks on this worker.
-#[derive(Clone)]
-struct Local(Arc<Shared>);
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
-    fn execute(&self, future: F) {
-        let shared = Arc::clone(&self.0);
-        tokio::task::spawn_local(async move { survive(future, shared.metrics.panics()).await });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::http1::field::Name;
-
-    #[test]
-    fn fields_of_the_connection_do_not_reach_http2() {
-        let mut fields = Fields::default();
-        for (name, value) in
-            [("connection", "x-private"), ("x-private", "1"), ("keep-alive", "5"), ("etag", "a")]
-        {
-            fields.push(Name::of(name.as_bytes()), name.as_bytes(), value.as_bytes());
-        }
-        let mut headers = http::HeaderMap::new();
-        copy_fields(&mut headers, &fields, |name| name == b"x-private");
-        assert_eq!(headers.keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["etag"]);
-    }
+    .await
 }

@@ -105,7 +105,7 @@ impl Hold {
         if !std::mem::replace(&mut self.is_observed, true) {
             let (latency, retry_after) = (self.outcome.latency, self.retry_after);
             let observed = Observed::End { verdict, latency, connect: false, retry_after };
-            routed.target().chain.upstream.observe(self.in_flight.endpoint(), now, observed);
+            routed.target().chain.upstream.observe(&self.in_flight, now, observed);
         }
         if let Some(outcome) = self.counted_as.take() {
             let shard = routed.target().chain.upstream.metrics.shard(worker.index);
@@ -286,6 +286,11 @@ impl FromUpstream {
         self.connection.as_ref().map_or(&[], |connection| &connection.wire.input()[..size])
     }
 
+    /// Whether the body ends behind these `size` bytes, as far as its framing tells beforehand.
+    pub fn is_last(&self, size: usize) -> bool {
+        self.reader.remaining() == Some(size as u64)
+    }
+
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
         if let Some(connection) = &mut self.connection {
@@ -358,11 +363,17 @@ impl FromUpstream {
             return false;
         }
         self.is_stream = true;
-        // Its head was what the breaker asked about; the metrics wait for its end.
+        // Its head was what the breaker asked about; the metrics wait for its end, and so does what is said of its
+        // endpoint: a stream may break off.
         let counted_as = self.hold.counted_as.take();
         let verdict = self.hold.outcome.verdict;
+        let is_observed = std::mem::replace(&mut self.hold.is_observed, true);
+        if !is_observed {
+            let upstream = &self.routed.target().chain.upstream;
+            upstream.observe(&self.hold.in_flight, now, Observed::Streams { verdict });
+        }
         self.hold.settle(&self.worker, &self.routed, now, verdict);
-        self.hold.counted_as = counted_as;
+        (self.hold.counted_as, self.hold.is_observed) = (counted_as, is_observed);
         true
     }
 

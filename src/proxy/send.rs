@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::body::Progress;
-use super::client::Client;
+use super::client::Informed;
 use super::context::Routed;
 use super::request::Request;
 use super::worker::Worker;
@@ -148,7 +148,7 @@ pub fn queue_head(
             Name::XForwardedFor | Name::XForwardedProto | Name::XForwardedHost => !forwarded,
             Name::Via => !forwarded,
             Name::XOutriggerPath => false,
-            Name::Expect => !up.told_to_continue && !context.http2,
+            Name::Expect => !up.told_to_continue,
             _ => true,
         };
         goes_up && (field.known == Name::Te || !head.is_connection_option(field.name))
@@ -275,7 +275,7 @@ pub struct Sending<'a> {
     /// The request's timer.
     pub timer: &'a Timer,
     /// Who gets interim answers.
-    pub client: Option<&'a Client>,
+    pub client: Option<&'a dyn Informed>,
     /// Where it goes.
     pub routed: &'a Routed,
     /// The breaker's permit, whose lease runs from when the request has gone up.
@@ -360,8 +360,7 @@ impl Sending<'_> {
                             client.inform(answer);
                             // The client may have been told to go on: then its body is waited for.
                             moved = (usize::MAX - 1, Instant::now());
-                            // What cannot be written yet goes before the final head.
-                            let _ = client.poll_flush(cx);
+                            client.push(cx);
                         }
                         continue;
                     }
@@ -408,7 +407,7 @@ impl Sending<'_> {
 
     /// Whether the client waits with its body for the upstream's word: then the upstream's time runs.
     fn waits_for_word(&self, request: &Request, progress: &Progress) -> bool {
-        let told = self.client.is_none_or(Client::was_told_to_continue);
+        let told = self.client.is_none_or(|client| client.was_told_to_continue());
         request.head.expect_continue && !told && progress.taken() == 0
     }
 }

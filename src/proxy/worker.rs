@@ -103,8 +103,9 @@ impl Worker {
 
     /// Tries a bare connect to an upstream whose breaker is open because connects ran into their timeout.
     async fn probe(self: Rc<Self>, chain: Arc<Chain>, probe: ConnectProbe) {
-        let ask = Ask { tried: &[], draw: self.draw_bits(), key: None, now: Instant::now() };
-        let Some(endpoint) = chain.upstream.choose(&ask) else { return };
+        let ask =
+            Ask { tried: &[], draw: self.draw_bits(), key: None, now: Instant::now(), may_probe: false };
+        let Some(endpoint) = chain.upstream.pick(&ask) else { return };
         let settings = &chain.upstream.settings;
         let connecting = self.pool.connect(chain.upstream.wanted(&endpoint, None));
         let until = Instant::now() + *settings.timeout.connect;

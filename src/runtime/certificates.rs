@@ -98,7 +98,10 @@ pub(super) async fn renew(process: &Process) -> Result<String, String> {
     let snapshot = Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), metrics);
     process.shared.snapshot.store(Arc::new(snapshot));
     metrics.certificates_read(true);
-    tracing::info!("certificates renewed");
+    // Both have the same settings, and differ in what files hold.
+    let changed = identities(&config).zip(identities(&before.config)).filter(|(new, old)| new != old);
+    let changed: BTreeSet<&str> = changed.map(|(new, _)| new.cert.path.as_str()).collect();
+    tracing::info!(own = ?changed, "certificates renewed");
     warn(&config);
     process.loaded.store(Arc::new(Loaded { config, ..Loaded::clone(&before) }));
     Ok("certificates renewed".to_owned())

@@ -13,6 +13,7 @@
 
 mod accept;
 mod certificates;
+mod checks;
 mod control;
 mod discovery;
 mod drain;
@@ -153,6 +154,7 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let background = Background::start(|| {
         let discovery = Discovery::new();
         tokio::spawn(discovery.clone().keep(process.clone(), tell_settled));
+        tokio::spawn(checks::keep_checked(process.clone()));
         tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watching, discovery));
         tokio::spawn(certificates::warn_in_time(process.clone()));
         tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));

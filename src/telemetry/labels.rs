@@ -180,6 +180,47 @@ impl BreakerState {
     }
 }
 
+/// Why an endpoint was taken out of service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ejection {
+    /// Too many failures in a row.
+    ConsecutiveFailures,
+    /// Too large a share of failures.
+    FailureRatio,
+    /// Its answers take much longer than its peers'.
+    Slow,
+    /// An answer of it asked for that.
+    ImmediateFail,
+    /// The live probe that should have brought it back failed: it stays out.
+    ProbeFailed,
+    /// Its health check fails.
+    HealthCheck,
+}
+
+impl Ejection {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::ConsecutiveFailures,
+        Self::FailureRatio,
+        Self::Slow,
+        Self::ImmediateFail,
+        Self::ProbeFailed,
+        Self::HealthCheck,
+    ];
+
+    /// The word in the metric's `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ConsecutiveFailures => "consecutive_failures",
+            Self::FailureRatio => "failure_ratio",
+            Self::Slow => "slow",
+            Self::ImmediateFail => "immediate_fail",
+            Self::ProbeFailed => "probe_failed",
+            Self::HealthCheck => "health_check",
+        }
+    }
+}
+
 /// What connecting to an endpoint came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectResult {
@@ -245,11 +286,13 @@ pub enum HandshakeResult {
     Timeout,
     /// No common ground, a certificate that was refused on either side, no TLS at all.
     Error,
+    /// The client left without a word, as one does that only looks whether the port is open.
+    Left,
 }
 
 impl HandshakeResult {
     /// All results.
-    pub const ALL: [Self; 4] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error];
+    pub const ALL: [Self; 5] = [Self::Ok, Self::Resumed, Self::Timeout, Self::Error, Self::Left];
 
     /// The word in the metric's `result`.
     pub const fn label(self) -> &'static str {
@@ -258,6 +301,7 @@ impl HandshakeResult {
             Self::Resumed => "resumed",
             Self::Timeout => "timeout",
             Self::Error => "error",
+            Self::Left => "left",
         }
     }
 }
@@ -301,17 +345,43 @@ pub enum Limit {
     Mirrors,
     /// More endpoints than an upstream may have: some are left out.
     Endpoints,
+    /// Streams that an HTTP/2 client reset as soon as it had begun them.
+    Http2Resets,
+    /// Streams that an HTTP/2 client broke, so that they had to be reset.
+    Http2StreamErrors,
+    /// A head of an HTTP/2 client far beyond its bound, or in too many pieces.
+    Http2Headers,
+    /// PING frames of an HTTP/2 client.
+    Http2Pings,
+    /// SETTINGS frames of an HTTP/2 client.
+    Http2Settings,
+    /// PRIORITY frames of an HTTP/2 client.
+    Http2Priorities,
+    /// WINDOW_UPDATE frames of an HTTP/2 client.
+    Http2WindowUpdates,
+    /// Frames of an HTTP/2 client with nothing in them.
+    Http2EmptyFrames,
+    /// Small DATA frames of an HTTP/2 client that nobody has read yet, or empty ones.
+    Http2SmallFrames,
+    /// Frames of an HTTP/2 client that say nothing to a server.
+    Http2OtherFrames,
+    /// An HTTP/2 client with open streams that did not answer a PING.
+    Http2PingTimeout,
+    /// An HTTP/2 client that took nothing of what is written to it.
+    Http2WriteTimeout,
 }
 
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 18] = {
+    pub const ALL: [Self; 30] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
-            AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints,
+            AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, Http2Resets, Http2StreamErrors, Http2Headers,
+            Http2Pings, Http2Settings, Http2Priorities, Http2WindowUpdates, Http2EmptyFrames, Http2SmallFrames,
+            Http2OtherFrames, Http2PingTimeout, Http2WriteTimeout,
         ]
     };
 
@@ -336,6 +406,18 @@ impl Limit {
             Self::MirrorBody => "mirror_body",
             Self::Mirrors => "mirrors",
             Self::Endpoints => "endpoints",
+            Self::Http2Resets => "http2_resets",
+            Self::Http2StreamErrors => "http2_stream_errors",
+            Self::Http2Headers => "http2_headers",
+            Self::Http2Pings => "http2_pings",
+            Self::Http2Settings => "http2_settings",
+            Self::Http2Priorities => "http2_priorities",
+            Self::Http2WindowUpdates => "http2_window_updates",
+            Self::Http2EmptyFrames => "http2_empty_frames",
+            Self::Http2SmallFrames => "http2_small_frames",
+            Self::Http2OtherFrames => "http2_other_frames",
+            Self::Http2PingTimeout => "http2_ping_timeout",
+            Self::Http2WriteTimeout => "http2_write_timeout",
         }
     }
 }
@@ -402,6 +484,7 @@ mod tests {
         assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
         assert!(HandshakeResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
+        assert!(Ejection::ALL.iter().enumerate().all(|(index, why)| *why as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));
         assert!(AttemptOutcome::all().enumerate().all(|(index, outcome)| outcome.index() == index));

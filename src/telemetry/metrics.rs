@@ -23,8 +23,8 @@ use super::cells::{
     Counter, DURATIONS, Distribution, Gauge, Histogram, Layout, LocalGauge, OVERHEAD, SharedCounter,
 };
 pub use super::labels::{
-    AttemptOutcome, BreakerState, ConnectResult, Effect, HandshakeResult, Limit, Refused, RequestOutcome,
-    Words,
+    AttemptOutcome, BreakerState, ConnectResult, Effect, Ejection, HandshakeResult, Limit, Refused,
+    RequestOutcome, Words,
 };
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
@@ -177,6 +177,9 @@ pub struct RouteShard {
 #[derive(Debug)]
 pub struct EndpointMetrics {
     shards: Box<[EndpointShard]>,
+    /// Whether it is in service: 1 or 0; [`UNTOLD`] before anybody said.
+    healthy: Gauge,
+    ejections: [SharedCounter; Ejection::ALL.len()],
 }
 
 /// One worker's part of an endpoint's metrics.
@@ -274,7 +277,7 @@ impl Metrics {
             name.endpoint = "other".to_owned();
         }
         let new = || {
-            let metrics = Arc::new(EndpointMetrics { shards: shards(self.workers, EndpointShard::default) });
+            let metrics = Arc::new(EndpointMetrics::new(self.workers));
             Endpoint { metrics, left: None }
         };
         let entry = series.endpoints.entry(name).or_insert_with(new);
@@ -476,7 +479,26 @@ impl RouteShard {
     }
 }
 
+/// What [`EndpointMetrics::healthy`] holds before anybody said.
+const UNTOLD: i64 = -1;
+
 impl EndpointMetrics {
+    fn new(workers: usize) -> Self {
+        let healthy = Gauge::default();
+        healthy.set(UNTOLD);
+        Self { shards: shards(workers, EndpointShard::default), healthy, ejections: Default::default() }
+    }
+
+    /// Whether it is in service: asked before a scrape.
+    pub fn set_healthy(&self, is_in_service: bool) {
+        self.healthy.set(is_in_service.into());
+    }
+
+    /// How often it was taken out of service for this.
+    pub fn ejections(&self, why: Ejection) -> &SharedCounter {
+        &self.ejections[why as usize]
+    }
+
     /// `worker`'s part.
     #[inline]
     pub fn shard(&self, worker: usize) -> &EndpointShard {

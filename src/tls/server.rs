@@ -9,6 +9,7 @@
 //! again.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use rustls::crypto::ring::Ticketer;
@@ -56,6 +57,14 @@ pub struct Server {
     settings: Settings,
     protocols: &'static [&'static [u8]],
     acceptor: TlsAcceptor,
+}
+
+/// Why a client is not in.
+pub enum Denied {
+    /// It left before the handshake ended, without a word: it only looked whether the port is open, or broke off.
+    Left,
+    /// The handshake failed, in words.
+    Failed(String),
 }
 
 /// A client that is in.
@@ -129,9 +138,12 @@ impl Server {
     /// TLS over `stream`, as its server.
     ///
     /// # Errors
-    /// Why there is none, in words.
-    pub async fn accept(&self, stream: Transport) -> Result<Accepted, String> {
-        let accepted = self.acceptor.accept(stream).await.map_err(|error| words(&error))?;
+    /// Why there is none.
+    pub async fn accept(&self, stream: Transport) -> Result<Accepted, Denied> {
+        let accepted = self.acceptor.accept(stream).await.map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Denied::Left,
+            _ => Denied::Failed(words(&error)),
+        })?;
         let resumed = accepted.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
         Ok(Accepted { stream: Transport::Tls(Box::new(accepted.into())), resumed })
     }

@@ -14,8 +14,10 @@ use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::health::Check;
 use super::load::Load;
 use super::standing::{Standing, nanos};
+use super::traffic::Traffic;
 use crate::telemetry::metrics::EndpointMetrics;
 use crate::tls::client::Client;
 use crate::transport::unix_path;
@@ -81,6 +83,10 @@ pub struct Endpoint {
     pub standing: Standing,
     /// How loaded it looks, and what is in flight there.
     pub load: Load,
+    /// What its requests have shown.
+    pub traffic: Traffic,
+    /// What its health checks have shown.
+    pub check: Check,
     /// When it last failed, in [`nanos`]; 0: it never did.
     failed_at: AtomicU64,
     /// Whether IPv4 led to it last, of its addresses.
@@ -90,6 +96,8 @@ pub struct Endpoint {
 /// An attempt in flight at an endpoint, until released or dropped.
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
+    /// The era of its traffic in which it began.
+    era: u32,
     is_counted: bool,
     has_head: bool,
 }
@@ -110,6 +118,8 @@ impl Endpoint {
             tls: None,
             standing: Standing::new(Instant::now()),
             load: Load::default(),
+            traffic: Traffic::default(),
+            check: Check::default(),
             failed_at: AtomicU64::new(0),
             by_ipv4: AtomicBool::new(false),
         }
@@ -173,7 +183,7 @@ impl Endpoint {
     /// Counts an attempt in flight from `now` on.
     pub fn enter(self: &Arc<Self>, now: Instant) -> InFlight {
         self.load.enter(nanos(now));
-        InFlight { endpoint: Arc::clone(self), is_counted: true, has_head: false }
+        InFlight { endpoint: Arc::clone(self), era: self.traffic.era(), is_counted: true, has_head: false }
     }
 
     /// Attempts in flight.
@@ -203,6 +213,12 @@ impl InFlight {
         if self.is_counted && !std::mem::replace(&mut self.has_head, true) {
             self.endpoint.load.answered(nanos(now));
         }
+    }
+
+    /// Whether its endpoint has gone out of service, was probed, or came back since it began: then its outcome says
+    /// nothing about now.
+    pub fn is_outdated(&self) -> bool {
+        self.era != self.endpoint.traffic.era()
     }
 
     /// The attempt is over, though its answer is kept.

@@ -3,17 +3,22 @@
 //! Not here: whether a request may be sent at all (`policy`, asked by `proxy`).
 
 pub mod balance;
+mod changes;
+pub mod checkup;
 mod connect;
 pub mod counts;
 pub mod discovery;
 pub mod endpoint;
+pub mod health;
 pub mod keep_alive;
 pub mod key;
 pub mod load;
 pub mod maglev;
+pub mod outlier;
 pub mod pool;
 pub mod share;
 pub mod standing;
+pub mod traffic;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,9 +32,10 @@ use self::balance::{Tables, Want, Weighted};
 use self::counts::Counts;
 use self::discovery::Found;
 use self::discovery::known::Known;
-use self::endpoint::{Address, Endpoint, Socket};
+use self::endpoint::{Address, Endpoint, InFlight, Socket};
+use self::outlier::{Outlier, Peer, Shown};
 use self::pool::Wanted;
-use self::standing::nanos;
+use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
 use crate::policy::{breaker, concurrency, failure, retry, timeout};
@@ -71,6 +77,10 @@ pub struct Settings {
     pub concurrency: concurrency::Settings,
     /// Which endpoint is next.
     pub balance: balance::Settings,
+    /// When an endpoint that is worse than its peers is taken out of service.
+    pub outlier: outlier::Settings,
+    /// Checks of endpoints whose traffic says nothing.
+    pub health: health::Settings,
 }
 
 /// A service that requests go to, with who can answer at the moment. One for the process.
@@ -88,6 +98,8 @@ pub struct Upstream {
     /// What all workers together hold of it.
     pub counts: Arc<Counts>,
     tls: Option<Arc<Client>>,
+    /// Who is worse than its peers.
+    outlier: Outlier,
 }
 
 /// Who can answer at the moment.
@@ -111,6 +123,8 @@ pub struct Ask<'a> {
     pub key: Option<u64>,
     /// Now.
     pub now: Instant,
+    /// Whether it is a first attempt that can be sent again: it may probe an endpoint that was ejected.
+    pub may_probe: bool,
 }
 
 /// What an attempt shows of its endpoint.
@@ -123,7 +137,7 @@ pub enum Observed {
         /// From when the request had gone up.
         latency: Duration,
     },
-    /// The attempt is over: its answer has ended, broke off or became a stream, or none came.
+    /// The attempt is over: its answer has ended or broke off, or none came.
     End {
         /// What it came to.
         verdict: Verdict,
@@ -134,29 +148,76 @@ pub enum Observed {
         /// How long the answer, a failure, asked to be left alone.
         retry_after: Duration,
     },
+    /// The answer has become a stream; how it ends is told then.
+    Streams {
+        /// What its head means.
+        verdict: Verdict,
+    },
+}
+
+impl Endpoints {
+    /// How many are in service, as far as two: more than one is all that the breaker asks.
+    pub fn in_service(&self) -> u32 {
+        self.usable.iter().filter(|choice| choice.endpoint.standing.is_in_service()).take(2).count() as u32
+    }
 }
 
 impl Upstream {
     /// The endpoint for the next attempt; none where the list is empty.
     pub fn choose(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
+        self.outlier.probe(ask.now, ask.may_probe, || self.peers()).or_else(|| self.pick(ask))
+    }
+
+    /// The same, but never an ejected endpoint whose probe this would be: for what is no request.
+    pub fn pick(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
         let want = Want { tried: ask.tried, draw: ask.draw, key: ask.key, now: nanos(ask.now) };
         self.endpoints().balance.pick(&want).map(Arc::clone)
     }
 
-    /// Learns from an attempt at `endpoint`. Each tells of its end once; of its head only if one came.
-    pub fn observe(&self, endpoint: &Endpoint, now: Instant, observed: Observed) {
-        let (load, at) = (&endpoint.load, nanos(now));
+    /// Learns from an attempt at an endpoint. Each tells of its end once; of its head only if one came.
+    pub fn observe(&self, attempt: &InFlight, now: Instant, observed: Observed) {
+        let (load, at) = (&attempt.endpoint().load, nanos(now));
+        let shown = |verdict| match verdict {
+            Verdict::Failure => Shown::Failure,
+            Verdict::Success => Shown::Success,
+            Verdict::Throttled | Verdict::Ignored => Shown::Nothing,
+        };
         match observed {
-            Observed::Head { verdict: Verdict::Success, latency } => load.sample(at, latency),
-            Observed::End { verdict, latency, connect, retry_after }
-                if verdict == Verdict::Failure || connect =>
-            {
-                endpoint.failed(now);
-                load.failed(at, latency, retry_after);
+            Observed::Head { verdict: Verdict::Success, latency } => {
+                load.sample(at, latency);
+                self.outlier.took(attempt, latency);
             }
-            Observed::End { verdict: Verdict::Success, .. } => load.succeeded(at),
-            Observed::Head { .. } | Observed::End { .. } => {}
+            Observed::Head { .. } => {}
+            Observed::Streams { verdict } => {
+                if verdict == Verdict::Success {
+                    load.succeeded(at);
+                }
+                self.tell(self.outlier.streams(attempt, now, shown(verdict), || self.peers()).as_slice());
+            }
+            Observed::End { verdict, latency, connect, retry_after } => {
+                let shown = if connect { Shown::Failure } else { shown(verdict) };
+                match shown {
+                    Shown::Failure => {
+                        attempt.endpoint().failed(now);
+                        load.failed(at, latency, retry_after);
+                    }
+                    Shown::Success => load.succeeded(at),
+                    Shown::Nothing => {}
+                }
+                self.tell(&self.outlier.observe(attempt, now, shown, latency, || self.peers()));
+            }
         }
+    }
+
+    /// Whether an ejected endpoint waits for a live probe ([`Ask::may_probe`]).
+    pub fn awaits_probe(&self, now: Instant) -> bool {
+        self.outlier.is_due(now)
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        let of =
+            |choice: &Weighted| Peer { endpoint: Arc::clone(&choice.endpoint), priority: choice.priority };
+        self.endpoints().usable.iter().map(of).collect()
     }
 
     /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
@@ -171,6 +232,11 @@ impl Upstream {
                 let previous = previous.map(Upstream::known);
                 Known::new(&settings.discovery, &settings.endpoints, previous.as_deref(), Instant::now())
             }),
+            outlier: Outlier::new(
+                &settings.outlier,
+                previous.map(|previous| &previous.outlier),
+                fastrand::u64(..),
+            ),
             counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
             tls: tls(&settings, previous),
             settings,
@@ -243,8 +309,12 @@ impl Upstream {
             .map(|Weighted { endpoint, .. }| ((&endpoint.address, &endpoint.socket), endpoint))
             .collect();
         let mut usable: Vec<Weighted> = Vec::with_capacity(found.len());
+        let now = Instant::now();
         // Where nobody has answered yet nobody is a newcomer.
         let is_start = !known.usable.iter().any(|choice| choice.endpoint.load.is_known());
+        let enforced = self.settings.health.mode == Mode::Enforce;
+        // A new endpoint waits for its first check where others serve meanwhile.
+        let waits = enforced && known.usable.iter().any(|choice| choice.endpoint.standing.is_in_service());
         for found in found {
             let same = of_known.get(&(&found.address, &found.socket));
             let same = same.filter(|endpoint| endpoint.is_over(self.tls.as_ref()));
@@ -252,12 +322,20 @@ impl Upstream {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
                 let endpoint = Endpoint::new(found.address, found.socket, metrics).over(self.tls.clone());
                 let endpoint = Arc::new(endpoint);
+                endpoint.standing.set(Out::Unchecked, waits, now);
                 if is_start {
                     endpoint.load.start_warm(endpoint.standing.in_service_since());
                 }
                 changes.added.push(Arc::clone(&endpoint.label));
                 endpoint
             });
+            if !enforced {
+                endpoint.standing.set(Out::Unhealthy, false, now);
+                endpoint.standing.set(Out::Unchecked, false, now);
+            }
+            if !self.is_checked() {
+                endpoint.check.forget();
+            }
             endpoint.set_others(found.others);
             endpoint.set_gone(false);
             usable.push(Weighted { endpoint, weight: found.weight, priority: found.priority });
@@ -271,6 +349,7 @@ impl Upstream {
         }
         let balance = Tables::new(&self.settings.balance, &usable, self.capacity());
         self.endpoints.store(Arc::new(Endpoints { usable, unresolved, balance }));
+        self.tell(&self.outlier.adopt(&self.peers(), now));
         changes
     }
 

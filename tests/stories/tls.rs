@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use crate::support::certificates::{Authority, Folder, Issued, Leaf};
-use crate::support::servers::{Server, curl, must, program};
+use crate::support::servers::{Server, curl, must};
 use crate::support::tls::{Front, Tunnel, client, der, server};
 use crate::support::*;
 
@@ -263,6 +263,26 @@ async fn large_bodies_pass_in_tls_on_both_sides() {
 }
 
 #[tokio::test]
+async fn a_websocket_passes_in_tls_on_both_sides() {
+    let scene = Scene::new();
+    let agree = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\nhello";
+    let app = Upstream::that().answers_raw(agree).and_behind(5, "and goodbye").then_closes().start().await;
+    let front = Front::before(&app, server(&scene.loopback, None)).await;
+    let listener = format!("tls = {{ {} }}", scene.pair("listener", &scene.loopback));
+    let proxy = scene.over(&front, "").listener(&listener).start().await;
+    let tunnel = Tunnel::to(proxy.listener(), "app.internal", client(&scene.authority, None, &[])).await;
+    let mut client = tunnel.connect().await;
+
+    client.send("GET / HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n").await;
+    assert_eq!(client.head().await.expect("a head").status, 101);
+    assert_eq!(client.bytes(5).await, b"hello");
+    client.send("12345").await;
+    assert_eq!(client.until_end().await, b"and goodbye");
+    drop(client);
+    proxy.rests().await;
+}
+
+#[tokio::test]
 async fn clients_speak_tls_and_the_service_is_told() {
     let scene = Scene::new();
     let app = Upstream::that().answers(200).start().await;
@@ -350,6 +370,11 @@ async fn who_is_not_let_in_costs_nobody_else_anything() {
 
     proxy.connect().await.closes().await;
     assert_eq!(proxy.metric("outrigger_client_handshakes_total{result=timeout}").await, 1.0);
+
+    // Who only looks whether the port is open has done nothing wrong.
+    drop(proxy.connect().await);
+    proxy.metric_becomes("outrigger_client_handshakes_total{result=left}", 1.0).await;
+    assert_eq!(proxy.metric(counted).await, 4.0);
     assert_eq!(good.exchange(&get("/")).await.status, 200);
     assert_eq!(app.seen(), 2);
 }
@@ -396,7 +421,7 @@ async fn certificates_are_taken_over_when_their_files_change() {
     proxy.metric_becomes("outrigger_certificate_reloads_total{result=failure}", 1.0).await;
     let told =
         |line: &String| line.contains("certificate not renewed") && line.contains("does not belong to");
-    assert!(proxy.lines().iter().any(told));
+    eventually("a line of the log", async || proxy.lines().iter().any(told)).await;
     assert_eq!(tunnel.connect().await.exchange(&get("/")).await.status, 200);
     assert_eq!(proxy.metric(&expiry).await, 4_133_980_800.0);
 
@@ -466,60 +491,27 @@ async fn nginx_and_haproxy_speak_tls_as_upstreams() {
     let both = scene.folder.write("both.pem", format!("{}{}", scene.loopback.cert, scene.loopback.key));
     let ca = &scene.ca;
     let ours = scene.pair("ours", &scene.authority.issue_for(&["spiffe://test/sidecar"]));
-    let nginx = program("nginx", "nginx-light");
-    let nginx = Server::start(
-        "nginx-tls",
-        |port, folder| {
-            format!(
-                "daemon off; master_process off; pid {folder}/pid; error_log stderr warn;
-events {{}}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  keepalive_requests 7;
+    let nginx = Server::nginx_with(|port, folder| {
+        format!(
+            "keepalive_requests 7;
   server {{
     listen 127.0.0.1:{port} ssl;
     ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {cert}; ssl_certificate_key {key};
     ssl_client_certificate {ca}; ssl_verify_client on;
     root {folder};
     location = /who {{ return 200 \"$ssl_protocol $ssl_client_verify\"; }}
-  }}
-}}"
-            )
-        },
-        |folder| {
-            let mut command = Command::new(&nginx);
-            command.args(["-p", folder, "-c", &format!("{folder}/conf"), "-e", "stderr"]);
-            command
-        },
-    )
+  }}"
+        )
+    })
     .await;
-    let haproxy = program("haproxy", "haproxy");
-    let haproxy = Server::start(
-        "haproxy-tls",
-        |port, _| {
-            format!(
-                "global
-  nbthread 1
-defaults
-  mode http
-  timeout client 5s
-  timeout server 5s
-  timeout connect 1s
-frontend f
+    let haproxy = Server::haproxy_with(|port, folder| {
+        format!(
+            "frontend in
   bind 127.0.0.1:{port} ssl crt {both} ca-file {ca} verify required ssl-max-ver TLSv1.2
-  http-request return status 200 content-type text/plain lf-string \"%[ssl_fc_protocol] %[ssl_c_verify]\" if {{ path /who }}
-  http-request return status 200 content-type text/plain file {} if {{ path /small }}
-",
-                scene.folder.write("small", "hello from a file\n")
-            )
-        },
-        |folder| {
-            let mut command = Command::new(&haproxy);
-            command.args(["-db", "-f", &format!("{folder}/conf")]);
-            command
-        },
-    )
+  http-request return status 200 content-type text/plain file {folder}/small if {{ path /small }}
+  http-request return status 200 content-type text/plain lf-string \"%[ssl_fc_protocol] %[ssl_c_verify]\""
+        )
+    })
     .await;
 
     for (name, server, who) in [("nginx", &nginx, "TLSv1.3 SUCCESS"), ("haproxy", &haproxy, "TLSv1.2 0")] {

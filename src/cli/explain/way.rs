@@ -116,7 +116,11 @@ impl Way<'_> {
                 from: "built in".to_owned(),
             });
         }
-        vec![
+        let tls = upstream
+            .tls
+            .iter()
+            .map(|tls| self.step("tls", "on each new connection", None, self.values(&path("tls"), tls)));
+        let mut way = vec![
             self.step(
                 "limits",
                 "what the client may send",
@@ -149,18 +153,32 @@ impl Way<'_> {
             ),
             self.step("balance", "which endpoint", None, self.values(&path("balance"), &upstream.balance)),
             self.step(
+                "outlier",
+                "which endpoints are out because their traffic is worse than their peers'",
+                Some((upstream.outlier.mode, upstream.outlier.rollout)),
+                self.values(&path("outlier"), &upstream.outlier),
+            ),
+            self.step(
+                "health",
+                "which endpoints are out because their checks fail",
+                Some((upstream.health.mode, Ratio::ONE)),
+                self.values(&path("health"), &upstream.health),
+            ),
+            self.step(
                 "connections",
                 "an idle connection, or a new one",
                 None,
                 self.values(&path("connections"), &upstream.connections),
             ),
-            self.step(
-                "failure",
-                "what the outcome means to all of them",
-                None,
-                self.values(&path("failure"), &upstream.failure),
-            ),
-        ]
+        ];
+        way.extend(tls);
+        way.push(self.step(
+            "failure",
+            "what the outcome means to all of them",
+            None,
+            self.values(&path("failure"), &upstream.failure),
+        ));
+        way
     }
 
     fn step(

@@ -3,8 +3,8 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, EndpointMetrics, HandshakeResult,
-    Limit, Metrics, Refused, RequestOutcome, RouteName, UpstreamMetrics, lock,
+    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, Ejection, EndpointMetrics,
+    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, UNTOLD, UpstreamMetrics, lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -30,6 +30,8 @@ families! {
     ATTEMPTS = Counter "outrigger_attempts_total" ["upstream", "outcome"] "Sendings of requests to an upstream, by what came back.";
     ATTEMPT_DURATION = Histogram "outrigger_attempt_duration_seconds" ["upstream"] "From sending a request to the response's head, or to the failure.";
     ENDPOINT_ATTEMPTS = Counter "outrigger_endpoint_attempts_total" ["upstream", "endpoint", "outcome"] "Sendings of requests to an endpoint, by what came back.";
+    ENDPOINT_HEALTHY = Gauge "outrigger_endpoint_healthy" ["upstream", "endpoint"] "Whether an endpoint takes requests: 1, or 0 while it is ejected or fails its health check.";
+    ENDPOINT_EJECTIONS = Counter "outrigger_endpoint_ejections_total" ["upstream", "endpoint", "reason"] "How often an endpoint was taken out of service, or would have been in shadow.";
     RETRIES = Counter "outrigger_retries_total" ["upstream", "reason"] "Retries, by what the attempt before failed with.";
     RETRIES_SKIPPED = Counter "outrigger_retries_skipped_total" ["upstream", "reason"] "Retries that were not made, by why.";
     MIRRORED = Counter "outrigger_mirrored_total" ["upstream"] "Copies of requests that were sent to an upstream as shadow traffic.";
@@ -106,7 +108,7 @@ impl Metrics {
                 series.routes.clone(),
                 series.listeners.clone(),
                 endpoints
-                    .map(|(name, endpoint)| (name.clone(), endpoint.metrics.clone()))
+                    .map(|(name, endpoint)| (name.clone(), endpoint.metrics.clone(), endpoint.left.is_none()))
                     .collect::<Vec<_>>(),
             )
         };
@@ -132,7 +134,7 @@ impl Metrics {
         let endpoints = endpoints.iter();
         push_endpoints(
             &mut page,
-            endpoints.map(|(name, metrics)| (&*name.upstream, &*name.endpoint, &**metrics)),
+            endpoints.map(|(name, metrics, stays)| (&*name.upstream, &*name.endpoint, &**metrics, *stays)),
         );
 
         let mut connections = CLIENT_CONNECTIONS.series();
@@ -308,14 +310,27 @@ fn rejects(upstream: &str, reason: Reason, effect: Effect) -> bool {
     }
 }
 
-/// What is counted for each endpoint; one with nothing to tell yet is left out.
+/// What is counted for each endpoint; one with nothing to tell yet is left out. Whether it is healthy is told of those
+/// that are still there.
 fn push_endpoints<'a>(
     page: &mut Page,
-    endpoints: impl Iterator<Item = (&'a str, &'a str, &'a EndpointMetrics)>,
+    endpoints: impl Iterator<Item = (&'a str, &'a str, &'a EndpointMetrics, bool)>,
 ) {
     let mut attempts = ENDPOINT_ATTEMPTS.series();
     let mut connections = UPSTREAM_CONNECTIONS.series();
-    for (upstream, endpoint, metrics) in endpoints {
+    let mut healthy = ENDPOINT_HEALTHY.series();
+    let mut ejections = ENDPOINT_EJECTIONS.series();
+    for (upstream, endpoint, metrics, stays) in endpoints {
+        let is_healthy = metrics.healthy.get();
+        if stays && is_healthy != UNTOLD {
+            healthy.value(&[upstream, endpoint], is_healthy as f64);
+        }
+        for why in Ejection::ALL {
+            let count = metrics.ejections(why).get();
+            if count > 0 {
+                ejections.value(&[upstream, endpoint, why.label()], count as f64);
+            }
+        }
         let mut seen = false;
         for outcome in AttemptOutcome::all() {
             let count = metrics.attempts(outcome);
@@ -332,6 +347,8 @@ fn push_endpoints<'a>(
         }
     }
     page.push(attempts);
+    page.push(healthy);
+    page.push(ejections);
     page.push(connections);
 }
 

@@ -101,6 +101,8 @@ fn every_line_of_the_page_parses_whatever_the_names_are() {
     let endpoint = metrics.endpoint(nasty, "127.0.0.1:1");
     route.shard(0).requests(200, RequestOutcome::Ok).inc();
     endpoint.shard(1).attempts(AttemptOutcome::Ok).inc();
+    endpoint.set_healthy(true);
+    endpoint.ejections(Ejection::Slow).inc();
     listener.connections.inc();
     upstream.dns_age.set(1500);
     listener.expect_handshakes();

@@ -29,7 +29,7 @@ impl Dns {
         // Nothing of this machine, nothing of the world; answers are valid for a second.
         let conf = format!(
             "no-resolv\nno-hosts\nlocal=/internal/\nlocal-ttl=1\naddn-hosts={folder}/hosts\nport={}\n\
-             listen-address=127.0.0.1\nbind-interfaces\npid-file={folder}/pid\nuser=\nlog-facility={folder}/log\n{}\n",
+             listen-address=127.0.0.1\nbind-interfaces\npid-file={folder}/pid\nuser=\nlog-queries\nlog-facility={folder}/log\n{}\n",
             address.port(),
             lines.join("\n")
         );
@@ -77,7 +77,8 @@ impl Dns {
         kill_process(Pid::from_child(child), Signal::HUP).expect("it takes signals");
     }
 
-    fn log(&self) -> String {
+    /// What it was asked, and said.
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 }

@@ -122,6 +122,19 @@ pub struct RawHttp2 {
     input: Vec<u8>,
 }
 
+/// A frame that came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawFrame {
+    /// Its type (RFC 9113 §6).
+    pub kind: u8,
+    /// Its flags.
+    pub flags: u8,
+    /// Its stream.
+    pub stream: u32,
+    /// What it holds.
+    pub payload: Vec<u8>,
+}
+
 /// What came for a stream, or for all.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Came {
@@ -137,6 +150,7 @@ impl RawHttp2 {
     /// A connection to `address`, the preface and empty settings sent.
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = soon("a connection", TcpStream::connect(address)).await.expect("connects");
+        stream.set_nodelay(true).expect("TCP has the option");
         let mut client = Self { stream, input: Vec::new() };
         client.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         client.frame(4, 0, 0, &[]).await;
@@ -145,16 +159,7 @@ impl RawHttp2 {
 
     /// Sends HEADERS that end their head, and the stream too unless a body follows.
     pub async fn headers(&mut self, stream: u32, fields: &[(&str, &str)], ends: bool) {
-        let mut block = Vec::new();
-        for (name, value) in fields {
-            // RFC 7541 §6.2.2: a literal without indexing, with a new name, nothing Huffman-coded.
-            block.push(0);
-            for text in [name, value] {
-                block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("short"));
-                block.extend_from_slice(text.as_bytes());
-            }
-        }
-        self.frame(1, if ends { 0x5 } else { 0x4 }, stream, &block).await;
+        self.frame(1, if ends { 0x5 } else { 0x4 }, stream, &raw_head(fields)).await;
     }
 
     /// Sends DATA that ends the stream.
@@ -176,29 +181,76 @@ impl RawHttp2 {
         }
     }
 
+    /// Sends `frame` so often, in large writes.
+    pub async fn flood(&mut self, frame: &[u8], times: usize) {
+        for _ in 0..times.div_ceil(1000) {
+            self.write(&frame.repeat(times.min(1000))).await;
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub async fn write(&mut self, bytes: &[u8]) {
+        // The other side may have closed: what it said is still to be read.
+        let _ = self.stream.write_all(bytes).await;
+    }
+
+    /// Sends one frame.
+    pub async fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        self.write(&raw_frame(kind, flags, stream, payload)).await;
+    }
+
     /// Waits for what becomes of `stream`.
     pub async fn outcome(&mut self, stream: u32) -> Came {
         loop {
-            let Some((kind, flags, number)) = soon("a frame", self.read_frame()).await else {
-                return Came::Over;
-            };
-            match kind {
-                1 if number == stream => return Came::Head,
-                3 if number == stream => return Came::Reset,
+            let Some(frame) = self.next().await else { return Came::Over };
+            match frame.kind {
+                1 if frame.stream == stream => return Came::Head,
+                3 if frame.stream == stream => return Came::Reset,
                 7 => return Came::Over,
-                4 if flags & 1 == 0 => self.frame(4, 1, 0, &[]).await,
                 _ => {}
             }
         }
     }
 
-    async fn read_frame(&mut self) -> Option<(u8, u8, u32)> {
+    /// Waits for GOAWAY: the last stream and the code; none if the connection ended without.
+    pub async fn goaway(&mut self) -> Option<(u32, u32)> {
+        let frame = self.until(|frame| frame.kind == 7).await?;
+        Some((frame.number(0) & 0x7fff_ffff, frame.number(4)))
+    }
+
+    /// Waits for the code with which `stream` is reset; none if the connection ended without.
+    pub async fn reset_code(&mut self, stream: u32) -> Option<u32> {
+        let frame = self.until(|frame| frame.kind == 3 && frame.stream == stream).await?;
+        Some(frame.number(0))
+    }
+
+    /// Waits for such a frame; none if the connection ended without.
+    pub async fn until(&mut self, is_it: impl Fn(&RawFrame) -> bool) -> Option<RawFrame> {
         loop {
-            if let [a, b, c, kind, flags, id @ ..] = self.input.as_slice() {
+            let frame = self.next().await?;
+            if is_it(&frame) {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// The next frame; settings are acknowledged.
+    pub async fn next(&mut self) -> Option<RawFrame> {
+        let frame = soon("a frame", self.read_frame()).await?;
+        if frame.kind == 4 && frame.flags & 1 == 0 {
+            self.frame(4, 1, 0, &[]).await;
+        }
+        Some(frame)
+    }
+
+    async fn read_frame(&mut self) -> Option<RawFrame> {
+        loop {
+            if let [a, b, c, kind, flags, rest @ ..] = self.input.as_slice() {
                 let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
-                if self.input.len() >= 9 + length {
-                    let number = u32::from_be_bytes([id[0], id[1], id[2], id[3]]) & 0x7fff_ffff;
-                    let frame = (*kind, *flags, number);
+                if rest.len() >= 4 + length {
+                    let stream = u32::from_be_bytes([rest[0], rest[1], rest[2], rest[3]]) & 0x7fff_ffff;
+                    let payload = rest[4..4 + length].to_vec();
+                    let frame = RawFrame { kind: *kind, flags: *flags, stream, payload };
                     self.input.drain(..9 + length);
                     return Some(frame);
                 }
@@ -209,17 +261,33 @@ impl RawHttp2 {
             }
         }
     }
+}
 
-    async fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-        let mut bytes = vec![length[1], length[2], length[3], kind, flags];
-        bytes.extend_from_slice(&stream.to_be_bytes());
-        bytes.extend_from_slice(payload);
-        self.write(&bytes).await;
+impl RawFrame {
+    /// The number at `place` of the payload.
+    pub fn number(&self, place: usize) -> u32 {
+        self.payload[place..].first_chunk().map(|bytes| u32::from_be_bytes(*bytes)).expect("four bytes")
     }
+}
 
-    async fn write(&mut self, bytes: &[u8]) {
-        // The other side may have closed: what it said is still to be read.
-        let _ = self.stream.write_all(bytes).await;
+/// A frame as it goes over the wire.
+pub fn raw_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    let mut bytes = vec![length[1], length[2], length[3], kind, flags];
+    bytes.extend_from_slice(&stream.to_be_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// A head, packed: nothing is indexed, nothing Huffman-coded (RFC 7541 §6.2.2).
+pub fn raw_head<N: AsRef<[u8]>, V: AsRef<[u8]>>(fields: &[(N, V)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name.as_ref(), value.as_ref()] {
+            block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("short"));
+            block.extend_from_slice(text);
+        }
     }
+    block
 }

@@ -7,6 +7,7 @@ pub mod certificates;
 pub mod client;
 pub mod config;
 pub mod dns;
+pub mod endpoints;
 pub mod http2;
 pub mod metrics;
 pub mod proxy;
