@@ -284,8 +284,6 @@ const SLOW_LAPS: u32 = 2;
 const ABOVE_PEERS: f64 = 0.3;
 /// What chance may do: ln 1e-6.
 const CHANCE: f64 = -13.815_510_557_964_274;
-/// How unlikely a share of failures must be, as -ln. More than [`CHANCE`], since the peers' share is a guess as well.
-const NO_CHANCE: f64 = 20.0;
 /// A peer with so many failures in a row fails now.
 const RUN_OF_PEER: u32 = 3;
 /// How long nobody is judged after a verdict was refused.
@@ -760,12 +758,13 @@ fn needed_in_a_row(least: u32, ratio: f64, seen: u64) -> u32 {
 }
 
 /// Whether the failures in `own` are more than chance would bring, where `ratio` of the peers' `seen` requests failed:
-/// Chernoff's bound on that, n D(own || peers), with one failure among the peers' requests that did not happen.
+/// the likelihood of two shares against that of one for all (a G-test), since the peers' share is a sample too.
 fn is_no_chance(own: Tally, ratio: f64, seen: u64) -> bool {
-    let (own_ratio, usual) = (own.ratio().unwrap_or(0.0), ratio.max(1.0 / seen.max(1) as f64));
+    let (share, requests, seen) = (own.ratio().unwrap_or(0.0), own.requests as f64, seen as f64);
+    let of_all = (own.failures as f64 + ratio * seen) / (requests + seen).max(1.0);
     let part = |share: f64, of: f64| if share > 0.0 { share * (share / of).ln() } else { 0.0 };
-    let divergence = part(own_ratio, usual) + part(1.0 - own_ratio, 1.0 - usual);
-    own_ratio > usual && own.requests as f64 * divergence >= NO_CHANCE
+    let differs = |share: f64| part(share, of_all) + part(1.0 - share, 1.0 - of_all);
+    share > ratio && requests * differs(share) + seen * differs(ratio) >= -CHANCE
 }
 
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {

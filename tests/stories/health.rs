@@ -141,7 +141,7 @@ async fn who_says_not_serving_over_grpc_is_out() {
 async fn a_service_that_a_grpc_server_does_not_know_fails() {
     let server = Script::start("grpc_health", &GRPC_SERVER.replace("FILE", "/")).await;
     let checks = "health = { mode = \"enforce\", kind = \"grpc\", service = \"nobody\", interval = \"100ms\", timeout = \"5s\" }";
-    let proxy = Config::over_addresses(&[server.said.clone()]).upstream(checks).start().await;
+    let proxy = Config::over_addresses(std::slice::from_ref(&server.said)).upstream(checks).start().await;
     proxy.metric_becomes(&healthy(&server.said), 0.0).await;
     let detail = shown(&proxy, &server.said).await["check"]["last"]["detail"].clone();
     assert!(detail.as_str().is_some_and(|detail| detail.starts_with("grpc-status 5")), "{detail}");

@@ -12,6 +12,7 @@ pub mod http2;
 pub mod metrics;
 pub mod proxy;
 pub mod python;
+pub mod replica;
 pub mod servers;
 pub mod tls;
 pub mod unix;

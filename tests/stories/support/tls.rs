@@ -42,7 +42,8 @@ pub struct Handshake {
     pub shown: Vec<CertificateDer<'static>>,
 }
 
-/// A server's configuration, with this certificate; clients need one of `clients`, if there is such an authority.
+/// A server's configuration, with this certificate, for HTTP/1.1; clients need a certificate of `clients`, if there is
+/// such an authority.
 pub fn server(issued: &Issued, clients: Option<&Authority>) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
@@ -57,7 +58,7 @@ pub fn server(issued: &Issued, clients: Option<&Authority>) -> ServerConfig {
     };
     let (chain, key) = parts(issued);
     let mut config = builder.with_single_cert(chain, key).expect("they fit");
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.ticketer = rustls::crypto::ring::Ticketer::new().expect("randomness");
     config
 }
