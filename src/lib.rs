@@ -14,7 +14,8 @@
 //! - [`http1`]: HTTP/1.1 on the wire, both roles: bytes in, messages out; knows no policy and no route.
 //! - [`policy`]: the state machines: pure, synchronous; time and randomness are parameters.
 //! - [`telemetry`]: metrics, access log, the log of events.
-//! - [`transport`]: the stream of bytes below a protocol: TCP or a Unix socket, in clear text or in TLS.
+//! - [`transport`]: the stream of bytes below a protocol: TCP or a Unix socket, in clear text or in TLS; and the PROXY
+//!   protocol, which says whose it is.
 //! - [`timer`]: the coarse timer wheel of a worker.
 //! - [`reason`]: why Outrigger answered itself.
 //! - [`units`]: durations, sizes and ratios as the configuration writes them.

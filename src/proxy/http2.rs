@@ -25,7 +25,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::{Ping, PingPong, Reason};
+use h2::server::SendResponse;
+use h2::{Ping, PingPong, Reason, RecvStream};
+use http::Request;
 
 use self::line::{HANDED, Line, Wire};
 use self::stream::Streams;
@@ -82,6 +84,7 @@ pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
     let mut server = Server {
         waker: tasks.connection_waker(),
         tasks,
+        begin: stream::serve,
         pings: h2.ping_pong(),
         h2,
         streams: Rc::new(Streams::new(Rc::clone(&worker), peer, Rc::clone(&line), (snapshot, index))),
@@ -98,13 +101,14 @@ pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
     poll_fn(|cx| server.poll(cx)).await;
 }
 
-/// A connection behind its handshake.
-struct Server {
+/// A connection behind its handshake. `S` begins a stream, which is an `F`.
+struct Server<S, F> {
     worker: Rc<Worker>,
     line: Rc<Line>,
     h2: h2::server::Connection<Wire, Bytes>,
     streams: Rc<Streams>,
-    tasks: Tasks,
+    tasks: Tasks<F>,
+    begin: S,
     /// Wakes `h2`.
     waker: Waker,
     pings: Option<PingPong>,
@@ -130,7 +134,11 @@ enum Ending {
     Over(Instant),
 }
 
-impl Server {
+impl<S, F> Server<S, F>
+where
+    S: Fn(Rc<Streams>, Request<RecvStream>, SendResponse<Bytes>) -> F,
+    F: Future<Output = ()>,
+{
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.tasks.begin(cx);
         for _ in 0..TURNS {
@@ -152,7 +160,7 @@ impl Server {
             match self.h2.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     let streams = Rc::clone(&self.streams);
-                    self.tasks.start(Box::pin(stream::serve(streams, request, respond)));
+                    self.tasks.start((self.begin)(streams, request, respond));
                 }
                 // How a client breaks off is its own affair.
                 Poll::Ready(_) => break true,
@@ -234,16 +242,19 @@ impl Server {
             self.look_at(at);
             return Poll::Pending;
         }
-        if let Some(until) = self.head_until {
-            if until <= now {
+        let is_blocked = self.line.is_blocked();
+        match self.head_until {
+            // Nothing more of it is read while the client takes nothing.
+            Some(until) if until <= now && is_blocked => self.head_until = None,
+            Some(until) if until <= now => {
                 self.count(Limit::HeaderTimeout);
                 self.end(Reason::ENHANCE_YOUR_CALM);
                 return Poll::Pending;
             }
-            self.look_at(until);
+            Some(until) => self.look_at(until),
+            None => {}
         }
         let (has_heard, has_taken) = (self.line.has_heard(), self.line.has_taken());
-        let is_blocked = self.line.is_blocked();
         if self.streams.open() == 0 {
             let since = self.streams.idle_since();
             if is_blocked && !has_taken && now.saturating_duration_since(since) >= TAKES_WITHIN {

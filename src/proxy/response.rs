@@ -263,6 +263,10 @@ impl FromUpstream {
         self.hold.in_flight.release();
         let verdict = self.hold.outcome.verdict;
         self.hold.settle(&self.worker, &self.routed, now, verdict);
+        if matches!(self.head.framing, Framing::None | Framing::Length(0)) {
+            // Nothing of it is still to come: its connection serves others meanwhile.
+            self.end_if_complete();
+        }
         slot
     }
 

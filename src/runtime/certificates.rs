@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::discovery::Discovery;
 use super::process::Process;
 use crate::config::{Config, Loaded};
 use crate::proxy::life::Stage;
@@ -71,7 +72,7 @@ fn warn(config: &Config) {
 }
 
 /// Takes over what the files hold now.
-pub(super) async fn renew(process: &Process) -> Result<String, String> {
+pub(super) async fn renew(process: &Process, discovery: &Discovery) -> Result<String, String> {
     let before = process.loaded.load_full();
     let read = {
         let before = Arc::clone(&before);
@@ -94,9 +95,11 @@ pub(super) async fn renew(process: &Process) -> Result<String, String> {
     if process.shared.life.stage() != Stage::Serving {
         return Err("the sidecar is draining; it goes on with the certificates that it has".to_owned());
     }
+    discovery.stop();
     let snapshot = process.shared.snapshot.load_full();
     let snapshot = Snapshot::build(&config.listener, &config.upstream, Some(&snapshot), metrics);
     process.shared.snapshot.store(Arc::new(snapshot));
+    discovery.snapshot_changed();
     metrics.certificates_read(true);
     // Both have the same settings, and differ in what files hold.
     let changed = identities(&config).zip(identities(&before.config)).filter(|(new, old)| new != old);

@@ -100,11 +100,13 @@ pub(super) async fn obey(
 ) {
     while let Some(order) = orders.0.recv().await {
         let outcome = match order.why {
-            Why::Certificates => certificates::renew(&process).await,
-            why => reload(&process, why, &discovery).await,
+            Why::Certificates => certificates::renew(&process, &discovery).await,
+            why => {
+                let outcome = reload(&process, why, &discovery).await;
+                outcome.inspect(|_| discovery.snapshot_changed())
+            }
         };
         if outcome.is_ok() {
-            discovery.snapshot_changed();
             watching.follow(&process, &reloads);
             certificates::measure(&process.loaded.load().config, &process.shared.metrics);
         }

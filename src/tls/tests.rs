@@ -33,7 +33,7 @@ async fn handshake(
     name: &str,
 ) -> Result<(Transport, Transport, bool), String> {
     let (near, far) = UnixStream::pair().expect("a pair of sockets");
-    let (near, far) = tokio::join!(client.connect(0, name, near.into()), server.accept(far.into()));
+    let (near, far) = tokio::join!(client.connect(0, name, near.into(), false), server.accept(far.into()));
     let near = near?;
     let far = far.map_err(in_words)?;
     Ok((near, far.stream, far.resumed))
@@ -54,7 +54,7 @@ async fn a_server_is_refused_for_a_reason_that_is_told() {
     let names = ["app.internal", "*.pods.internal", "10.0.0.1", "spiffe://test/app"];
     let good = authority.issue_for(&names);
     let old = authority.issue(&Leaf::of(&names).expired());
-    let strange = stranger.issue_for(&names);
+    let (strange, own) = (stranger.issue_for(&names), authority.own());
     let trust = json!({ "ca": ca });
     let pinned = |san: &[&str]| json!({ "ca": ca, "san": san });
     #[rustfmt::skip]
@@ -67,6 +67,7 @@ async fn a_server_is_refused_for_a_reason_that_is_told() {
         ("another name is asked for",       &good,    json!({ "ca": ca, "server_name": "app.internal" }), "other.internal", ""),
         ("expired",                         &old,     trust.clone(),                        "app.internal",     "the server's certificate \"app.internal\" (issued by \"Test CA\") expired on 2021-01-01"),
         ("unknown authority",               &strange, trust.clone(),                        "app.internal",     "the server's certificate \"app.internal\" (issued by \"Stranger\") comes from an unknown authority"),
+        ("an authority's own certificate",  &own,     trust.clone(),                        "app.internal",     "the server's certificate \"Test CA\" (issued by \"Test CA\") is that of an authority, which a server must not show as its own"),
         ("an allowed workload",             &good,    pinned(&["spiffe://test/app"]),       "other.internal",   ""),
         ("one of those allowed",            &good,    pinned(&["b.internal", "app.internal"]), "other.internal", ""),
         ("none of those allowed",           &good,    pinned(&["spiffe://test/b"]),         "app.internal",     "the server's certificate \"app.internal\" (issued by \"Test CA\") has none of the allowed names (spiffe://test/b): it has app.internal, *.pods.internal, 10.0.0.1, spiffe://test/app"),
@@ -139,7 +140,8 @@ async fn clients_need_a_certificate_where_an_authority_is_named() {
     // In TLS 1.3 the client is done before the server has looked: it learns it when it reads.
     let (near, far) = UnixStream::pair().expect("a pair of sockets");
     let client = client(json!({ "ca": ca }));
-    let (near, far) = tokio::join!(client.connect(0, "app.internal", near.into()), server.accept(far.into()));
+    let (near, far) =
+        tokio::join!(client.connect(0, "app.internal", near.into(), false), server.accept(far.into()));
     assert_eq!(far.err().map(in_words).as_deref(), Some("the peer showed no certificate"));
     let mut near = Connection::new(near.expect("nothing is wrong yet"), Rc::default());
     let read = std::future::poll_fn(|cx| near.poll_fill(cx, usize::MAX)).await;

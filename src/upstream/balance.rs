@@ -519,8 +519,9 @@ impl Tier {
         let first = self.draw(turn, bits, |_, member| turn.suits(member))?;
         let choices = self.seen.in_service.load(Relaxed).saturating_sub(turn.want.tried.len() as u32);
         let mut best = self.state(turn, first);
-        for more in 0..=MORE {
-            if choices < 2 || more > 0 && !self.is_bad(best) {
+        let more = if turn.tables.kind == Kind::LeastRequest { 0 } else { MORE };
+        for extra in 0..=more {
+            if choices < 2 || extra > 0 && !self.is_bad(best) {
                 break;
             }
             let without = |number, member: &Member| number != best.number && turn.suits(member);

@@ -312,7 +312,11 @@ async fn a_connect_that_succeeds_ends_the_wait_after_connect_timeouts() {
 async fn one_rotten_endpoint_of_two_does_not_open_it() {
     let rotten = Upstream::that().answers(500).start().await;
     let good = Upstream::that().answers(200).start().await;
-    let proxy = opening_for("30s", [&rotten, &good]).upstream("breaker.failure_ratio = 0.2").start().await;
+    let proxy = opening_for("30s", [&rotten, &good])
+        .upstream("breaker.failure_ratio = 0.2")
+        .upstream("balance.kind = \"round_robin\"")
+        .start()
+        .await;
     for _ in 0..40 {
         assert!(!proxy.get("/").await.is_for("breaker_open"));
     }

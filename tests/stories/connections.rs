@@ -210,3 +210,12 @@ async fn connections_to_what_a_reload_takes_away_are_closed_at_once() {
     assert_eq!(proxy.admin_post("/reload").await.status, 200);
     third.has_open(0).await;
 }
+
+#[tokio::test]
+async fn the_connection_of_a_failed_answer_serves_the_next_attempt() {
+    let app = Upstream::that().answers(503).answers(503).answers(200).start().await;
+    let proxy = Config::over([&app]).one_worker().start().await;
+    assert_eq!(proxy.get("/").await.status, 200);
+    app.has_seen(3).await;
+    assert_eq!(app.connections(), 1, "an answer without a body holds it through no back-off");
+}

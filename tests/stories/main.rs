@@ -15,6 +15,7 @@ mod connections;
 mod discovery;
 mod drain;
 mod everything_at_once;
+mod failing_replicas;
 mod grpc;
 mod health;
 mod http2;

@@ -123,11 +123,12 @@ async fn curl_uploads() {
     let from = file.display().to_string();
     let data = format!("@{from}");
 
-    let ways: [&[&str]; 4] = [
+    let ways: [&[&str]; 5] = [
         &["--upload-file", &from, &url],
         &["--header", "Transfer-Encoding: chunked", "--upload-file", &from, &url],
         &["--header", "Expect: 100-continue", "--data-binary", &data, &url],
         &["--http2-prior-knowledge", "--data-binary", &data, &url],
+        &["--http2-prior-knowledge", "--header", "Expect: 100-continue", "--data-binary", &data, &url],
     ];
     for (number, way) in ways.into_iter().enumerate() {
         assert_eq!(must(curl(way)).await, "taken", "{way:?}");
@@ -153,6 +154,26 @@ async fn wrk_as_the_client() {
     // wrk leaves in the middle of its last requests.
     let left = metrics.sum("outrigger_requests_total{outcome=cancelled}");
     assert_eq!(metrics.sum("outrigger_requests_total"), good + left, "{report}");
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn h2load_with_all_streams_and_with_small_windows() {
+    let nginx = nginx().await;
+    let proxy = nginx.config().start().await;
+    let ways: [(&[&str], &str); 3] = [
+        (&["-n3000", "-c2", "-m100"], "small"),
+        (&["-n40", "-c2", "-m20", "-w16", "-W16"], "large"),
+        (&["-n40", "-c2", "-m20", "-w30", "-W30"], "large"),
+    ];
+    for (arguments, path) in ways {
+        let mut command = Command::new(program("h2load", "nghttp2-client"));
+        command.args(arguments).arg(format!("http://{}/{path}", proxy.listener()));
+
+        let report = must(command).await;
+
+        assert!(report.contains(" 0 failed, 0 errored, 0 timeout"), "{arguments:?}: {report}");
+    }
     proxy.rests().await;
 }
 

@@ -60,7 +60,9 @@ async fn requests_go_up_in_tls_on_connections_that_are_kept() {
     }
 
     front.has_seen(1).await;
-    assert_eq!(front.handshakes()[0].asked_for, None, "an address is no name to ask for");
+    let handshake = front.handshakes().remove(0);
+    assert_eq!(handshake.alpn.as_deref(), Some("http/1.1"));
+    assert_eq!(handshake.asked_for, None, "an address is no name to ask for");
     assert_eq!(proxy.metric("outrigger_upstream_connects_total{upstream=app,result=ok}").await, 1.0);
     proxy.rests().await;
 }

@@ -17,21 +17,24 @@ use crate::telemetry::cells::SharedCounter;
 
 /// The place of the connection itself, which is no future of these.
 const CONNECTION: usize = 0;
-/// Places that are kept while nothing runs.
+
+/// Places that are kept while nothing runs, without the room of their futures: an idle connection shall be small.
 const KEPT: usize = 4;
 
-/// The futures of a task.
-pub struct Tasks {
+/// The futures of a task, all of one kind.
+pub struct Tasks<F> {
     /// Those of the futures begin behind [`CONNECTION`].
-    places: Vec<Place>,
+    places: Vec<Place<F>>,
     free: Vec<usize>,
     ready: Arc<Ready>,
     /// Whose turn it is; empty between turns.
     turn: Vec<usize>,
 }
 
-struct Place {
-    future: Option<Pin<Box<dyn Future<Output = ()>>>>,
+/// PERF: its memory is that of the next future too; a stream's is too large for what the allocator has at hand.
+struct Place<F> {
+    /// The connection has none.
+    future: Option<Pin<Box<Option<F>>>>,
     wakeup: Arc<Wakeup>,
     waker: Waker,
 }
@@ -81,7 +84,7 @@ impl Wake for Wakeup {
     }
 }
 
-impl Default for Tasks {
+impl<F: Future<Output = ()>> Default for Tasks<F> {
     /// No future yet. The connection is ready.
     fn default() -> Self {
         let mut tasks =
@@ -92,7 +95,7 @@ impl Default for Tasks {
     }
 }
 
-impl Tasks {
+impl<F: Future<Output = ()>> Tasks<F> {
     /// Wakes the connection.
     pub fn connection_waker(&self) -> Waker {
         self.places[CONNECTION].waker.clone()
@@ -115,14 +118,18 @@ impl Tasks {
     }
 
     /// Starts `future` in the next turn.
-    pub fn start(&mut self, future: Pin<Box<dyn Future<Output = ()>>>) {
+    pub fn start(&mut self, future: F) {
         if self.free.is_empty() {
             let place = self.add_place();
             self.free.push(place);
         }
         let Some(place) = self.free.pop() else { return };
-        self.places[place].future = Some(future);
-        self.places[place].waker.wake_by_ref();
+        let Place { future: room, waker, .. } = &mut self.places[place];
+        match room {
+            Some(room) => room.as_mut().set(Some(future)),
+            None => *room = Some(Box::pin(Some(future))),
+        }
+        waker.wake_by_ref();
     }
 
     /// Polls every future that is ready now. Returns whether the connection wants to be polled. A future that panics
@@ -139,15 +146,16 @@ impl Tasks {
                 connection = true;
                 continue;
             }
-            let Some(running) = future else { continue };
+            let Some(room) = future else { continue };
+            let Some(running) = room.as_mut().as_pin_mut() else { continue };
             let mut cx = Context::from_waker(waker);
             // Whatever a panic left half done belongs to the future, and is never looked at again.
-            let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(&mut cx)));
+            let polled = catch_unwind(AssertUnwindSafe(|| running.poll(&mut cx)));
             if polled.is_err() {
                 panics.inc();
             }
             if !matches!(polled, Ok(Poll::Pending)) {
-                *future = None;
+                room.as_mut().set(None);
                 self.free.push(place);
             }
         }
@@ -157,12 +165,16 @@ impl Tasks {
 
     /// Gives back the room of futures that have ended, if none runs.
     pub fn rest(&mut self) {
-        if self.places.len() > 1 + KEPT && self.free.len() + 1 == self.places.len() {
+        if self.free.len() + 1 != self.places.len() {
+            return;
+        }
+        if self.places.len() > 1 + KEPT {
             self.places.truncate(1);
             self.places.shrink_to_fit();
             (self.free, self.turn) = (Vec::new(), Vec::new());
             self.ready.lock().places.shrink_to(KEPT);
         }
+        self.places.iter_mut().for_each(|place| place.future = None);
     }
 
     fn add_place(&mut self) -> usize {
@@ -214,7 +226,7 @@ mod tests {
         let woken = Arc::new(Woken::default());
         let task = Waker::from(Arc::clone(&woken));
         let panics = SharedCounter::default();
-        let mut tasks = Tasks::default();
+        let mut tasks = Tasks::<Pin<Box<dyn Future<Output = ()>>>>::default();
         tasks.begin(&Context::from_waker(&task));
         assert!(tasks.turn(&panics), "the connection is ready at first");
         let (first, first_polls, future) = waits(1);
@@ -242,7 +254,7 @@ mod tests {
     #[test]
     fn a_future_that_wakes_itself_waits_for_the_next_turn() {
         let panics = SharedCounter::default();
-        let mut tasks = Tasks::default();
+        let mut tasks = Tasks::<Pin<Box<dyn Future<Output = ()>>>>::default();
         tasks.turn(&panics);
         let polls = Rc::new(Cell::new(0));
         let counted = Rc::clone(&polls);
@@ -261,7 +273,7 @@ mod tests {
     #[test]
     fn a_panic_ends_one_future_and_is_counted() {
         let panics = SharedCounter::default();
-        let mut tasks = Tasks::default();
+        let mut tasks = Tasks::<Pin<Box<dyn Future<Output = ()>>>>::default();
         let held = Rc::new(());
         let kept = Rc::clone(&held);
         tasks.start(Box::pin(async move {
@@ -277,7 +289,7 @@ mod tests {
     #[test]
     fn places_are_used_again_and_given_back() {
         let panics = SharedCounter::default();
-        let mut tasks = Tasks::default();
+        let mut tasks = Tasks::<Pin<Box<dyn Future<Output = ()>>>>::default();
         let mut wakers = Vec::new();
         for _ in 0..3 {
             for _ in 0..100 {

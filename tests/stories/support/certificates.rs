@@ -47,6 +47,11 @@ impl Authority {
         self.0.pem()
     }
 
+    /// Its own certificate with its key, as nobody should show it.
+    pub fn own(&self) -> Issued {
+        Issued { cert: self.pem(), key: self.0.key().serialize_pem() }
+    }
+
     /// Issues a certificate.
     pub fn issue(&self, leaf: &Leaf) -> Issued {
         let mut params = CertificateParams::default();

@@ -13,6 +13,7 @@ pub mod http2_upstream;
 pub mod metrics;
 pub mod proxy;
 pub mod python;
+pub mod replica;
 pub mod servers;
 pub mod tls;
 pub mod unix;

@@ -43,7 +43,8 @@ pub struct Handshake {
     pub shown: Vec<CertificateDer<'static>>,
 }
 
-/// A server's configuration, with this certificate; clients need one of `clients`, if there is such an authority.
+/// A server's configuration, with this certificate, for HTTP/1.1; clients need a certificate of `clients`, if there is
+/// such an authority.
 pub fn server(issued: &Issued, clients: Option<&Authority>) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
