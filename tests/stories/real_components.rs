@@ -159,7 +159,7 @@ async fn wrk_as_the_client() {
 
 #[tokio::test]
 async fn h2load_with_all_streams_and_with_small_windows() {
-    let nginx = Server::nginx().await;
+    let nginx = nginx().await;
     let proxy = nginx.config().start().await;
     let ways: [(&[&str], &str); 3] = [
         (&["-n3000", "-c2", "-m100"], "small"),
