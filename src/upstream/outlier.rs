@@ -13,8 +13,8 @@
 //!
 //! - *Failures in a row*: as many as would happen by chance once in a million where the peers' failure ratio is r,
 //!   n = ln(1e-6) / ln r, at least `consecutive_failures`. A fixed five would eject somebody in most brownouts of 20 %.
-//!   A peer that is itself in a run of failures fails now, whatever its window remembers: where all die at once
-//!   nobody is ejected.
+//!   A peer's last outcomes count beside its window, which still remembers how things were: where all die at once
+//!   nobody is ejected, and few where all begin to fail now and then. Where balancing has left the peers little to show, the endpoint's own past counts as well.
 //! - *Failure ratio* of the window: for the endpoint that fails every other request, which never fails in a row. What
 //!   chance would do is asked here too: of twenty requests, and of the peers' twenty, a ratio is only a guess.
 //! - *Slow*: grey failure, the endpoint whose health check is green and whose traffic crawls. Twice in a row its
@@ -59,9 +59,9 @@ pub struct Settings {
     pub mode: Mode,
     /// The ratio of requests for which it is enforced; the others may still go to what is ejected. Default 1.0.
     pub rollout: Ratio,
-    /// Failures in a row that eject; more while its peers fail too. From 1 to 1000. Default 5.
-    #[serde(deserialize_with = "within::<_, 1, 1000>")]
-    #[schemars(range(min = 1, max = 1000))]
+    /// Failures in a row that eject; more while its peers fail too. From 1 to 64. Default 5.
+    #[serde(deserialize_with = "within::<_, 1, 64>")]
+    #[schemars(range(min = 1, max = 64))]
     pub consecutive_failures: u32,
     /// The share of failures that ejects, if it is 0.3 above its peers'.
     /// Default `{ threshold = 0.5, min_requests = 20, window = "5s" }`.
@@ -284,6 +284,8 @@ const SLOW_LAPS: u32 = 2;
 const ABOVE_PEERS: f64 = 0.3;
 /// What chance may do: ln 1e-6.
 const CHANCE: f64 = -13.815_510_557_964_274;
+/// Where less was seen of the peers, they may fail and not have shown it: an endpoint's own past counts too.
+const FEW: u64 = 40;
 /// A peer with so many failures in a row fails now.
 const RUN_OF_PEER: u32 = 3;
 /// How long nobody is judged after a verdict was refused.
@@ -471,11 +473,11 @@ impl Outlier {
                 peers.iter().filter(|peer| peer.priority == priority && peer.endpoint.id != endpoint.id);
             others.filter(|peer| !turn.is_ejected(&peer.endpoint)).map(|peer| &peer.endpoint)
         };
-        let tallies: Vec<(Tally, u32)> =
-            others().map(|peer| (peer.traffic.tally(bucket), peer.traffic.run())).collect();
+        let tallies: Vec<(Tally, f64)> =
+            others().map(|peer| (peer.traffic.tally(bucket), of_late(peer))).collect();
         let seen: u64 = tallies.iter().map(|(tally, _)| tally.requests).sum();
-        let now_failing = |tally: &Tally, run| if run >= RUN_OF_PEER { Some(1.0) } else { tally.ratio() };
-        let of_now = median(tallies.iter().filter_map(|(tally, run)| now_failing(tally, *run)));
+        let of_now = tallies.iter().filter_map(|(tally, late)| Some(tally.ratio()?.max(*late)));
+        let of_now = median(of_now);
         let of_window = median(tallies.iter().filter_map(|(tally, _)| tally.ratio())).unwrap_or(0.0);
         let ratio = own.ratio().unwrap_or(0.0);
         let numbers = |peers_ratio| Numbers {
@@ -486,7 +488,16 @@ impl Outlier {
             ..Numbers::default()
         };
         let of_now = of_now.unwrap_or(0.0);
-        let verdict = if by_run && run >= needed_in_a_row(self.settings.consecutive_failures, of_now, seen) {
+        let least = self.settings.consecutive_failures;
+        let mut needed = needed_in_a_row(least, of_now, seen);
+        if seen < FEW {
+            let earlier = Tally {
+                requests: own.requests.saturating_sub(run.into()),
+                failures: own.failures.saturating_sub(run.into()),
+            };
+            needed = needed.max(needed_in_a_row(least, earlier.ratio().unwrap_or(0.0), earlier.requests));
+        }
+        let verdict = if by_run && run >= needed {
             Some((Why::ConsecutiveFailures, numbers(of_now)))
         } else if by_ratio && ratio >= of_window + ABOVE_PEERS && is_no_chance(own, of_window, seen) {
             Some((Why::FailureRatio, numbers(of_window)))
@@ -778,6 +789,11 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// For people: four places are enough.
 fn round(number: f64) -> f64 {
     (number * 10_000.0).round() / 10_000.0
+}
+
+/// The share of failures that an endpoint shows now, whatever its window remembers.
+fn of_late(endpoint: &Arc<Endpoint>) -> f64 {
+    if endpoint.traffic.run() >= RUN_OF_PEER { 1.0 } else { endpoint.traffic.recent() }
 }
 
 fn priority_of(endpoint: &Endpoint, peers: &[Peer]) -> Option<u8> {

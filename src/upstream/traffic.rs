@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// Outcomes that [`Traffic::recent`] looks at.
+const RECENT: u32 = 8;
+
 /// Buckets of the window.
 pub const BUCKETS: u64 = 10;
 
@@ -31,8 +34,8 @@ const LEN: usize = (26 - 3) * STEPS + STEPS;
 /// What an endpoint's traffic has shown. Some 1 KiB.
 #[derive(Debug)]
 pub struct Traffic {
-    /// Failures since the last success.
-    run: AtomicU32,
+    /// The last 64 outcomes, a bit each, the newest the lowest: whether it failed.
+    last: AtomicU64,
     /// Answers that `took` has counted.
     answers: AtomicU32,
     /// When it last did its work, in `standing::nanos`; 0: never.
@@ -90,7 +93,7 @@ struct Lap {
 impl Default for Traffic {
     fn default() -> Self {
         Self {
-            run: AtomicU32::new(0),
+            last: AtomicU64::new(0),
             answers: AtomicU32::new(0),
             succeeded_at: AtomicU64::new(0),
             window: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -106,19 +109,16 @@ impl Traffic {
     /// Counts a success at `now` (nanoseconds), in the bucket of this number.
     pub fn succeeded(&self, now: u64, bucket: u64) {
         self.count(bucket, 1 << COUNT_BITS);
-        // PERF: most find nothing to write, and leave the line to the others.
-        if self.run.load(Relaxed) != 0 {
-            self.run.store(0, Relaxed);
-        }
+        self.remember(0);
         if now.saturating_sub(self.succeeded_at.load(Relaxed)) > SUCCESS_STEP {
             self.succeeded_at.fetch_max(now, Relaxed);
         }
     }
 
-    /// Counts a failure in the bucket of this number. How many there are in a row.
+    /// Counts a failure in the bucket of this number. How many there are in a row, up to 64.
     pub fn failed(&self, bucket: u64) -> u32 {
         self.count(bucket, 1 << COUNT_BITS | 1);
-        self.run.fetch_add(1, Relaxed).saturating_add(1)
+        self.remember(1).trailing_ones()
     }
 
     /// Counts how long a good answer took.
@@ -127,9 +127,22 @@ impl Traffic {
         self.answers.fetch_add(1, Relaxed);
     }
 
-    /// Failures in a row.
+    /// Failures in a row, up to 64.
     pub fn run(&self) -> u32 {
-        self.run.load(Relaxed)
+        self.last.load(Relaxed).trailing_ones()
+    }
+
+    /// The share of failures among the last [`RECENT`] outcomes. It knows at once what the window will have forgotten
+    /// in seconds: how things went before.
+    pub fn recent(&self) -> f64 {
+        f64::from((self.last.load(Relaxed) & ((1 << RECENT) - 1)).count_ones()) / f64::from(RECENT)
+    }
+
+    /// Adds an outcome to the last ones, and gives them.
+    fn remember(&self, failed: u64) -> u64 {
+        let add = |last| Some(last << 1 | failed);
+        // It always adds one.
+        self.last.fetch_update(Relaxed, Relaxed, add).map_or(failed, |last| last << 1 | failed)
     }
 
     /// When it last did its work, in nanoseconds and up to [`SUCCESS_STEP`] early; 0: never.
@@ -199,7 +212,7 @@ impl Traffic {
     /// Forgets what was counted: it says nothing about what comes now.
     pub fn begin_anew(&self, now: u64) {
         self.begin_era();
-        self.run.store(0, Relaxed);
+        self.last.store(0, Relaxed);
         self.answers.store(0, Relaxed);
         self.window.iter().for_each(|word| word.store(0, Relaxed));
         self.took.iter().for_each(|count| count.store(0, Relaxed));
