@@ -550,6 +550,18 @@ fn what_contradicts_itself_is_told_by_both_paths() {
             "error: `upstream.app.breaker.slow_request` (\"7500ms\") is not below `upstream.app.timeout.attempt` (7.5s, built in)",
         ),
         (
+            "outlier.eject_for = { base = \"2m\" }",
+            "error: `upstream.app.outlier.eject_for.base` (\"2m\") is longer than `upstream.app.outlier.eject_for.max` (\"1m\", built in)",
+        ),
+        (
+            "health.path = \"/up\"",
+            "warning: `upstream.app.health.path` says how to check endpoints, but nobody is checked",
+        ),
+        (
+            "health = { mode = \"enforce\", kind = \"tcp\", path = \"/up\" }",
+            "warning: `upstream.app.health.path` is only for checks of `kind = \"http\"`",
+        ),
+        (
             "breaker.open_for = { base = \"1m\" }",
             "error: `upstream.app.breaker.open_for.base` (\"1m\") is longer than `upstream.app.breaker.open_for.max` (\"30s\", built in)",
         ),
