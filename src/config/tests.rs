@@ -111,10 +111,6 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "t.toml:7:1: error: `state_dir` is not part of this version (server.state_dir); remove it",
         ),
         (
-            "protocol = \"http2\"",
-            "t.toml:6:12: error: `protocol = \"http2\"` is not part of this version (upstream.app.protocol); give \"http1\" or \"auto\"",
-        ),
-        (
             "balance.kind = \"hash\"",
             "t.toml:6:16: error: `upstream.app.balance.kind` is \"hash\", but there is no key; add `hash = { key = \"header:NAME\" }`; it may also be \"cookie:NAME\", \"path\" or \"client_ip\"",
         ),
@@ -1022,7 +1018,6 @@ fn what_is_not_built_is_known_by_its_place() {
         slo = {}
         [upstream.a]
         endpoints = [\"a:1\"]
-        protocol = \"http2\"
         discovery = { kind = \"etcd\" }
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
         rate_limit = []

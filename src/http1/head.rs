@@ -493,6 +493,50 @@ impl ResponseHead {
         Ok(())
     }
 
+    /// Makes a head out of the parts of an HTTP/2 answer, as if it had come by HTTP/1.1. `ends`: nothing follows it.
+    /// Fields about the connection are left out.
+    ///
+    /// # Errors
+    /// A status below 100, a malformed field or `Content-Length`, one of 1xx that announces a body.
+    pub fn build<'a>(
+        &mut self,
+        status: u16,
+        fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        ends: bool,
+        request_is_head: bool,
+    ) -> Result<(), Refusal> {
+        self.clear();
+        if status < 100 {
+            return Err(Refusal::protocol_error("a status below 100"));
+        }
+        self.status = status;
+        let mut signals = Signals::default();
+        for (name, value) in fields {
+            let known = Name::of(name);
+            if known.is_hop_by_hop() {
+                continue;
+            }
+            if !field::is_token(name) || name.len() > Fields::MAX_NAME || !field::is_value(value) {
+                return Err(Refusal::protocol_error("malformed field"));
+            }
+            let value = field::trim(value);
+            signals.note(known, value).map_err(Refusal::protocol_error)?;
+            self.fields.push(known, name, value);
+        }
+        let (framing, _) =
+            signals.response(self.version, status, request_is_head).map_err(Refusal::protocol_error)?;
+        if matches!(status, 100..=199 | 204) {
+            self.fields.remove(Name::ContentLength);
+        }
+        self.framing = match framing {
+            Framing::UntilClose if ends => Framing::Length(0),
+            Framing::UntilClose => Framing::Chunked,
+            framing => framing,
+        };
+        self.keep_alive = true;
+        Ok(())
+    }
+
     /// The reason phrase as sent; may be empty.
     pub fn reason_phrase(&self) -> &[u8] {
         self.fields.text(&self.reason_phrase)

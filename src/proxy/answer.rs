@@ -72,7 +72,7 @@ fn whole_seconds(after: Duration) -> u64 {
 }
 
 /// `grpc-message` takes printable ASCII but `%`.
-fn percent_encoded(text: &str) -> String {
+pub fn percent_encoded(text: &str) -> String {
     use std::fmt::Write;
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

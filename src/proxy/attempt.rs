@@ -15,10 +15,14 @@ use super::body::Progress;
 use super::chain::carry_out;
 use super::client::Informed;
 use super::context::Routed;
+use super::grpc::{self, Call};
+use super::open::{CONNECT_TIMEOUT, Open, Opening};
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, grpc_status, retry_after};
-use super::send::{self, Clock, Sending, Unanswered};
+use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, retry_after};
+use super::send::{self, Clock, Sending};
+use super::upward::Up;
+use super::wire::Unanswered;
 use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::policy::breaker::{Outcome, Permit};
@@ -26,13 +30,10 @@ use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
 use crate::policy::timeout;
 use crate::reason::{Error, Reason};
-use crate::telemetry::metrics::{AttemptOutcome, ConnectResult, Effect, Limit};
+use crate::telemetry::metrics::{AttemptOutcome, Effect};
 use crate::timer::Timer;
-use crate::transport::UNIX_PEER;
-use crate::transport::proxy_protocol::Ends;
 use crate::upstream::endpoint::InFlight;
-use crate::upstream::pool::{ConnectError, ToEndpoint, Wanted};
-use crate::upstream::{Ask, Observed, Upstream};
+use crate::upstream::{Ask, Observed};
 
 /// Which attempt it is, and what its predecessors left.
 pub struct Turn<'a> {
@@ -220,11 +221,14 @@ impl Admitted {
         chain.upstream.metrics.shard(worker.index).attempt_duration.observe(latency);
         request.record.answered = Some(now);
         match result {
-            Ok(arrived) => {
+            Ok(mut arrived) => {
+                let status = if request.context.grpc { arrived.grpc_status() } else { None };
                 let head = &arrived.head;
-                let verdict = match head.fields.get(Name::GrpcStatus).filter(|_| request.context.grpc) {
-                    Some(status) => chain.classifier.grpc(grpc_status(status).unwrap_or(2)),
-                    None => chain.classifier.status(head.status),
+                let (verdict, counted_as) = match status {
+                    Some(code) => {
+                        (chain.classifier.grpc(code), grpc::attempt_outcome(code, &chain.classifier))
+                    }
+                    None => (chain.classifier.status(head.status), AttemptOutcome::of_status(head.status)),
                 };
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
@@ -235,20 +239,23 @@ impl Admitted {
                     _ => Duration::ZERO,
                 };
                 let outcome = admitted.outcome(verdict, latency);
-                let counted_as = Some(AttemptOutcome::of_status(head.status));
                 if head.fields.get(Name::XOutriggerImmediateFail).is_some_and(|value| value == b"true") {
                     chain.upstream.immediate_fail(&admitted.in_flight, now);
                 }
+                let deadline = request.context.deadline;
+                let call = request.context.grpc.then(|| Call::new(head, status, deadline));
                 let Self { permit, slot, mut in_flight, clock, .. } = admitted;
                 in_flight.answered(now);
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
+                let counted_as = Some(counted_as);
                 let hold =
                     Hold { permit, slot, in_flight, outcome, counted_as, retry_after, is_observed: false };
                 let mode = clock.mode;
-                let mut answer = Box::new(FromUpstream::new(worker, routed, arrived, hold, mode, now));
+                let mut answer =
+                    Box::new(FromUpstream::new(worker, routed, (arrived, call), hold, mode, now));
                 let waited = whole(&mut answer, request, routed, timer).await;
                 if matches!(waited, Ok(true)) {
                     request.record.answered = Some(Instant::now());
@@ -294,8 +301,9 @@ impl Admitted {
         Failed { error, unprocessed, slot: self.slot.take() }
     }
 
-    /// On a pooled connection or a new one. A pooled one that the endpoint closed in that very moment is replaced
-    /// by a new one, once, for what may be sent twice (RFC 9112 §9.3.1): that is no retry, nobody has failed.
+    /// On what is open to the endpoint, or on a new connection. One that the endpoint closed in that very moment is
+    /// replaced, once, for what may be sent twice (RFC 9112 §9.3.1) or has been left behind (RFC 9113 §6.8): that is no
+    /// retry, nobody has failed.
     async fn exchange(
         &mut self,
         worker: &Rc<Worker>,
@@ -304,114 +312,47 @@ impl Admitted {
         (timer, client): (&Timer, Option<&dyn Informed>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
-        let endpoint = Arc::clone(self.in_flight.endpoint());
         let head = &request.head;
         let grpc_path = request.context.grpc.then(|| head.path_and_query());
         let has_key = head.fields.has(Name::IdempotencyKey);
         let may_resend = routed.target().rules.method_allows(head.method_text(), has_key, grpc_path);
-        let replayable = request.body.is_surely_replayable();
-        let upstream = &routed.target().chain.upstream;
-        let ends = Some(Ends { client: request.context.peer, local: request.context.local });
-        let wanted = upstream.wanted(&endpoint, ends.filter(|ends| ends.client != UNIX_PEER));
-        let mut pooled = worker.pool.take(&wanted, started, !(may_resend && replayable));
+        let careful = !(may_resend && request.body.is_surely_replayable());
+        let endpoint = Arc::clone(self.in_flight.endpoint());
+        let mut replaced = false;
         loop {
-            let (mut connection, now) = match pooled.take() {
-                Some(connection) => (connection, started),
-                None => (self.connect(worker, upstream, wanted, timer).await?, Instant::now()),
-            };
             let told = client.is_some_and(|client| client.was_told_to_continue());
-            let left = self.clock.left(now);
-            send::queue_head(
-                connection.wire.output(),
-                request,
-                routed,
-                &endpoint,
-                worker,
-                &send::Up { attempt: self.number, left, told_to_continue: told },
-            );
-            let mut head = worker.response_head();
             let mut progress = Progress::new(&request.body);
+            let up = Up { attempt: self.number, left: None, told_to_continue: told };
+            let open = Open { up, careful, fresh: replaced, ends: progress.has_ended() };
+            let opening = Opening { worker, routed, endpoint: &endpoint, clock: &self.clock, timer };
+            let (mut wire, now) = opening.open(request, open, started).await?;
+            let mut head = worker.response_head();
             let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref() };
-            let sent = sending
-                .send(&mut connection.wire, request, &mut progress, &mut self.clock, (&mut head, now))
-                .await;
+            let sent =
+                sending.send(&mut wire, request, &mut progress, &mut self.clock, (&mut head, now)).await;
             match sent {
                 Ok(()) => {
-                    let flows = !progress.has_ended() || connection.wire.unwritten() > 0;
+                    let flows = !progress.has_ended() || wire.unwritten() > 0;
                     let upload = flows.then_some(progress);
-                    return Ok(Arrived { connection, head, upload });
+                    return Ok(Arrived { wire, head, upload });
                 }
                 Err(unanswered) => {
                     worker.reuse_response_head(head);
-                    let stale = connection.reused
+                    let stale = wire.is_reused()
                         && !unanswered.begun
                         && unanswered.error.reason == Reason::UpstreamReset;
                     if stale {
-                        connection.was_stale();
+                        wire.was_stale();
                     }
-                    let may_resend = may_resend || unanswered.unprocessed;
-                    if stale && may_resend && request.body.is_replayable().is_ok() {
+                    let in_vain = stale && (may_resend || unanswered.unprocessed) || unanswered.left_behind;
+                    if in_vain && !replaced && request.body.is_replayable().is_ok() {
+                        replaced = true;
                         continue;
                     }
                     return Err(unanswered);
                 }
             }
         }
-    }
-
-    async fn connect(
-        &self,
-        worker: &Worker,
-        upstream: &Upstream,
-        wanted: Wanted<'_>,
-        timer: &Timer,
-    ) -> Result<Box<ToEndpoint>, Unanswered> {
-        let now = Instant::now();
-        let endpoint = wanted.endpoint;
-        let connects = upstream.metrics.shard(worker.index);
-        let connecting = worker.pool.connect(wanted);
-        let connect = self.clock.connect.into_iter().chain(self.clock.attempt).min();
-        let until = self.clock.cuts(connect.map(|connect| now + connect));
-        let until = until.into_iter().chain(self.clock.end()).min();
-        let connected = match until {
-            Some(until) => timer.within(until, connecting).await,
-            None => Ok(connecting.await),
-        };
-        let (result, error) = match connected {
-            Ok(Ok(connection)) => {
-                if self.clock.mode == Mode::Shadow && connect.is_some_and(|connect| now.elapsed() > connect) {
-                    connects.rejected(Reason::ConnectError, Effect::Shadowed).inc();
-                }
-                connects.connects(ConnectResult::Ok).inc();
-                return Ok(connection);
-            }
-            Ok(Err(ConnectError::TooMany)) => {
-                worker.shared.metrics.limit_reached(Limit::UpstreamConnections).inc();
-                let error = Error::new(Reason::ConcurrencyLimited, "connections.max is reached");
-                return Err(Unanswered { error, unprocessed: true, begun: false });
-            }
-            Ok(Err(ConnectError::Io(error))) => {
-                let result = match error.kind() {
-                    std::io::ErrorKind::ConnectionRefused => ConnectResult::Refused,
-                    std::io::ErrorKind::TimedOut => ConnectResult::Timeout,
-                    _ => ConnectResult::Error,
-                };
-                (result, Error::new(Reason::ConnectError, format!("{}: {error}", endpoint.label)))
-            }
-            Ok(Err(ConnectError::Tls(why))) => {
-                (ConnectResult::Error, Error::new(Reason::TlsError, format!("{}: {why}", endpoint.label)))
-            }
-            Err(_) => {
-                let error = match self.clock.over(Instant::now()) {
-                    Some(reason) => reason.into(),
-                    None if self.clock.attempt < self.clock.connect => Reason::AttemptTimeout.into(),
-                    None => Error::new(Reason::ConnectError, CONNECT_TIMEOUT),
-                };
-                (ConnectResult::Timeout, error)
-            }
-        };
-        connects.connects(result).inc();
-        Err(Unanswered { error, unprocessed: true, begun: false })
     }
 
     fn outcome(&self, verdict: Verdict, latency: Duration) -> Outcome {
@@ -424,9 +365,6 @@ impl Admitted {
         }
     }
 }
-
-/// The detail of a connect that ran into its timeout.
-const CONNECT_TIMEOUT: &str = "timeout.connect passed";
 
 /// Waits for the whole of a small answer, so that one that breaks off can still be replaced. Whether that took
 /// time.

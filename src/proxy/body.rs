@@ -7,20 +7,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::RecvStream;
 
 use super::client::Client;
 use super::shared::{Reservation, Shared};
-use crate::http1::connection::{BodyReader, Connection, ReadError};
-use crate::http1::encode;
-use crate::http1::field::{Fields, Name};
+use super::wire::{Piece, QUEUED, Wire};
+use crate::http1::connection::{BodyReader, ReadError};
+use crate::http1::field::Fields;
 use crate::http1::head::Framing;
 use crate::policy::retry::Skip;
 use crate::reason::{Error, Reason};
+use crate::upstream::stream::fields;
 
-/// Bytes that may be queued towards an upstream that does not take them.
-const QUEUED: usize = 64 << 10;
 /// How the memory of the replay buffer is reserved.
 const STEP: u64 = 16 << 10;
 
@@ -162,8 +161,7 @@ impl Body {
         }
     }
 
-    /// Moves the body on, from the client to the upstream's connection behind what is queued there. Ready when
-    /// all is written.
+    /// Moves the body on, from the client to the upstream behind what is queued there. Ready when all is written.
     ///
     /// # Errors
     /// What the client did wrong. An upstream that takes no more shows in `progress`.
@@ -172,72 +170,64 @@ impl Body {
         cx: &mut Context<'_>,
         shared: &Arc<Shared>,
         progress: &mut Progress,
-        wire: &mut Connection,
+        wire: &mut Wire,
     ) -> Poll<Result<(), Error>> {
-        if progress.refused {
-            return Poll::Ready(Ok(()));
-        }
         loop {
-            let mut waits_for_client = false;
-            while !progress.ended && wire.unwritten() < QUEUED {
-                if self.poll_piece(cx, shared, progress, wire.output())?.is_pending() {
-                    waits_for_client = true;
+            let mut waits = false;
+            while !progress.ended && !progress.refused && wire.has_room() {
+                if self.poll_piece(cx, shared, progress, wire)?.is_pending() {
+                    waits = true;
                     break;
                 }
             }
+            if progress.refused {
+                return Poll::Ready(Ok(()));
+            }
             match ready!(wire.poll_flush(cx)) {
-                Ok(()) if progress.ended => return Poll::Ready(Ok(())),
-                Ok(()) if waits_for_client => return Poll::Pending,
-                Ok(()) => {}
-                Err(_) => {
-                    progress.refused = true;
-                    return Poll::Ready(Ok(()));
-                }
+                true if progress.ended => return Poll::Ready(Ok(())),
+                true if waits => return Poll::Pending,
+                true => {}
+                false => progress.refused = true,
             }
         }
     }
 
-    /// Queues the next piece, or the end.
+    /// Queues the next piece, or the end. Pending while the client has sent nothing, or the upstream has no room.
     fn poll_piece(
         &mut self,
         cx: &mut Context<'_>,
         shared: &Arc<Shared>,
         progress: &mut Progress,
-        out: &mut Vec<u8>,
+        wire: &mut Wire,
     ) -> Result<Poll<()>, Error> {
         let Self { source, framing, trailers, bytes, max, replay } = self;
-        let kept = replay.kept.get(progress.taken as usize..).unwrap_or_default();
+        let mut go = Going { wire, progress, framing: *framing };
+        let kept = replay.kept.get(go.progress.taken as usize..).unwrap_or_default();
         if !kept.is_empty() {
-            progress.taken += kept.len() as u64;
-            queue(out, *framing, kept);
+            let Poll::Ready(room) = go.poll_room(cx, kept.len()) else { return Ok(Poll::Pending) };
+            go.queue(Piece::Borrowed(&kept[..room]), false);
             return Ok(Poll::Ready(()));
         }
-        let mut take = |piece: &[u8], replay: &mut Replay| {
+        let mut read = |piece: &[u8]| {
             *bytes += piece.len() as u64;
             if max.is_some_and(|max| *bytes > max) {
                 return Err(Error::new(Reason::BodyTooLarge, "the body is larger than limits.max_body"));
             }
-            progress.taken += piece.len() as u64;
             replay.push(piece, shared);
-            queue(out, *framing, piece);
             Ok(())
         };
         match source {
-            Source::Ended => {
-                if *framing == Framing::Chunked {
-                    encode::last_chunk(out, trailers.as_ref());
-                }
-                progress.ended = true;
-                return Ok(Poll::Ready(()));
-            }
+            Source::Ended => go.end(trailers.as_ref()),
             Source::Http1(client, reader) => {
                 let mut connection = client.connection.borrow_mut();
                 match reader.poll_data(cx, &mut connection) {
                     Poll::Pending => return Ok(Poll::Pending),
                     Poll::Ready(Ok(0)) => *trailers = reader.decoder().trailers().cloned(),
                     Poll::Ready(Ok(size)) => {
-                        let size = size.min(QUEUED);
-                        take(&connection.input()[..size], replay)?;
+                        let Poll::Ready(size) = go.poll_room(cx, size) else { return Ok(Poll::Pending) };
+                        let piece = &connection.input()[..size];
+                        read(piece)?;
+                        go.queue(Piece::Borrowed(piece), reader.remaining() == Some(size as u64));
                         reader.consume(&mut connection, size);
                     }
                     Poll::Ready(Err(ReadError::Closed)) => return Err(Reason::ClientDisconnected.into()),
@@ -269,14 +259,49 @@ impl Body {
                     }
                     return Ok(Poll::Ready(()));
                 }
-                let size = piece.len().min(QUEUED);
-                take(&piece[..size], replay)?;
-                piece.advance(size);
+                let Poll::Ready(size) = go.poll_room(cx, piece.len().min(QUEUED)) else {
+                    return Ok(Poll::Pending);
+                };
+                let taken = piece.split_to(size);
+                read(&taken)?;
+                let ends = piece.is_empty() && stream.is_end_stream();
+                go.queue(Piece::Shared(taken), ends);
                 // The client may send as much again. That errs where the stream is over.
                 let _ = stream.flow_control().release_capacity(size);
+                if ends {
+                    *source = Source::Ended;
+                }
             }
         }
         Ok(Poll::Ready(()))
+    }
+}
+
+/// A body on its way up.
+struct Going<'a> {
+    wire: &'a mut Wire,
+    progress: &'a mut Progress,
+    framing: Framing,
+}
+
+impl Going<'_> {
+    /// Ready with how much of `size` bytes goes up now; all of it where nobody takes it any more.
+    fn poll_room(&mut self, cx: &mut Context<'_>, size: usize) -> Poll<usize> {
+        let room = ready!(self.wire.poll_room(cx, size));
+        self.progress.refused |= room.is_none();
+        Poll::Ready(room.unwrap_or(size))
+    }
+
+    /// Queues a piece; the body's last if it `ends` there.
+    fn queue(&mut self, piece: Piece<'_>, ends: bool) {
+        self.progress.taken += piece.size() as u64;
+        self.progress.refused |= !self.wire.queue(self.framing, piece, ends);
+        self.progress.ended |= ends;
+    }
+
+    fn end(&mut self, trailers: Option<&Fields>) {
+        self.progress.refused |= !self.wire.queue_end(self.framing, trailers);
+        self.progress.ended = true;
     }
 }
 
@@ -335,27 +360,4 @@ impl Replay {
             }
         }
     }
-}
-
-/// Appends a piece as `framing` has it.
-fn queue(out: &mut Vec<u8>, framing: Framing, piece: &[u8]) {
-    if framing == Framing::Chunked {
-        encode::chunk(out, piece.len());
-        out.extend_from_slice(piece);
-        out.extend_from_slice(encode::CHUNK_END);
-    } else {
-        out.extend_from_slice(piece);
-    }
-}
-
-/// Trailers of HTTP/2 as fields, without those that could mean something about the framing.
-fn fields(map: &http::HeaderMap) -> Fields {
-    let mut fields = Fields::default();
-    for (name, value) in map {
-        let known = Name::of(name.as_str().as_bytes());
-        if !known.is_hop_by_hop() && !matches!(known, Name::ContentLength | Name::Host) {
-            fields.push(known, name.as_str().as_bytes(), value.as_bytes());
-        }
-    }
-    fields
 }

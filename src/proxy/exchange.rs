@@ -17,7 +17,7 @@ use super::mirror;
 use super::panics::survive;
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{FromUpstream, Response, grpc_status, retry_after};
+use super::response::{FromUpstream, Response, retry_after};
 use super::send::Clock;
 use super::words;
 use super::worker::Worker;
@@ -131,10 +131,11 @@ enum Attempted {
 }
 
 /// The attempt's end is the request's.
-fn finish(attempted: Attempted, request: &Request, now: Instant) -> Result<Box<FromUpstream>, Error> {
+fn finish(attempted: Attempted, request: &mut Request, now: Instant) -> Result<Box<FromUpstream>, Error> {
     match attempted {
         Attempted::Answered(mut answer) => {
-            answer.begin(request.context.grpc, now)?;
+            answer.begin(now)?;
+            answer.tell(&mut request.record);
             Ok(answer)
         }
         Attempted::Failed(failed) => Err(failed.error),
@@ -208,6 +209,7 @@ impl<'a> Retries<'a> {
             request: self.end.map(|end| end + request.context.stood_still),
             caller: request.context.deadline,
             idle: enabled.then_some(*timeout.idle),
+            quiet: (enabled && request.context.grpc).then_some(*timeout.stream_idle),
             sent: None,
         };
         if let Some(end) = clock.end() {
@@ -251,7 +253,7 @@ impl<'a> Retries<'a> {
     ) -> Option<Duration> {
         let target = self.routed.target();
         let (cause, unprocessed) = match attempted {
-            Attempted::Answered(answer) => (answer_cause(answer, request), false),
+            Attempted::Answered(answer) => (answer_cause(answer), false),
             Attempted::Failed(failed) => (Some(Cause::Reason(failed.error.reason)), failed.unprocessed),
         };
         let Some(cause) = cause else {
@@ -346,7 +348,7 @@ impl<'a> Retries<'a> {
         &mut self,
         worker: &Worker,
         last: Option<Attempted>,
-        request: &Request,
+        request: &mut Request,
         refused: (Skip, Error),
     ) -> Result<Box<FromUpstream>, Error> {
         match last {
@@ -380,10 +382,8 @@ impl Drop for Retries<'_> {
 }
 
 /// What a retry of this answer would be for; none: it is good.
-fn answer_cause(answer: &FromUpstream, request: &Request) -> Option<Cause> {
-    if request.context.grpc
-        && let Some(code) = answer.head.fields.get(Name::GrpcStatus).and_then(grpc_status)
-    {
+fn answer_cause(answer: &FromUpstream) -> Option<Cause> {
+    if let Some(code) = answer.grpc_status() {
         return (code != 0).then_some(Cause::Grpc(code));
     }
     let is_bad = answer.verdict() != Verdict::Success || answer.head.status >= 400;
@@ -395,7 +395,7 @@ fn pushback(answer: &FromUpstream) -> (Option<Duration>, bool) {
     let fields = &answer.head.fields;
     // Another Outrigger's refusal is an overload that a retry would add to.
     let refused = fields.find(b"proxy-status").any(|value| value.starts_with(b"outrigger; error="));
-    if let Some(value) = fields.get(Name::GrpcRetryPushbackMs) {
+    if let Some(value) = answer.says(Name::GrpcRetryPushbackMs) {
         return match backoff::parse_pushback(value) {
             Pushback::After(after) => (Some(after), refused),
             Pushback::Never => (None, true),

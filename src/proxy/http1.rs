@@ -344,7 +344,7 @@ impl One<'_> {
             relayed
         })
         .await;
-        request.record.is_stream = answer.is_stream();
+        answer.tell(&mut request.record);
         match relayed {
             Ok(()) => Ok(relay.waited.then(Instant::now)),
             Err(reason) => {
@@ -529,6 +529,10 @@ fn queue_head(
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::UntilClose => *then = Then::Close,
+        // HTTP/2 need not say that nothing follows, HTTP/1.1 must.
+        Framing::Length(0) if !head.fields.has(Name::ContentLength) => {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
         Framing::None | Framing::Length(_) => {}
     }
     queue_connection(out, request, *then);

@@ -199,6 +199,9 @@ where
     /// Looks after everything that is not a stream's own affair, before the connection sleeps.
     fn look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let is_idle = self.streams.open() == 0;
+        if is_idle {
+            self.tasks.rest();
+        }
         if matches!(self.ending, Ending::No)
             && (self.worker.shared.life.stage() != Stage::Serving || self.streams.is_gone(is_idle))
         {
@@ -253,7 +256,6 @@ where
         }
         let (has_heard, has_taken) = (self.line.has_heard(), self.line.has_taken());
         if self.streams.open() == 0 {
-            self.tasks.rest();
             let since = self.streams.idle_since();
             if is_blocked && !has_taken && now.saturating_duration_since(since) >= TAKES_WITHIN {
                 self.count(Limit::Http2WriteTimeout);

@@ -35,6 +35,8 @@ pub struct Record {
     pub answered: Option<Instant>,
     /// Why Outrigger answered, or ended the message, itself.
     pub reason: Option<Reason>,
+    /// What the status of a call of gRPC means, which its HTTP status does not say.
+    pub grpc: Option<RequestOutcome>,
     /// The status that the client got; 0: none yet.
     pub status: u16,
     /// Whether the answer is a stream.
@@ -64,6 +66,7 @@ impl Record {
             sent: None,
             answered: None,
             reason: None,
+            grpc: None,
             status: 0,
             is_stream: false,
             bytes_out: 0,
@@ -157,7 +160,7 @@ impl Record {
         match self.reason {
             Some(reason) => of_reason(reason),
             None if self.status == 0 => RequestOutcome::Cancelled,
-            None => RequestOutcome::of_status(self.status),
+            None => self.grpc.unwrap_or(RequestOutcome::of_status(self.status)),
         }
     }
 }

@@ -7,17 +7,22 @@
 //! than `stream_after`) the slot comes back at once and the stream is counted apart.
 
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
 
 use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
+use super::grpc::{self, Call};
 use super::queue::Slot;
+use super::record::Record;
 use super::shared::Reservation;
+use super::wire::Wire;
 use super::words;
 use super::worker::Worker;
-use crate::http1::connection::{BodyReader, Connection, ReadError};
+use crate::http1::connection::Connection;
 use crate::http1::field::{Fields, Name};
 use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::backoff;
@@ -30,7 +35,6 @@ use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
 use crate::timer::Timer;
 use crate::upstream::Observed;
 use crate::upstream::endpoint::InFlight;
-use crate::upstream::pool::ToEndpoint;
 
 /// The answer to a request.
 pub enum Response {
@@ -60,12 +64,33 @@ pub struct Hold {
 
 /// An answer's head, and what it came over.
 pub struct Arrived {
-    /// The connection, behind the head.
-    pub connection: Box<ToEndpoint>,
+    /// What it came over, behind the head.
+    pub wire: Wire,
     /// The head.
     pub head: ResponseHead,
     /// How far the request's body has come, where it still flows.
     pub upload: Option<Progress>,
+}
+
+impl Arrived {
+    /// The status of the call of gRPC that it answers, if it has come: in the head, or in trailers right behind it.
+    pub fn grpc_status(&mut self) -> Option<u8> {
+        if let Some(status) = self.head.fields.get(Name::GrpcStatus) {
+            return Some(status_or_unknown(status));
+        }
+        let nobody = &mut Context::from_waker(Waker::noop());
+        match self.wire.poll_data(nobody) {
+            Poll::Ready(Ok(0)) => self.wire.trailers()?.get(Name::GrpcStatus).map(status_or_unknown),
+            _ => None,
+        }
+    }
+}
+
+/// The gRPC status of what says nothing better.
+const UNKNOWN: u8 = 2;
+
+fn status_or_unknown(value: &[u8]) -> u8 {
+    grpc::status(value).unwrap_or(UNKNOWN)
 }
 
 /// An answer that comes from an upstream.
@@ -73,8 +98,9 @@ pub struct FromUpstream {
     /// Its head.
     pub head: ResponseHead,
     /// Gone once the answer has ended.
-    connection: Option<Box<ToEndpoint>>,
-    reader: BodyReader,
+    wire: Option<Wire>,
+    /// What followed the body, once it has ended.
+    trailers: Option<Fields>,
     /// How far the request's body has come, while it still flows.
     upload: Option<Progress>,
     hold: Hold,
@@ -89,6 +115,10 @@ pub struct FromUpstream {
     mode: Mode,
     /// Its head goes to the client: nothing can take its place any more.
     is_final: bool,
+    /// What is known of the call of gRPC that it answers.
+    call: Option<Call>,
+    /// Why the message was ended before its end, where its end could still say so.
+    ended_for: Option<Reason>,
     /// gRPC and event streams wait `stream_idle` from the start.
     is_quiet: bool,
     is_stream: bool,
@@ -123,19 +153,20 @@ impl Hold {
 }
 
 impl FromUpstream {
-    /// The answer that has arrived at `now`. `mode`: whether timeouts cut its body.
+    /// The answer that has arrived at `now`, to a call of gRPC or another request. `mode`: whether timeouts cut its
+    /// body.
     pub fn new(
         worker: &Rc<Worker>,
         routed: &Routed,
-        arrived: Arrived,
+        (arrived, call): (Arrived, Option<Call>),
         hold: Hold,
         mode: Mode,
         now: Instant,
     ) -> Self {
         Self {
-            reader: BodyReader::new(arrived.head.framing),
             head: arrived.head,
-            connection: Some(arrived.connection),
+            wire: Some(arrived.wire),
+            trailers: None,
             upload: arrived.upload,
             hold,
             routed: routed.clone(),
@@ -147,6 +178,8 @@ impl FromUpstream {
             has_waited: false,
             mode,
             is_final: false,
+            call,
+            ended_for: None,
             is_quiet: false,
             is_stream: false,
             buffered: None,
@@ -157,10 +190,10 @@ impl FromUpstream {
     ///
     /// # Errors
     /// [`Reason::ConcurrencyLimited`] where `connections.max_streams` is reached.
-    pub fn begin(&mut self, grpc: bool, now: Instant) -> Result<(), Error> {
+    pub fn begin(&mut self, now: Instant) -> Result<(), Error> {
         let switches = self.switches();
         let is_events = self.head.fields.get(Name::ContentType).is_some_and(is_event_stream);
-        self.is_quiet = grpc || is_events;
+        self.is_quiet = self.call.is_some() || is_events;
         self.is_final = true;
         let is_stream = switches || is_events && self.head.framing != Framing::None;
         if is_stream && !self.become_stream(now) {
@@ -168,7 +201,35 @@ impl FromUpstream {
             shard.rejected(Reason::ConcurrencyLimited, Effect::Enforced).inc();
             return Err(Error::new(Reason::ConcurrencyLimited, "connections.max_streams is reached"));
         }
+        if self.call.is_some() && self.upload.is_some() && !self.is_bodiless() {
+            // No room for it: it keeps its slot.
+            self.become_stream(now);
+        }
         Ok(())
+    }
+
+    /// Whether the status of a call of gRPC is still to come.
+    fn owes_status(&self) -> bool {
+        self.call.as_ref().is_some_and(|call| call.owes_status)
+    }
+
+    /// The status of the call of gRPC that it answers, once that is known.
+    pub fn grpc_status(&self) -> Option<u8> {
+        self.call.as_ref()?.status
+    }
+
+    /// A field of the head, or of the trailers where they have come.
+    pub fn says(&self, name: Name) -> Option<&[u8]> {
+        let trailers = || self.wire.as_ref()?.trailers()?.get(name);
+        self.head.fields.get(name).or_else(trailers)
+    }
+
+    /// Tells what has become of the answer so far.
+    pub fn tell(&self, record: &mut Record) {
+        record.is_stream = self.is_stream;
+        let classifier = &self.routed.target().chain.classifier;
+        record.grpc = self.grpc_status().map(|code| grpc::request_outcome(code, classifier));
+        record.reason = record.reason.or(self.ended_for);
     }
 
     /// Whether the connection goes on in another protocol.
@@ -179,7 +240,7 @@ impl FromUpstream {
     /// The connection that goes on in another protocol, behind the answer's head.
     pub fn switched(&mut self) -> Option<&mut Connection> {
         let switches = self.switches();
-        self.connection.as_mut().filter(|_| switches).map(|connection| &mut connection.wire)
+        self.wire.as_mut().filter(|_| switches).and_then(Wire::switched)
     }
 
     /// The other protocol is over; `reason`: why, if it did not end by itself.
@@ -189,11 +250,6 @@ impl FromUpstream {
             _ => self.verdict(),
         };
         self.let_go(verdict, reason);
-    }
-
-    /// Whether the exchange has become a stream.
-    pub fn is_stream(&self) -> bool {
-        self.is_stream
     }
 
     /// The verdict on the answer's head.
@@ -214,33 +270,30 @@ impl FromUpstream {
         slot
     }
 
-    /// Waits until the whole body stands in the connection's buffer, if it is one of up to `bound` bytes whose
-    /// length is known; ready with false where it is not.
+    /// Waits until the whole body stands in one piece, if it is one of up to `bound` bytes whose length is known; ready
+    /// with false where it is not.
     ///
     /// # Errors
     /// As [`FromUpstream::poll_data`].
     pub fn poll_whole(&mut self, cx: &mut Context<'_>, bound: u64) -> Poll<Result<bool, Error>> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(true)) };
-        let Some(remaining) = self.reader.remaining().filter(|remaining| *remaining <= bound) else {
-            return Poll::Ready(Ok(self.reader.is_done()));
+        let Some(wire) = &mut self.wire else { return Poll::Ready(Ok(true)) };
+        let Some(remaining) = wire.remaining().filter(|remaining| *remaining <= bound) else {
+            return Poll::Ready(Ok(wire.is_done()));
         };
-        while (connection.wire.input().len() as u64) < remaining {
-            match connection.wire.poll_fill(cx, usize::MAX) {
-                Poll::Ready(Ok(size)) if size > 0 => {}
-                Poll::Ready(_) => {
-                    let error = Error::new(Reason::UpstreamReset, "closed in the body of its answer");
-                    return Poll::Ready(Err(self.broken(error)));
-                }
-                Poll::Pending => return Poll::Pending,
-            }
+        match ready!(wire.poll_gather(cx, remaining)) {
+            Ok(is_whole) => Poll::Ready(Ok(is_whole)),
+            Err(error) => Poll::Ready(Err(self.broken(error))),
         }
-        Poll::Ready(Ok(true))
     }
 
     /// Takes the memory that the whole body will need; false where `server.max_buffer` is reached.
     pub fn reserve(&mut self) -> bool {
-        self.buffered = self.worker.shared.reserve(self.reader.remaining().unwrap_or_default());
+        self.buffered = self.worker.shared.reserve(self.remaining().unwrap_or_default());
         self.buffered.is_some()
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.wire.as_ref().and_then(Wire::remaining)
     }
 
     /// Ready with the size of [`FromUpstream::data`]; 0: the answer has ended. The rest of the request's `body`
@@ -249,69 +302,100 @@ impl FromUpstream {
     /// # Errors
     /// Why the answer will not be complete.
     pub fn poll_data(&mut self, cx: &mut Context<'_>, body: &mut Body) -> Poll<Result<usize, Error>> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(0)) };
+        let Some(wire) = &mut self.wire else { return Poll::Ready(Ok(0)) };
         let mut still = Reason::UpstreamStalled;
         if let Some(progress) = &mut self.upload {
-            let before = (progress.taken(), connection.wire.unwritten());
-            match body.poll_send(cx, &self.worker.shared, progress, &mut connection.wire) {
+            let before = (progress.taken(), wire.unwritten());
+            match body.poll_send(cx, &self.worker.shared, progress, wire) {
                 Poll::Ready(Ok(())) => self.upload = None,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
-                Poll::Pending if before != (progress.taken(), connection.wire.unwritten()) => {
+                Poll::Ready(Err(error)) => return Poll::Ready(self.cut(error)),
+                Poll::Pending if before != (progress.taken(), wire.unwritten()) => {
                     self.waiting = false;
                 }
                 // Who does not read, or does not send, holds the exchange up.
-                Poll::Pending if connection.wire.unwritten() == 0 => still = Reason::ClientStalled,
+                Poll::Pending if !wire.is_blocked() => still = Reason::ClientStalled,
                 Poll::Pending => {}
             }
         }
-        match self.reader.poll_data(cx, &mut connection.wire) {
+        match wire.poll_data(cx) {
             Poll::Ready(Ok(0)) => {
                 self.end(body);
                 Poll::Ready(Ok(0))
             }
             Poll::Ready(Ok(size)) => Poll::Ready(Ok(size)),
-            Poll::Ready(Err(ReadError::Closed)) => {
-                let error = Error::new(Reason::UpstreamReset, "closed in the body of its answer");
-                Poll::Ready(Err(self.broken(error)))
+            Poll::Ready(Err(error)) => Poll::Ready(self.cut(error)),
+            Poll::Pending => {
+                let may_be_quiet = self.upload.is_none() || !wire.is_blocked();
+                match self.poll_patience(cx, still, may_be_quiet) {
+                    Poll::Ready(error) => Poll::Ready(self.cut(error)),
+                    Poll::Pending => Poll::Pending,
+                }
             }
-            Poll::Ready(Err(ReadError::Refused(refusal))) => {
-                let error = Error::new(Reason::ProtocolError, refusal.detail);
-                Poll::Ready(Err(self.broken(error)))
-            }
-            Poll::Pending => match self.poll_patience(cx, still, true) {
-                Poll::Ready(error) => Poll::Ready(Err(self.broken(error))),
-                Poll::Pending => Poll::Pending,
-            },
         }
     }
 
     /// The piece that [`FromUpstream::poll_data`] has announced.
     pub fn data(&self, size: usize) -> &[u8] {
-        self.connection.as_ref().map_or(&[], |connection| &connection.wire.input()[..size])
+        self.wire.as_ref().map_or(&[], |wire| &wire.data()[..size])
     }
 
     /// Whether the body ends behind these `size` bytes, as far as its framing tells beforehand.
     pub fn is_last(&self, size: usize) -> bool {
-        self.reader.remaining() == Some(size as u64)
+        !self.owes_status() && self.wire.as_ref().is_some_and(|wire| wire.is_last(size))
     }
 
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
-        if let Some(connection) = &mut self.connection {
-            self.reader.consume(&mut connection.wire, size);
+        self.follow(size);
+        if let Some(wire) = &mut self.wire {
+            wire.consume(size);
         }
+        self.moved();
+    }
+
+    /// Takes `size` bytes of the piece, to be passed on; what came by HTTP/2 is not copied.
+    pub fn take(&mut self, size: usize) -> Bytes {
+        self.follow(size);
+        let piece = self.wire.as_mut().map_or_else(Bytes::new, |wire| wire.take(size));
+        self.moved();
+        piece
+    }
+
+    /// A call whose second message begins is a stream.
+    fn follow(&mut self, size: usize) {
+        if let (Some(call), Some(wire)) = (&mut self.call, &self.wire)
+            && !self.is_stream
+            && call.messages.follow(&wire.data()[..size])
+        {
+            // No room for it: it keeps its slot, until `stream_after`.
+            self.become_stream(Instant::now());
+        }
+    }
+
+    fn moved(&mut self) {
         if std::mem::take(&mut self.waiting) {
             self.moved_at = Instant::now();
+            if let Some(wire) = &mut self.wire {
+                wire.set_stalled(false);
+            }
         }
     }
 
     /// What followed the body.
     pub fn trailers(&self) -> Option<&Fields> {
-        self.reader.decoder().trailers()
+        self.trailers.as_ref()
+    }
+
+    /// Whether nothing follows the head.
+    pub fn is_bodiless(&self) -> bool {
+        matches!(self.head.framing, Framing::None | Framing::Length(0)) && !self.owes_status()
     }
 
     /// The client takes nothing at the moment. Ready with the error once that lasts too long.
     pub fn poll_client_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if let Some(wire) = &mut self.wire {
+            wire.set_stalled(true);
+        }
         let stalled = self.poll_patience(cx, Reason::ClientStalled, false);
         if stalled.is_ready() {
             self.let_go(Verdict::Success, None);
@@ -336,7 +420,8 @@ impl FromUpstream {
             let patience = if quiet && may_be_quiet { stream_idle } else { idle };
             let gives_up = (self.mode != Mode::Off).then(|| self.moved_at + patience);
             let turns = (!self.is_stream).then(|| self.head_at + stream_after);
-            match gives_up.into_iter().chain(turns).min() {
+            let deadline = self.call.as_ref().and_then(|call| call.deadline);
+            match gives_up.into_iter().chain(turns).chain(deadline).min() {
                 Some(next) => self.timer.arm(next),
                 None => self.timer.disarm(),
             }
@@ -347,6 +432,9 @@ impl FromUpstream {
             if turns.is_some_and(|turns| turns <= now) && !self.become_stream(now) {
                 // No room for a stream: it keeps its slot, and asks again when as much time has passed.
                 self.head_at = now;
+            }
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Poll::Ready(Reason::DeadlineExceeded.into());
             }
             if gives_up.is_some_and(|gives_up| gives_up <= now) {
                 if self.mode == Mode::Enforce {
@@ -360,9 +448,9 @@ impl FromUpstream {
     }
 
     fn become_stream(&mut self, now: Instant) -> bool {
-        let Some(connection) = &mut self.connection else { return true };
+        let Some(wire) = &mut self.wire else { return true };
         let max = self.routed.target().chain.upstream.settings.connections.max_streams;
-        if !connection.counted.become_stream(max) {
+        if !wire.become_stream(max) {
             self.worker.shared.metrics.limit_reached(Limit::UpstreamStreams).inc();
             return false;
         }
@@ -384,19 +472,55 @@ impl FromUpstream {
     /// The answer has ended: its connection goes back to the pool.
     fn end(&mut self, body: &Body) {
         let now = if self.has_waited { Instant::now() } else { self.moved_at };
-        let grpc = self.trailers().and_then(|trailers| grpc_status(trailers.get(Name::GrpcStatus)?));
-        let classifier = &self.routed.target().chain.classifier;
-        let verdict = grpc.map_or(self.hold.outcome.verdict, |code| classifier.grpc(code));
+        let Some(wire) = self.wire.take() else { return };
+        self.trailers = wire.trailers().cloned();
+        let verdict = self.call_ended().unwrap_or(self.hold.outcome.verdict);
         self.hold.settle(&self.worker, &self.routed, now, verdict);
-        let Some(connection) = self.connection.take() else { return };
         let sent_all = self.upload.is_none() && body.is_read() && !self.switches();
-        if sent_all && self.head.keep_alive && self.head.framing != Framing::UntilClose {
+        if sent_all
+            && self.head.keep_alive
+            && self.head.framing != Framing::UntilClose
+            && let Some(connection) = wire.into_connection()
+        {
             if let Some(value) = self.head.fields.get(Name::KeepAlive) {
                 connection.told_keep_alive(value);
             }
             let settings = &self.routed.target().chain.upstream.settings.connections;
             self.worker.pool.give_back(connection, settings, now);
         }
+    }
+
+    /// What the end of a call says, where it is one whose status was still to come. One that should have and has none
+    /// gets one.
+    fn call_ended(&mut self) -> Option<Verdict> {
+        let call = self.call.as_mut().filter(|call| call.owes_status)?;
+        let classifier = &self.routed.target().chain.classifier;
+        let said = self.trailers.as_ref().and_then(|trailers| trailers.get(Name::GrpcStatus));
+        let (verdict, counted_as) = match said.map(status_or_unknown) {
+            Some(code) => {
+                call.status = Some(code);
+                (classifier.grpc(code), grpc::attempt_outcome(code, classifier))
+            }
+            None => {
+                let error = Error::new(Reason::ProtocolError, "the answer ended without a grpc-status");
+                self.ended_for = Some(error.reason);
+                self.trailers = Some(grpc::trailers(&error));
+                (Verdict::Failure, AttemptOutcome::Reason(error.reason))
+            }
+        };
+        self.hold.counted_as = self.hold.counted_as.map(|_| counted_as);
+        Some(verdict)
+    }
+
+    /// The answer will not be complete. A call of gRPC is told so by its end; of others the message is cut.
+    fn cut(&mut self, error: Error) -> Result<usize, Error> {
+        let error = self.broken(error);
+        if !self.is_final || !self.owes_status() {
+            return Err(error);
+        }
+        self.ended_for = Some(error.reason);
+        self.trailers = Some(grpc::trailers(&error));
+        Ok(0)
     }
 
     /// The answer will not be complete.
@@ -417,16 +541,17 @@ impl FromUpstream {
             self.hold.counted_as = Some(AttemptOutcome::Reason(reason));
         }
         self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
-        self.connection = None;
+        self.wire = None;
     }
 }
 
 impl FromUpstream {
     /// Reads on to the end where all of it has come: that costs nothing, and saves the connection.
     fn end_if_complete(&mut self) {
-        let there = self.connection.as_ref().map_or(0, |connection| connection.wire.input().len() as u64);
-        let is_complete =
-            self.reader.is_done() || self.reader.remaining().is_some_and(|remaining| remaining <= there);
+        let is_complete = self.wire.as_ref().is_some_and(|wire| {
+            let there = wire.data().len() as u64;
+            wire.is_done() || wire.remaining().is_some_and(|remaining| remaining <= there)
+        });
         if self.upload.is_none() && is_complete {
             let nobody = &mut Context::from_waker(Waker::noop());
             while let Poll::Ready(Ok(size @ 1..)) = self.poll_data(nobody, &mut Body::none()) {
@@ -454,11 +579,6 @@ pub const WHOLE_WITHIN: Duration = Duration::from_millis(100);
 fn is_event_stream(content_type: &[u8]) -> bool {
     const EVENTS: &[u8] = b"text/event-stream";
     content_type.get(..EVENTS.len()).is_some_and(|start| start.eq_ignore_ascii_case(EVENTS))
-}
-
-/// The code in a `grpc-status`.
-pub fn grpc_status(value: &[u8]) -> Option<u8> {
-    std::str::from_utf8(value).ok()?.trim().parse().ok()
 }
 
 /// How long an answer asks to be left alone.

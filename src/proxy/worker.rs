@@ -17,6 +17,7 @@ use crate::policy::breaker::ConnectProbe;
 use crate::telemetry::access_log::WorkerLog;
 use crate::timer::{Timer, Wheel};
 use crate::upstream::Ask;
+use crate::upstream::http2::Sessions;
 use crate::upstream::pool::Pool;
 
 /// How often a worker looks after its affairs besides requests.
@@ -32,7 +33,9 @@ pub struct Worker {
     /// What it shares with the others.
     pub shared: Arc<Shared>,
     /// Idle connections to upstreams.
-    pub pool: Pool,
+    pub pool: Rc<Pool>,
+    /// Connections of HTTP/2 to upstreams.
+    pub sessions: Rc<Sessions>,
     /// Free buffers.
     pub buffers: Rc<Buffers>,
     /// Lines of the access log that wait to be written together.
@@ -56,13 +59,16 @@ impl Worker {
         let now = Instant::now();
         shared.beat(index, now);
         let snapshot = Rc::new(shared.snapshot.load_full());
+        let pool = Rc::new(Pool::new(index, Rc::clone(&buffers)));
+        let wheel = Wheel::new(now);
         Rc::new(Self {
             index,
-            pool: Pool::new(index, Rc::clone(&buffers)),
+            sessions: Sessions::new(Rc::clone(&pool), Rc::clone(&wheel)),
+            pool,
             buffers,
             log: shared.access_log.worker_log(),
             mirrored: Rc::default(),
-            wheel: Wheel::new(now),
+            wheel,
             woken_for: RefCell::new((Rc::clone(&snapshot), shared.life.stage())),
             snapshot: RefCell::new(snapshot),
             random: Cell::new(fastrand::u64(..) | 1),
@@ -92,6 +98,9 @@ impl Worker {
             }
         }
         self.pool.sweep(now);
+        for _ in 0..self.sessions.sweep(now) {
+            self.shared.metrics.panics().inc();
+        }
         self.log.flush();
         let stage = self.shared.life.stage();
         let (seen, at) = self.woken_for.replace((Rc::clone(&snapshot), stage));

@@ -129,11 +129,18 @@ impl Client {
         self.current.store(Arc::new(Current::new(settings, self.protocols)));
     }
 
-    /// TLS over `stream`, which leads to `endpoint`; unless the settings name the server, it must be `host`.
+    /// TLS over `stream`, which leads to `endpoint`; unless the settings name the server, it must be `host`. `only_http1`:
+    /// nothing else is offered by ALPN.
     ///
     /// # Errors
     /// Why there is none, in words.
-    pub async fn connect(&self, endpoint: u64, host: &str, stream: Transport) -> Result<Transport, String> {
+    pub async fn connect(
+        &self,
+        endpoint: u64,
+        host: &str,
+        stream: Transport,
+        only_http1: bool,
+    ) -> Result<Transport, String> {
         let name = match &self.server_name {
             Some(host) => host.0.clone(),
             None => ServerName::try_from(host.to_owned()).map_err(|_| {
@@ -142,7 +149,11 @@ impl Client {
         };
         let connector = TlsConnector::from(self.current.load().of(endpoint));
         // Boxed: it is large, and lives for a moment inside of each attempt.
-        let connected = Box::pin(connector.connect(name, stream)).await;
+        let connecting = match only_http1 {
+            true => Box::pin(connector.with_alpn(vec![b"http/1.1".to_vec()]).connect(name, stream)),
+            false => Box::pin(connector.connect(name, stream)),
+        };
+        let connected = connecting.await;
         connected.map(|stream| Transport::Tls(Box::new(stream.into()))).map_err(|error| words(&error))
     }
 }

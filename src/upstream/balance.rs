@@ -155,6 +155,8 @@ const BAND: f32 = 2.0;
 const BAND_SECONDS: f32 = 2e-3;
 /// An endpoint is a bad one where its latency is this often the best.
 const BAD: f32 = 8.0;
+/// What failures cost at most, in latencies of the slower one.
+const MOST_FOR_FAILURES: f32 = 19.0;
 /// Seconds that failures may cost more than the other's.
 const TOLERATED_SECONDS: f32 = 0.5;
 /// Looking at all of a tier may cost a thousandth of the time: so long for each endpoint, and a millisecond at least.
@@ -556,8 +558,10 @@ impl Tier {
         let is_equal = higher <= (lower * BAND).max(lower + BAND_SECONDS);
         let cost = |state: State, than: State| {
             let latency = if is_equal { higher } else { state.latency };
-            let failures = (state.failures - than.failures - TOLERATED_SECONDS).max(0.0);
-            (latency + failures) * (1.0 + state.busy)
+            // Twice what the other one costs is tolerated: of equals it is a matter of chance.
+            let failures = (state.failures - 2.0 * than.failures - TOLERATED_SECONDS).max(0.0);
+            // Load must be able to outweigh it: else all goes to whoever failed last, until that one fails too.
+            (latency + failures.min(higher * MOST_FOR_FAILURES)) * (1.0 + state.busy)
         };
         if cost(other, one) < cost(one, other) { other } else { one }
     }

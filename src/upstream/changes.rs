@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::Upstream;
+use super::{Protocol, Upstream};
 use super::balance::Weighted;
 use super::checkup::{self, Manner};
 use super::endpoint::{Endpoint, InFlight};
@@ -44,7 +44,7 @@ impl Upstream {
     pub async fn check(&self, endpoint: &Endpoint) {
         let settings = &self.settings.health;
         let introduction = self.settings.proxy_protocol.map(|version| Introduction { version, ends: None });
-        let manner = Manner { http2: false, introduction };
+        let manner = Manner { http2: self.settings.protocol == Protocol::Http2, introduction };
         let result = checkup::check(endpoint, settings, manner).await;
         let now = Instant::now();
         let turned = endpoint.check.ended(settings, result, known(endpoint), now, fastrand::f64());

@@ -91,7 +91,7 @@ async fn connect(
         stream.write_all(&header).await.map_err(in_words)?;
     }
     match &endpoint.tls {
-        Some(tls) => tls.connect(endpoint.id, endpoint.server_name(), stream).await,
+        Some(tls) => tls.connect(endpoint.id, endpoint.server_name(), stream, false).await,
         None => Ok(stream),
     }
 }

@@ -28,6 +28,12 @@ pub struct Counted {
     is_idle: bool,
 }
 
+/// One of the upstream's streams, of several that share a connection, until dropped.
+#[derive(Debug)]
+pub struct CountedStream {
+    counts: Arc<Counts>,
+}
+
 impl Counts {
     /// Connections in use or idle, without those that streams hold.
     pub fn connections(&self) -> u32 {
@@ -51,7 +57,25 @@ impl Counts {
     }
 }
 
+impl Counts {
+    /// Counts a stream that has its connection not for itself; none where there are `max_streams`.
+    pub fn add_stream(self: &Arc<Self>, max_streams: u32) -> Option<CountedStream> {
+        take_one(&self.streams, max_streams).then(|| CountedStream { counts: Arc::clone(self) })
+    }
+}
+
+impl Drop for CountedStream {
+    fn drop(&mut self) {
+        self.counts.streams.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Counted {
+    /// The counts of its upstream.
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
     /// The connection is a stream's from now on; false where there are `max_streams`, and nothing changed.
     pub fn become_stream(&mut self, max_streams: u32) -> bool {
         if !self.is_stream && take_one(&self.counts.streams, max_streams) {
@@ -112,6 +136,17 @@ mod tests {
         assert!(counts.add(2).is_none());
         drop((second, third));
         assert_eq!(counts.connections(), 0);
+    }
+
+    #[test]
+    fn streams_that_share_a_connection_leave_it_counted() {
+        let counts = Arc::new(Counts::default());
+        let connection = counts.add(1).expect("there is room");
+        let stream = connection.counts().add_stream(1).expect("the first");
+        assert!(counts.add_stream(1).is_none(), "one is all");
+        assert_eq!((counts.connections(), counts.streams()), (1, 1));
+        drop(stream);
+        assert_eq!((counts.connections(), counts.streams()), (1, 0));
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub struct Endpoint {
     others: ArcSwap<Vec<SocketAddr>>,
     /// Whether it has left its upstream's list.
     is_gone: AtomicBool,
+    /// Whether it settled for HTTP/1.1 in its last handshake of TLS.
+    settled_for_http1: AtomicBool,
     /// The address as `Host` has it.
     pub host: Box<str>,
     /// Its name in metrics and log: the socket.
@@ -114,6 +116,7 @@ impl Endpoint {
             socket,
             others: ArcSwap::default(),
             is_gone: AtomicBool::new(false),
+            settled_for_http1: AtomicBool::new(false),
             metrics,
             tls: None,
             standing: Standing::new(Instant::now()),
@@ -177,6 +180,18 @@ impl Endpoint {
         match &self.address {
             Address::Tcp { host, .. } => host,
             Address::Unix(_) => "localhost",
+        }
+    }
+
+    /// Whether it settled for HTTP/1.1 in its last handshake of TLS: then each request needs a connection of its own.
+    pub fn settled_for_http1(&self) -> bool {
+        self.settled_for_http1.load(Relaxed)
+    }
+
+    /// A handshake of TLS has settled on HTTP/1.1, or on HTTP/2.
+    pub(super) fn settle(&self, is_http2: bool) {
+        if self.settled_for_http1() == is_http2 {
+            self.settled_for_http1.store(!is_http2, Relaxed);
         }
     }
 

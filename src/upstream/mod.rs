@@ -10,14 +10,17 @@ pub mod counts;
 pub mod discovery;
 pub mod endpoint;
 pub mod health;
+pub mod http2;
 pub mod keep_alive;
 pub mod key;
 pub mod load;
 pub mod maglev;
 pub mod outlier;
+pub mod ping;
 pub mod pool;
 pub mod share;
 pub mod standing;
+pub mod stream;
 pub mod traffic;
 
 use std::collections::{HashMap, HashSet};
@@ -53,7 +56,8 @@ pub struct Settings {
     /// Where endpoints come from besides: `none`, `dns`, `dns_srv` or `file`. Default
     /// `{ kind = "dns", refresh = "auto" }`.
     pub discovery: discovery::Settings,
-    /// How to speak with them: `http1`, or `auto` (HTTP/1.1). Default `auto`.
+    /// How to speak with them: `http1`, `http2`, or `auto` (TLS: as ALPN settles; clear text: gRPC by HTTP/2, the rest by
+    /// HTTP/1.1). Default `auto`.
     pub protocol: Protocol,
     /// The version of the PROXY protocol, `v1` or `v2`, whose header tells an endpoint at the beginning of each
     /// connection which client it is for; such a connection serves that client alone. Default: none is sent.
@@ -299,6 +303,7 @@ impl Upstream {
             max: connections.max,
             within: *timeout.connect,
             introduction: proxy_protocol.map(|version| Introduction { version, ends }),
+            only_http1: false,
         }
     }
 
@@ -421,18 +426,45 @@ fn tls(settings: &Settings, previous: Option<&Upstream>) -> Option<Arc<Client>> 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// HTTP/1.1.
+    /// TLS: as ALPN settles. Clear text: gRPC by HTTP/2, the rest by HTTP/1.1.
     #[default]
     Auto,
     /// HTTP/1.1.
     Http1,
+    /// HTTP/2; in clear text from the first byte ("prior knowledge").
+    Http2,
+}
+
+/// How one request goes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By HTTP/1.1.
+    Http1,
+    /// By HTTP/2.
+    Http2,
+    /// By what the endpoint settles for in the handshake of TLS.
+    Settled,
 }
 
 impl Protocol {
     /// What is offered by ALPN, the preferred one first.
     pub fn alpn(self) -> &'static [&'static [u8]] {
         match self {
-            Protocol::Auto | Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Auto => &[b"h2", b"http/1.1"],
+            Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Http2 => &[b"h2"],
+        }
+    }
+
+    /// How a request goes up, over TLS or not. `grpc`: whether it is gRPC, which needs HTTP/2; `upgrade`: whether it asks
+    /// for another protocol, which only HTTP/1.1 can switch to.
+    pub const fn way(self, tls: bool, grpc: bool, upgrade: bool) -> Way {
+        match self {
+            Protocol::Auto if upgrade => Way::Http1,
+            Protocol::Auto if tls => Way::Settled,
+            Protocol::Auto if grpc => Way::Http2,
+            Protocol::Auto | Protocol::Http1 => Way::Http1,
+            Protocol::Http2 => Way::Http2,
         }
     }
 }

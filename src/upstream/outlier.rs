@@ -31,9 +31,10 @@
 //!
 //! **The time out** is `eject_for.base`, doubled with each ejection up to `max`, +-20 %: sidecars of a fleet should not
 //! come back at once. Good service of `max` halves it again. Then one live request probes, one that may be sent
-//! again if it fails. Every second probe that fails doubles the time, not each: an endpoint that was gone for fifteen
-//! seconds should not stay out for sixteen more. Where no such request comes, any may probe after as long again:
-//! else an upstream that is only posted to would never get its endpoint back.
+//! again if it fails. After a probe that fails the next comes when the endpoint has been out for a fifth longer: the
+//! probes grow rare as the outage grows old, and who was gone for fifteen seconds does not stay out for sixteen more, as
+//! by doubling. Where no such request comes, any may probe after as long again: else an upstream that is only posted to
+//! would never get its endpoint back.
 //!
 //! In shadow all is decided, counted and logged, and the endpoint stays in service; its time ends by itself.
 
@@ -636,7 +637,7 @@ impl Outlier {
     fn draw_time(&self, turn: &mut Turn, doublings: u32) -> Duration {
         let EjectFor { base, max } = self.settings.eject_for;
         let doubled = base.saturating_mul(1u32.checked_shl(doublings).unwrap_or(u32::MAX));
-        doubled.min(*max).mul_f64(1.0 - JITTER + 2.0 * JITTER * turn.random.f64())
+        doubled.min(*max).mul_f64(turn.jitter())
     }
 
     #[cold]
@@ -690,12 +691,9 @@ impl Outlier {
     /// The probe of `endpoint` has failed.
     fn eject_again(&self, turn: &mut Turn, endpoint: &Endpoint, now: Instant) -> Option<Event> {
         let failed_probes = turn.of(endpoint)?.failed_probes + 1;
-        let ejections = {
-            let mut past = endpoint.traffic.past();
-            past.ejections = (past.ejections + u32::from(failed_probes % 2 == 0)).min(MOST_DOUBLINGS);
-            past.ejections
-        };
-        let lasts = self.draw_time(turn, ejections.saturating_sub(1));
+        let EjectFor { base, max } = self.settings.eject_for;
+        let out_for = now.saturating_duration_since(turn.of(endpoint)?.since);
+        let lasts = (out_for / 5).clamp(*base, *max).mul_f64(turn.jitter());
         let ejection = turn.ejected.iter_mut().find(|ejection| ejection.endpoint.id == endpoint.id)?;
         (ejection.until, ejection.lasts, ejection.failed_probes) = (now + lasts, lasts, failed_probes);
         ejection.probing = None;
@@ -739,6 +737,11 @@ impl Outlier {
 }
 
 impl Turn {
+    /// A factor around 1.
+    fn jitter(&mut self) -> f64 {
+        1.0 - JITTER + 2.0 * JITTER * self.random.f64()
+    }
+
     fn of(&self, endpoint: &Endpoint) -> Option<&Ejection> {
         self.ejected.iter().find(|ejection| ejection.endpoint.id == endpoint.id)
     }

@@ -25,6 +25,7 @@ use super::counts::{Counted, Counts};
 use super::endpoint::Endpoint;
 use super::keep_alive::{Probe, UNKNOWN};
 use crate::http1::connection::{Buffers, Connection};
+use crate::telemetry::metrics::ConnectResult;
 use crate::transport::proxy_protocol::Introduction;
 use crate::units::{OrAuto, OrNone, Span, within};
 
@@ -96,6 +97,8 @@ pub struct Wanted<'a> {
     pub within: Duration,
     /// What it begins with.
     pub introduction: Option<Introduction>,
+    /// It must be one of HTTP/1.1, whatever else the endpoint could settle for in a handshake of TLS.
+    pub only_http1: bool,
 }
 
 /// A connection to an endpoint.
@@ -131,10 +134,29 @@ pub enum ConnectError {
     Tls(String),
 }
 
+impl ConnectError {
+    /// What it counts as.
+    pub fn result(&self) -> ConnectResult {
+        match self {
+            ConnectError::Io(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => ConnectResult::Refused,
+                io::ErrorKind::TimedOut => ConnectResult::Timeout,
+                _ => ConnectResult::Error,
+            },
+            ConnectError::TooMany | ConnectError::Tls(_) => ConnectResult::Error,
+        }
+    }
+}
+
 impl Pool {
     /// An empty pool of the worker `worker`, whose connections use `buffers`.
     pub fn new(worker: usize, buffers: Rc<Buffers>) -> Self {
         Self { worker, buffers, idle: RefCell::default() }
+    }
+
+    /// The index of the worker that it belongs to.
+    pub(super) fn worker(&self) -> usize {
+        self.worker
     }
 
     /// An idle connection as `wanted` that still stands. `careful`: its request cannot be sent again, so only one that
@@ -169,7 +191,7 @@ impl Pool {
     /// # Errors
     /// [`ConnectError`]. How long it may take is the caller's affair.
     pub async fn connect(&self, wanted: Wanted<'_>) -> Result<Box<ToEndpoint>, ConnectError> {
-        let Wanted { endpoint, counts, max, within, introduction } = wanted;
+        let Wanted { endpoint, counts, max, within, introduction, only_http1 } = wanted;
         let counted = counts.add(max);
         let counted = counted.ok_or(ConnectError::TooMany)?;
         let mut stream = connect::open(endpoint, within).await.map_err(ConnectError::Io)?;
@@ -180,14 +202,18 @@ impl Pool {
         }
         let stream = match &endpoint.tls {
             Some(tls) => {
-                let connected = tls.connect(endpoint.id, endpoint.server_name(), stream).await;
+                let connected = tls.connect(endpoint.id, endpoint.server_name(), stream, only_http1).await;
                 connected.map_err(ConnectError::Tls)?
             }
             None => stream,
         };
+        let is_http2 = stream.protocol() == Some(b"h2");
+        if endpoint.tls.is_some() && !only_http1 {
+            endpoint.settle(is_http2);
+        }
         endpoint.metrics.shard(self.worker).connections_active.inc();
         Ok(Box::new(ToEndpoint {
-            is_http2: stream.protocol() == Some(b"h2"),
+            is_http2,
             wire: Connection::new(stream, Rc::clone(&self.buffers)),
             reused: false,
             counted,
@@ -213,10 +239,7 @@ impl Pool {
             return;
         }
         connection.wire.rest();
-        connection.counted.rest(true);
-        let metrics = connection.endpoint.metrics.shard(self.worker);
-        metrics.connections_active.dec();
-        metrics.connections_idle.inc();
+        connection.idles();
         let mut idle = self.idle.borrow_mut();
         let idle = idle.entry(connection.endpoint.id).or_default();
         idle.push(Idle { since: now, limits: *settings, connection, probe: None });
@@ -288,12 +311,21 @@ impl ToEndpoint {
     }
 
     /// Whether nobody needs it any more, however fresh it is.
-    fn is_worn_out(&self, now: Instant, limits: &Settings) -> bool {
+    pub(super) fn is_worn_out(&self, now: Instant, limits: &Settings) -> bool {
         let is_old = |max: Span| now.saturating_duration_since(self.born) >= max.mul_f32(self.age);
         self.endpoint.is_gone() || limits.max_age.is_some_and(is_old)
     }
 
-    fn leaves_the_pool(&mut self) {
+    /// It carries nothing for now.
+    pub(super) fn idles(&mut self) {
+        self.counted.rest(true);
+        let metrics = self.endpoint.metrics.shard(self.worker);
+        metrics.connections_active.dec();
+        metrics.connections_idle.inc();
+    }
+
+    /// It carries something again, or goes.
+    pub(super) fn leaves_the_pool(&mut self) {
         self.counted.rest(false);
         let metrics = self.endpoint.metrics.shard(self.worker);
         metrics.connections_idle.dec();

@@ -30,7 +30,7 @@ impl Scene {
         upstream: Upstream,
         change: impl FnOnce(Config) -> Config,
     ) -> Self {
-        let config = change(Config::over([&upstream]));
+        let config = change(Config::over([&upstream]).http1());
         Self {
             reason,
             status,
@@ -135,7 +135,7 @@ async fn scenes() -> Vec<Scene> {
         Scene::new("deadline_exceeded", 504, 4, silent().start().await, plain)
             .asked_by(format!("{GET}X-Request-Timeout-Ms: 100\r\ngrpc-timeout: 100m\r\n")),
         Scene::new("client_stalled", 408, 1, well().start().await, |config| {
-            config.plain().upstream("timeout.idle = \"100ms\"")
+            config.plain().upstream("timeout.idle = \"100ms\"\ntimeout.stream_idle = \"100ms\"")
         })
         .asked_by("POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 10\r\n"),
         Scene::new("body_too_large", 413, 8, well().start().await, |config| {

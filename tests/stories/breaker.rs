@@ -158,7 +158,7 @@ async fn grpc_statuses_are_failures_too() {
     ];
     for (why, script, opens) in cases {
         let app = script.start().await;
-        let proxy = opening_for("30s", [&app]).start().await;
+        let proxy = opening_for("30s", [&app]).http1().start().await;
         for _ in 0..15 {
             proxy.connect().await.exchange(call).await;
         }

@@ -441,8 +441,11 @@ async fn grpc_statuses_are_retried_for_the_methods_that_are_named() {
         let last =
             script.answers(200).with_field("Content-Type", "application/grpc").with_field("grpc-status", "0");
         let app = last.start().await;
-        let proxy =
-            Config::over([&app]).upstream("retry.grpc_methods = [\"pkg.Service/Get*\"]").start().await;
+        let proxy = Config::over([&app])
+            .http1()
+            .upstream("retry.grpc_methods = [\"pkg.Service/Get*\"]")
+            .start()
+            .await;
 
         let response = proxy.connect().await.exchange(&call(method)).await;
 

@@ -286,7 +286,7 @@ async fn grpc_deadlines_are_obeyed_and_passed_on() {
         .never_answers()
         .start()
         .await;
-    let untrusting = Config::over([&app]).plain().listener("trust = \"none\"").start().await;
+    let untrusting = Config::over([&app]).plain().http1().listener("trust = \"none\"").start().await;
 
     let response = untrusting.connect().await.exchange(&call("5S")).await;
     assert_eq!(response.field("grpc-status"), Some("0"));
@@ -327,7 +327,7 @@ async fn a_request_timeout_that_is_written_bounds_grpc_calls_too() {
         script.with_field("grpc-status", "0").delays(Duration::from_millis(400))
     };
     let app = script().start().await;
-    let proxy = Config::over([&app]).plain().within("100ms").start().await;
+    let proxy = Config::over([&app]).plain().http1().within("100ms").start().await;
     let response = proxy.connect().await.exchange(call).await;
     assert_eq!(response.field("grpc-status"), Some("4"), "written: {response:?}");
 }
@@ -409,7 +409,7 @@ async fn a_grpc_stream_that_its_client_has_not_ended_is_not_bounded() {
         .holds()
         .start()
         .await;
-    let proxy = Config::over([&app]).plain().within("200ms").start().await;
+    let proxy = Config::over([&app]).plain().http1().within("200ms").start().await;
 
     let mut client = proxy.connect().await;
     client.send("POST /pkg.Service/Talk HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\n").await;
@@ -466,7 +466,7 @@ async fn an_upload_that_stalls_behind_the_head_is_cut() {
 #[tokio::test]
 async fn lengths_of_time_beyond_all_clocks_do_no_harm() {
     let app = Upstream::that().answers(200).with_field("grpc-status", "0").start().await;
-    let proxy = Config::over([&app]).start().await;
+    let proxy = Config::over([&app]).http1().start().await;
     let huge = ["9999999999", "999999999999999", "9223372036854775807", "18446744073709551615"];
     for value in huge {
         for name in ["X-Request-Timeout-Ms", "X-Envoy-Expected-Rq-Timeout-Ms"] {

@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use crate::support::certificates::{Authority, Folder, Issued, Leaf};
+use crate::support::http2_upstream::Http2Upstream;
 use crate::support::servers::{Server, curl, must};
 use crate::support::tls::{Front, Tunnel, client, der, server};
 use crate::support::*;
@@ -282,6 +283,25 @@ async fn a_websocket_passes_in_tls_on_both_sides() {
     assert_eq!(client.until_end().await, b"and goodbye");
     drop(client);
     proxy.rests().await;
+}
+
+#[tokio::test]
+async fn what_tls_settles_is_spoken() {
+    let scene = Scene::new();
+    let app = Http2Upstream::that().answers(200).with_body("hello").start().await;
+    let front = Front::before_http2(&app, server(&scene.loopback, None)).await;
+    let proxy = scene.over(&front, "").one_worker().start().await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/").await.text(), "hello");
+    }
+    assert_eq!((app.seen(), app.connections()), (3, 1));
+    assert_eq!(app.request(0).uri, "https://app.test/");
+    assert_eq!(front.handshakes()[0].alpn.as_deref(), Some("h2"));
+
+    let old = Upstream::that().answers(200).start().await;
+    let front = Front::before(&old, server(&scene.loopback, None)).await;
+    let proxy = scene.over(&front, "").http2().plain().start().await;
+    proxy.get("/").await.must_be(502, "tls_error");
 }
 
 #[tokio::test]

@@ -290,7 +290,7 @@ async fn upstream(
 ) {
     let now = Instant::now();
     request.record.head_out(answer.head.status, now);
-    let ends = answer.head.framing == Framing::None;
+    let ends = answer.is_bodiless();
     let head = head::response(answer.head.status, head::of_upstream(&answer.head));
     let Ok(stream) = respond.send_response(head, ends) else {
         request.record.reason = Some(Reason::ClientDisconnected);
@@ -307,7 +307,7 @@ async fn upstream(
         relayed
     })
     .await;
-    request.record.is_stream = answer.is_stream();
+    answer.tell(&mut request.record);
     match relayed {
         Ok(()) => request.finish(if relay.waited { Instant::now() } else { now }),
         Err(Reason::ClientDisconnected) => request.record.reason = Some(Reason::ClientDisconnected),
@@ -362,11 +362,9 @@ impl Relay {
                 Poll::Pending => return answer.poll_client_stalled(cx).map(|error| Err(error.reason)),
             };
             self.ended = answer.is_last(room);
-            let piece = Bytes::copy_from_slice(answer.data(room));
-            if taker.send(piece, self.ended).is_err() {
+            if taker.send(answer.take(room), self.ended).is_err() {
                 return Poll::Ready(Err(Reason::ClientDisconnected));
             }
-            answer.consume(room);
             request.record.bytes_out += room as u64;
         }
     }

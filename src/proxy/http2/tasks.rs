@@ -18,6 +18,9 @@ use crate::telemetry::cells::SharedCounter;
 /// The place of the connection itself, which is no future of these.
 const CONNECTION: usize = 0;
 
+/// Places that are kept while nothing runs, without the room of their futures: an idle connection shall be small.
+const KEPT: usize = 4;
+
 /// The futures of a task, all of one kind.
 pub struct Tasks<F> {
     /// Those of the futures begin behind [`CONNECTION`].
@@ -162,12 +165,16 @@ impl<F: Future<Output = ()>> Tasks<F> {
 
     /// Gives back the room of futures that have ended, if none runs.
     pub fn rest(&mut self) {
-        if self.places.len() > 1 && self.free.len() + 1 == self.places.len() {
+        if self.free.len() + 1 != self.places.len() {
+            return;
+        }
+        if self.places.len() > 1 + KEPT {
             self.places.truncate(1);
             self.places.shrink_to_fit();
             (self.free, self.turn) = (Vec::new(), Vec::new());
-            self.ready.lock().places.shrink_to(0);
+            self.ready.lock().places.shrink_to(KEPT);
         }
+        self.places.iter_mut().for_each(|place| place.future = None);
     }
 
     fn add_place(&mut self) -> usize {

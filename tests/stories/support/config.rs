@@ -71,6 +71,18 @@ impl Config {
         self.upstream("retry.attempts = 1").upstream("breaker.mode = \"off\"")
     }
 
+    /// The upstream speaks HTTP/1.1, whatever a request asks for.
+    #[must_use]
+    pub fn http1(self) -> Self {
+        self.upstream("protocol = \"http1\"")
+    }
+
+    /// The upstream speaks HTTP/2.
+    #[must_use]
+    pub fn http2(self) -> Self {
+        self.upstream("protocol = \"http2\"")
+    }
+
     /// The whole text. Routes of `and` belong to the listener, so it stands before them and the upstream first.
     pub fn text(&self) -> String {
         let Self { endpoints, listener, upstream, rest, routes_only } = self;

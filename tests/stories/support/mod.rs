@@ -9,6 +9,7 @@ pub mod config;
 pub mod dns;
 pub mod endpoints;
 pub mod http2;
+pub mod http2_upstream;
 pub mod metrics;
 pub mod proxy;
 pub mod python;

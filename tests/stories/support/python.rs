@@ -27,8 +27,14 @@ pub struct Script {
 impl Script {
     /// Starts `code`, which needs `module`, and waits for its first line.
     pub async fn start(module: &str, code: &str) -> Self {
+        Self::start_with(module, code, &[]).await
+    }
+
+    /// The same with arguments.
+    pub async fn start_with(module: &str, code: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(python(module));
-        let mut child = command.args(["-c", code]).stdout(Stdio::piped()).spawn().expect("python starts");
+        let mut child =
+            command.args(["-c", code]).args(arguments).stdout(Stdio::piped()).spawn().expect("python starts");
         let output = child.stdout.take().expect("it is piped");
         let first = tokio::task::spawn_blocking(move || {
             let mut output = BufReader::new(output);
@@ -52,8 +58,13 @@ impl Drop for Script {
 
 /// Runs `code`, which needs `module`, to its end; panics with what it said unless that is a good one.
 pub async fn run(module: &str, code: &str) -> String {
+    run_with(module, code, &[]).await
+}
+
+/// The same with arguments.
+pub async fn run_with(module: &str, code: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(python(module));
-    command.args(["-c", code]);
+    command.args(["-c", code]).args(arguments);
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
     let output = output.expect("python starts");
     let said =

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::certificates::{Authority, Issued};
+use super::http2_upstream::Http2Upstream;
 use super::{Client, Upstream, eventually};
 
 /// Speaks TLS to whoever connects, and passes it on to an upstream in clear text.
@@ -96,7 +97,17 @@ pub fn der(issued: &Issued) -> CertificateDer<'static> {
 impl Front {
     /// In front of `upstream`.
     pub async fn before(upstream: &Upstream, config: ServerConfig) -> Self {
-        let (upstream, acceptor) = (upstream.address(), TlsAcceptor::from(Arc::new(config)));
+        Self::before_address(upstream.address(), config).await
+    }
+
+    /// In front of an upstream of HTTP/2, which is all that ALPN settles for.
+    pub async fn before_http2(upstream: &Http2Upstream, mut config: ServerConfig) -> Self {
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Self::before_address(upstream.address(), config).await
+    }
+
+    async fn before_address(upstream: SocketAddr, config: ServerConfig) -> Self {
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         let between = Between::start(move |near, seen| {
             let acceptor = acceptor.clone();
             async move {

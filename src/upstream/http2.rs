@@ -1,0 +1,605 @@
+//! HTTP/2 to endpoints: the sessions of one worker.
+//!
+//! A session is a connection that many requests share, each by a stream. Endpoints are chosen for each request, as
+//! for HTTP/1.1: a session is where a request goes once its endpoint is known, never what decides it. There is one
+//! for an endpoint, and another only while the first is full (the endpoint's `MAX_CONCURRENT_STREAMS`) or its
+//! streams wait for clients that do not read; the oldest with room is taken first, so that the others idle out.
+//! `connections` bounds sessions as it bounds connections of HTTP/1.1.
+//!
+//! A session carries requests once the endpoint's SETTINGS have come: before, nobody knows how many streams it takes,
+//! nor whether it speaks HTTP/2 at all; and what has not been sent can go anywhere else, whatever its method. That
+//! costs the first request a round trip. Requests that come meanwhile wait for the same connect.
+//!
+//! It takes no new streams once the endpoint says GOAWAY, its `max_age` or `max_requests` is reached, or it breaks;
+//! those it has go on to their ends.
+//!
+//! Rejected: hyper's client (it says neither which streams were not processed nor when one must wait for another),
+//! and one connection for all workers (each frame would cross threads).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io::{self, Read};
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::counts::{CountedStream, Counts};
+use super::endpoint::Endpoint;
+use super::ping::{Look, Pings};
+use super::pool::{self, ConnectError, Pool, ToEndpoint};
+use super::stream::Stream;
+use crate::telemetry::metrics::{ConnectResult, UpstreamMetrics};
+use crate::timer::{Timer, Wheel};
+use crate::tls::error::refusal;
+use crate::transport::proxy_protocol::Introduction;
+
+/// What a stream may have sent that nobody has taken. As hyper has it: a quarter of it halves the speed.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// The same for all streams of a session: what a session may cost in memory.
+const SESSION_WINDOW: u32 = 8 << 20;
+/// Streams that wait for clients that do not read; a session with so many takes no more, or those that read would
+/// soon find no room in its window.
+const MAX_STALLED: u32 = 4;
+/// What a stream has handed over that is not written.
+const SEND_BUFFER: usize = 64 << 10;
+/// The largest list of fields in a head or in trailers, as HTTP/2 counts it.
+const MAX_HEADER_LIST: u32 = 256 << 10;
+/// Streams that an endpoint takes at the same time, until it has said so itself.
+const USUAL_STREAMS: usize = 100;
+/// The number of streams that stands for not having been told; no endpoint can say it.
+const UNTOLD: usize = usize::MAX - 1;
+/// How long a connect may take where no timeout is configured.
+const CONNECT_WITHIN: Duration = Duration::from_secs(60);
+/// How long an idle session is kept where `idle_timeout` is `auto`. What HTTP/1.1 must learn, an endpoint of HTTP/2
+/// says: GOAWAY comes before the end.
+const KEPT_IDLE: Duration = Duration::from_secs(60);
+/// Idle for longer than this, a session is asked for at the kernel before it takes what cannot be sent twice.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// What an answer of HTTP/1 begins with.
+const HTTP1: &[u8] = b"HTTP/1";
+
+/// The sessions of one worker.
+pub struct Sessions {
+    pool: Rc<Pool>,
+    wheel: Rc<Wheel>,
+    of: RefCell<HashMap<u64, Of, foldhash::fast::FixedState>>,
+    /// Connects, and what moves the sessions; ends with the worker.
+    tasks: RefCell<JoinSet<()>>,
+}
+
+/// Those to one endpoint.
+#[derive(Default)]
+struct Of {
+    sessions: Vec<Rc<Session>>,
+    connects: Vec<Rc<Connect>>,
+    /// How many streams the last session took.
+    streams: Option<usize>,
+}
+
+/// A connection that requests share.
+pub struct Session {
+    /// None once it takes no more.
+    sender: RefCell<Option<SendRequest<Bytes>>>,
+    connection: Rc<RefCell<ToEndpoint>>,
+    counts: Arc<Counts>,
+    limits: pool::Settings,
+    /// What its connection began with: whom it may serve.
+    introduction: Option<Introduction>,
+    open: Cell<u32>,
+    stalled: Cell<u32>,
+    requests: Cell<u32>,
+    idle_since: Cell<Instant>,
+    /// When something was last heard.
+    heard: Rc<Cell<Instant>>,
+    /// What moves it, while no stream is open: the first one wakes it.
+    sleeper: RefCell<Option<Waker>>,
+}
+
+/// A stream's place in its session.
+pub struct Lease {
+    session: Rc<Session>,
+    is_stalled: bool,
+    /// Whether the session had served others before: then the endpoint may have closed it just now.
+    pub reused: bool,
+    counted: Option<CountedStream>,
+}
+
+/// A connect under way, and who waits for it.
+struct Connect {
+    introduction: Option<Introduction>,
+    waiting: Cell<usize>,
+    result: RefCell<Option<Result<Rc<Session>, Rc<NoSession>>>>,
+    done: Notify,
+}
+
+/// The session that is wanted.
+pub struct Wanted<'a> {
+    /// The connection below it.
+    pub connection: pool::Wanted<'a>,
+    /// The upstream's series.
+    pub metrics: &'a Arc<UpstreamMetrics>,
+    /// `connections`.
+    pub limits: &'a pool::Settings,
+    /// `timeout.connect`, if it cuts.
+    pub timeout: Option<Duration>,
+    /// Whether HTTP/1.1 will do, if the endpoint settles for it.
+    pub or_http1: bool,
+}
+
+/// Why there is no session.
+pub enum NoSession {
+    /// There is no connection.
+    Connect(ConnectError),
+    /// The endpoint's SETTINGS did not come in time.
+    Timeout,
+    /// The endpoint does not speak HTTP/2.
+    Protocol(String),
+    /// The endpoint has settled for HTTP/1.1: a connection for the first who takes it.
+    Http1(RefCell<Option<Box<ToEndpoint>>>),
+}
+
+impl Sessions {
+    /// None yet. Connections come from `pool`, timers from `wheel`.
+    pub fn new(pool: Rc<Pool>, wheel: Rc<Wheel>) -> Rc<Self> {
+        Rc::new(Self { pool, wheel, of: RefCell::default(), tasks: RefCell::default() })
+    }
+
+    /// A session as `wanted` that has room for another stream. `careful`: its request cannot be sent again.
+    pub fn take(&self, wanted: &pool::Wanted<'_>, now: Instant, careful: bool) -> Option<Rc<Session>> {
+        let of = self.of.borrow();
+        let sessions = &of.get(&wanted.endpoint.id)?.sessions;
+        let fits = |session: &&Rc<Session>| {
+            session.introduction == wanted.introduction && session.has_room(now, careful)
+        };
+        sessions.iter().find(fits).map(Rc::clone)
+    }
+
+    /// A session to an endpoint that no session has room for: a new one, for which others may wait too.
+    ///
+    /// # Errors
+    /// [`NoSession`]. How long it may take is the caller's affair.
+    pub async fn connect(self: &Rc<Self>, wanted: &Wanted<'_>) -> Result<Rc<Session>, Rc<NoSession>> {
+        loop {
+            let connect = self.under_way(wanted);
+            connect.waiting.set(connect.waiting.get() + 1);
+            let leaving = Leaving(&connect);
+            while connect.result.borrow().is_none() {
+                connect.done.notified().await;
+            }
+            drop(leaving);
+            let result = connect.result.borrow().clone();
+            match result {
+                // Others were faster: then another connect is needed.
+                Some(Ok(session)) if !session.has_room(Instant::now(), false) => {
+                    if let Some(other) = self.take(&wanted.connection, Instant::now(), false) {
+                        return Ok(other);
+                    }
+                }
+                Some(result) => return result,
+                None => {}
+            }
+        }
+    }
+
+    /// The connect under way that has a place for another, or a new one.
+    fn under_way(self: &Rc<Self>, wanted: &Wanted<'_>) -> Rc<Connect> {
+        let pool::Wanted { endpoint, counts, introduction, within, .. } = wanted.connection;
+        let mut of = self.of.borrow_mut();
+        let of = of.entry(endpoint.id).or_default();
+        let places = of.streams.unwrap_or(USUAL_STREAMS).max(1);
+        let fits =
+            |connect: &&Rc<Connect>| connect.introduction == introduction && connect.waiting.get() < places;
+        if let Some(connect) = of.connects.iter().find(fits) {
+            return Rc::clone(connect);
+        }
+        let connect = Rc::new(Connect {
+            introduction,
+            waiting: Cell::new(0),
+            result: RefCell::new(None),
+            done: Notify::new(),
+        });
+        of.connects.push(Rc::clone(&connect));
+        let making = Making {
+            sessions: Rc::downgrade(self),
+            pool: Rc::clone(&self.pool),
+            timer: self.wheel.timer(),
+            endpoint: Arc::clone(endpoint),
+            counts: Arc::clone(counts),
+            introduction,
+            within,
+            metrics: Arc::clone(wanted.metrics),
+            limits: *wanted.limits,
+            timeout: wanted.timeout.unwrap_or(CONNECT_WITHIN),
+            or_http1: wanted.or_http1,
+        };
+        self.tasks.borrow_mut().spawn_local(making.run(Rc::clone(&connect)));
+        connect
+    }
+
+    /// Ends sessions that have been idle for too long or have had their time, and forgets what has ended. To be
+    /// called several times a second. Returns how many tasks panicked.
+    pub fn sweep(&self, now: Instant) -> usize {
+        self.of.borrow_mut().retain(|_, of| {
+            of.sessions.retain(|session| {
+                if session.is_worn(now) {
+                    session.leave();
+                }
+                session.sender.borrow().is_some()
+            });
+            !of.sessions.is_empty() || !of.connects.is_empty()
+        });
+        let mut panicked = 0;
+        while let Some(ended) = self.tasks.borrow_mut().try_join_next() {
+            panicked += usize::from(ended.is_err_and(|error| error.is_panic()));
+        }
+        panicked
+    }
+}
+
+/// One that waits less once dropped.
+struct Leaving<'a>(&'a Connect);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+    }
+}
+
+/// A session in the making, and what moves it afterwards.
+struct Making {
+    sessions: Weak<Sessions>,
+    pool: Rc<Pool>,
+    timer: Timer,
+    endpoint: Arc<Endpoint>,
+    counts: Arc<Counts>,
+    introduction: Option<Introduction>,
+    within: Duration,
+    metrics: Arc<UpstreamMetrics>,
+    limits: pool::Settings,
+    timeout: Duration,
+    or_http1: bool,
+}
+
+/// The library's side of a connection.
+type Driver = h2::client::Connection<Io, Bytes>;
+
+impl Making {
+    async fn run(self, connect: Rc<Connect>) {
+        let until = Instant::now() + self.timeout;
+        let made = match self.timer.within(until, self.make()).await {
+            Ok(made) => made,
+            Err(_) => Err(NoSession::Timeout),
+        };
+        let result = match &made {
+            Ok(_) | Err(NoSession::Http1(_)) => Some(ConnectResult::Ok),
+            Err(NoSession::Timeout) => Some(ConnectResult::Timeout),
+            Err(NoSession::Connect(ConnectError::TooMany)) => None,
+            Err(NoSession::Connect(error)) => Some(error.result()),
+            Err(NoSession::Protocol(_)) => Some(ConnectResult::Error),
+        };
+        if let Some(result) = result {
+            self.metrics.shard(self.pool.worker()).connects(result).inc();
+        }
+        let (result, driver) = match made {
+            Ok((session, driver)) => (Ok(session), Some(driver)),
+            Err(none) => (Err(Rc::new(none)), None),
+        };
+        if let Some(sessions) = self.sessions.upgrade() {
+            let mut of = sessions.of.borrow_mut();
+            let of = of.entry(self.endpoint.id).or_default();
+            of.connects.retain(|other| !Rc::ptr_eq(other, &connect));
+            if let Ok(session) = &result {
+                of.streams = session.max_streams();
+                of.sessions.push(Rc::clone(session));
+            }
+        }
+        let session = result.as_ref().ok().map(Rc::clone);
+        *connect.result.borrow_mut() = Some(result);
+        connect.done.notify_waiters();
+        drop(connect);
+        if let (Some(session), Some(driver)) = (session, driver) {
+            session.drive(driver, &self.timer).await;
+            session.leave();
+        }
+    }
+
+    async fn make(&self) -> Result<(Rc<Session>, Driver), NoSession> {
+        let wanted = pool::Wanted {
+            endpoint: &self.endpoint,
+            counts: &self.counts,
+            max: self.limits.max,
+            within: self.within,
+            introduction: self.introduction,
+            only_http1: false,
+        };
+        let connection = self.pool.connect(wanted).await.map_err(NoSession::Connect)?;
+        if self.endpoint.tls.is_some() && !connection.is_http2 {
+            return Err(match self.or_http1 {
+                true => NoSession::Http1(RefCell::new(Some(connection))),
+                false => NoSession::Protocol("the endpoint does not offer HTTP/2 (ALPN)".to_owned()),
+            });
+        }
+        let connection = Rc::new(RefCell::new(*connection));
+        let heard = Rc::new(Cell::new(Instant::now()));
+        let speaks_http1 = Rc::new(Cell::new(false));
+        let io = Io {
+            connection: Rc::clone(&connection),
+            heard: Rc::clone(&heard),
+            first: Some(Rc::clone(&speaks_http1)),
+        };
+        let mut builder = h2::client::Builder::new();
+        builder
+            .enable_push(false)
+            .initial_max_send_streams(UNTOLD)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(SESSION_WINDOW)
+            .max_header_list_size(MAX_HEADER_LIST)
+            .max_send_buffer_size(SEND_BUFFER);
+        let broken = |error: &h2::Error| {
+            // One that answered and closed may have broken our writing before its answer was read.
+            let mut first = [0; HTTP1.len()];
+            let refused = error.get_io().and_then(refusal);
+            let connection = connection.borrow();
+            let socket = connection.wire.stream().socket();
+            let has_answer = matches!((&*socket).read(&mut first), Ok(size) if first[..size] == *HTTP1);
+            if speaks_http1.get() || has_answer {
+                let cure = "the endpoint answers in HTTP/1.1; set protocol = \"http1\"";
+                NoSession::Protocol(cure.to_owned())
+            } else if let Some(why) = refused {
+                NoSession::Connect(ConnectError::Tls(why))
+            } else if error.is_io() {
+                let kind = error.get_io().map_or(io::ErrorKind::ConnectionReset, io::Error::kind);
+                NoSession::Connect(ConnectError::Io(kind.into()))
+            } else {
+                NoSession::Protocol(format!("the endpoint does not speak HTTP/2: {error}"))
+            }
+        };
+        let (sender, mut driver) = builder.handshake(io).await.map_err(|error| broken(&error))?;
+        poll_fn(|cx| match Pin::new(&mut driver).poll(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(broken(&error))),
+            Poll::Ready(Ok(())) => {
+                let closed = "it closed the connection before it sent its SETTINGS";
+                let error = io::Error::new(io::ErrorKind::ConnectionReset, closed);
+                Poll::Ready(Err(NoSession::Connect(ConnectError::Io(error))))
+            }
+            Poll::Pending if sender.current_max_send_streams() == UNTOLD => Poll::Pending,
+            Poll::Pending => Poll::Ready(Ok(())),
+        })
+        .await?;
+        if sender.current_max_send_streams() == 0 {
+            let error = io::Error::new(io::ErrorKind::ConnectionRefused, "its SETTINGS allow no streams");
+            return Err(NoSession::Connect(ConnectError::Io(error)));
+        }
+        let now = Instant::now();
+        let session = Rc::new(Session {
+            sender: RefCell::new(Some(sender)),
+            connection,
+            counts: Arc::clone(&self.counts),
+            limits: self.limits,
+            introduction: self.introduction,
+            open: Cell::new(0),
+            stalled: Cell::new(0),
+            requests: Cell::new(0),
+            idle_since: Cell::new(now),
+            heard,
+            sleeper: RefCell::new(None),
+        });
+        session.connection.borrow_mut().idles();
+        Ok((session, driver))
+    }
+}
+
+impl Session {
+    /// How many streams the endpoint takes; none once it takes no more.
+    fn max_streams(&self) -> Option<usize> {
+        self.sender.borrow().as_ref().map(SendRequest::current_max_send_streams)
+    }
+
+    /// Whether it takes another stream.
+    fn has_room(&self, now: Instant, careful: bool) -> bool {
+        let open = self.open.get();
+        if self.is_worn(now) || self.stalled.get() >= MAX_STALLED {
+            return false;
+        }
+        let mut sender = self.sender.borrow_mut();
+        let Some(ready) = sender.as_mut() else { return false };
+        match ready.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => {
+                // GOAWAY, or broken.
+                *sender = None;
+                return false;
+            }
+            Poll::Pending => return false,
+        }
+        if open as usize >= ready.current_max_send_streams() {
+            return false;
+        }
+        let ask = careful && open == 0 && now.saturating_duration_since(self.idle_since.get()) > FRESH;
+        !ask || self.connection.borrow_mut().wire.is_reusable(true)
+    }
+
+    /// Whether it has had its time.
+    fn is_worn(&self, now: Instant) -> bool {
+        let max_requests = self.limits.max_requests;
+        if max_requests > 0 && self.requests.get() >= max_requests {
+            return true;
+        }
+        let connection = self.connection.borrow();
+        let idle = now.saturating_duration_since(self.idle_since.get());
+        let is_done = || {
+            idle >= self.limits.idle_timeout.map_or(KEPT_IDLE, |span| *span)
+                || !connection.counted.is_within(self.limits.max)
+        };
+        connection.is_worn_out(now, &self.limits) || self.open.get() == 0 && is_done()
+    }
+
+    /// Takes no new streams, and ends with the last of those that it has.
+    fn leave(&self) {
+        self.sender.borrow_mut().take();
+    }
+
+    /// Opens a stream for this request. `ends`: no body follows. None where the endpoint takes no more after all.
+    pub fn open(self: &Rc<Self>, request: http::Request<()>, ends: bool) -> Option<(Stream, Lease)> {
+        let is_head = request.method() == http::Method::HEAD;
+        let mut sender = self.sender.borrow_mut();
+        let (answer, send) = sender.as_mut()?.send_request(request, ends).ok()?;
+        drop(sender);
+        let requests = self.requests.replace(self.requests.get() + 1);
+        let open = self.open.replace(self.open.get() + 1);
+        if open == 0 {
+            self.connection.borrow_mut().leaves_the_pool();
+            if let Some(sleeper) = self.sleeper.borrow_mut().take() {
+                sleeper.wake();
+            }
+        }
+        let lease =
+            Lease { session: Rc::clone(self), is_stalled: false, reused: requests > 0, counted: None };
+        Some((Stream::new(answer, send, is_head), lease))
+    }
+
+    /// Moves the connection's frames until it ends.
+    async fn drive(&self, mut driver: Driver, timer: &Timer) {
+        let mut pings = Pings::default();
+        let mut sender = driver.ping_pong();
+        poll_fn(|cx| {
+            // Its streams hear of it themselves.
+            if Pin::new(&mut driver).poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            loop {
+                if pings.is_asking() && sender.as_mut().is_some_and(|sender| sender.poll_pong(cx).is_ready())
+                {
+                    pings.answered(Instant::now());
+                }
+                if self.open.get() == 0 {
+                    pings.rest();
+                    timer.disarm();
+                    *self.sleeper.borrow_mut() = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                if timer.is_armed() && timer.poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                let now = Instant::now();
+                match pings.look(now, self.heard.get()) {
+                    Look::Wait(until) => timer.arm(until),
+                    // Dropped, the driver breaks its streams off.
+                    Look::Dead => return Poll::Ready(()),
+                    Look::Ping => {
+                        if let Some(sender) = &mut sender {
+                            // Fails only while another is under way.
+                            let _ = sender.send_ping(h2::Ping::opaque());
+                        }
+                        cx.waker().wake_by_ref();
+                    }
+                }
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.open.get() == 0 {
+            self.connection.borrow_mut().leaves_the_pool();
+        }
+    }
+}
+
+impl Lease {
+    /// The stream is one without a foreseeable end; false where its upstream has `max_streams` of those.
+    pub fn become_stream(&mut self, max_streams: u32) -> bool {
+        if self.counted.is_none() {
+            self.counted = self.session.counts.add_stream(max_streams);
+        }
+        self.counted.is_some()
+    }
+
+    /// Whether its client takes nothing of what is there.
+    pub fn set_stalled(&mut self, is_stalled: bool) {
+        if std::mem::replace(&mut self.is_stalled, is_stalled) != is_stalled {
+            let stalled = self.session.stalled.get();
+            self.session.stalled.set(if is_stalled { stalled + 1 } else { stalled - 1 });
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.set_stalled(false);
+        let session = &self.session;
+        session.open.set(session.open.get() - 1);
+        if session.open.get() == 0 {
+            session.idle_since.set(Instant::now());
+            session.connection.borrow_mut().idles();
+        }
+    }
+}
+
+/// The bytes of a session, for the library; notes when something comes.
+struct Io {
+    connection: Rc<RefCell<ToEndpoint>>,
+    heard: Rc<Cell<Instant>>,
+    /// Until the first bytes have come: whether they are of HTTP/1.
+    first: Option<Rc<Cell<bool>>>,
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        ready!(Pin::new(&mut self.connection.borrow_mut().wire).poll_read(cx, out))?;
+        if out.filled().len() > before {
+            self.heard.set(Instant::now());
+            if let Some(first) = self.first.take() {
+                first.set(out.filled()[before..].starts_with(HTTP1));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.connection.borrow_mut().wire.poll_write(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let connection = &mut self.connection.borrow_mut().wire;
+        match pieces.iter().find(|piece| !piece.is_empty()) {
+            Some(first) if connection.unwritten() > 0 => connection.poll_write(cx, first),
+            _ => connection.poll_write_vectored(cx, pieces),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.borrow_mut().wire.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.borrow_mut().wire.poll_shutdown(cx)
+    }
+}
