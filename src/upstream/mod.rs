@@ -187,7 +187,7 @@ impl Upstream {
     fn ejected_by_chance(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
         let endpoints = self.endpoints();
         let total: u64 = endpoints.usable.iter().map(|choice| u64::from(choice.weight)).sum();
-        let mut place = (u128::from(ask.draw.rotate_left(32)) * u128::from(total) >> 64) as u64;
+        let mut place = ((u128::from(ask.draw.rotate_left(32)) * u128::from(total)) >> 64) as u64;
         let drawn = endpoints.usable.iter().find(|choice| {
             let found = place < u64::from(choice.weight);
             place = place.wrapping_sub(choice.weight.into());

@@ -535,7 +535,9 @@ proptest! {
 
 #[test]
 fn who_is_not_in_the_rollout_goes_on_as_before() {
-    let mut replicas = Replicas::new(Fault::Fails(1.0), 0..1, (0.0, 1.0), 3).run(1.0);
+    let mut replicas = Replicas::new(Fault::Fails(1.0), 0..1, (0.0, 1.0), 3);
+    let first = Arc::clone(&replicas.upstream.endpoints().usable[0].endpoint);
+    replicas.upstream.immediate_fail(&first.enter(replicas.at(1.0)), replicas.at(1.0));
     let mut asked = [0, 0];
     for (place, heeds_ejections) in [true, false].into_iter().enumerate() {
         for _ in 0..900 {
