@@ -648,6 +648,10 @@ fn endpoints_are_looked_at_together() {
             "t.toml:5:21: warning: the endpoint a:1 stands here twice (upstream.app.endpoints[1]); remove one of them; `weight` gives an endpoint more",
         ),
         (
+            "endpoints = [\"10.0.0.1:1\", \"10.0.0.2:1\"]\noutlier.max_ejected = 0.4",
+            "t.toml:6:23: warning: `upstream.app.outlier.max_ejected` (0.4) of 2 endpoints is less than one: none is ever ejected; give at least 0.50",
+        ),
+        (
             "endpoints = [\"a:1\", { address = \"b:1\", priority = 2 }]",
             "t.toml:5:51: error: this endpoint has priority 2, and none has 1 (upstream.app.endpoints[1].priority); priorities count from 0 without a gap: give it 1",
         ),
