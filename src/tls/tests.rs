@@ -33,7 +33,7 @@ async fn handshake(
     name: &str,
 ) -> Result<(Transport, Transport, bool), String> {
     let (near, far) = UnixStream::pair().expect("a pair of sockets");
-    let (near, far) = tokio::join!(client.connect(0, name, near.into()), server.accept(far.into()));
+    let (near, far) = tokio::join!(client.connect(0, name, near.into(), false), server.accept(far.into()));
     let near = near?;
     let far = far.map_err(in_words)?;
     Ok((near, far.stream, far.resumed))
@@ -140,7 +140,8 @@ async fn clients_need_a_certificate_where_an_authority_is_named() {
     // In TLS 1.3 the client is done before the server has looked: it learns it when it reads.
     let (near, far) = UnixStream::pair().expect("a pair of sockets");
     let client = client(json!({ "ca": ca }));
-    let (near, far) = tokio::join!(client.connect(0, "app.internal", near.into()), server.accept(far.into()));
+    let (near, far) =
+        tokio::join!(client.connect(0, "app.internal", near.into(), false), server.accept(far.into()));
     assert_eq!(far.err().map(in_words).as_deref(), Some("the peer showed no certificate"));
     let mut near = Connection::new(near.expect("nothing is wrong yet"), Rc::default());
     let read = std::future::poll_fn(|cx| near.poll_fill(cx, usize::MAX)).await;

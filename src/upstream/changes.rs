@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{Protocol, Upstream};
 use super::balance::Weighted;
 use super::checkup::{self, Manner};
 use super::endpoint::{Endpoint, InFlight};
 use super::health::{Known, Turned, Verdict};
 use super::outlier::{self, EventKind};
 use super::standing::{self, Out};
+use super::{Protocol, Upstream};
 use crate::policy::mode::Mode;
 use crate::telemetry::metrics::Ejection;
 use crate::transport::proxy_protocol::Introduction;
