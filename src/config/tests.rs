@@ -1019,7 +1019,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 17);
+    assert_eq!(seen.len(), 16);
 }
 
 proptest! {

@@ -88,6 +88,32 @@ async fn haproxy_as_the_upstream() {
 }
 
 #[tokio::test]
+async fn nginx_as_the_upstream_of_http_2() {
+    // A session ends behind 50 requests, by GOAWAY: nobody sees it, though many streams are open then.
+    let nginx = Server::nginx_with(|port, folder| {
+        format!(
+            "keepalive_requests 50; client_max_body_size 10m;
+  server {{ listen 127.0.0.1:{port} http2; root {folder}; location = /echo {{ return 200 $request_method; }} }}"
+        )
+    })
+    .await;
+    let proxy = nginx.config().http2().start().await;
+    let mut client = proxy.connect().await;
+    assert_eq!(client.exchange(&get("/small")).await.text(), "hello from a file\n");
+    assert_eq!(client.exchange(&client::post("/echo", "body")).await.text(), "POST");
+    let large = client.exchange(&get("/large")).await;
+    assert!(large.whole && large.body.len() == 3 << 20);
+    for (arguments, path) in [(&["-n2000", "-c4", "-m16"], "small"), (&["-n40", "-c2", "-m20"], "large")] {
+        let mut command = Command::new(program("h2load", "nghttp2-client"));
+        command.args(arguments).arg(format!("http://{}/{path}", proxy.listener()));
+        let report = must(command).await;
+        assert!(report.contains(" 0 failed, 0 errored, 0 timeout"), "{arguments:?}: {report}");
+        assert!(!report.contains(" 5xx") || report.contains(" 0 5xx"), "{arguments:?}: {report}");
+    }
+    proxy.rests().await;
+}
+
+#[tokio::test]
 async fn curl_as_the_client() {
     let nginx = nginx().await;
     let proxy = nginx.config().start().await;
