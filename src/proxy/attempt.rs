@@ -54,7 +54,8 @@ pub struct Admitted {
     permit: Option<Permit>,
     slot: Option<Slot>,
     in_flight: InFlight,
-    usable: u32,
+    /// Endpoints there are, and those of them that are in service; two stand for more.
+    endpoints: (u32, u32),
     clock: Clock,
     number: u32,
 }
@@ -168,7 +169,7 @@ pub async fn admit(
         permit,
         slot,
         in_flight: endpoint.enter(now),
-        usable: endpoints.in_service(),
+        endpoints: (endpoints.usable.len().min(2) as u32, endpoints.in_service()),
         clock: turn.clock,
         number: turn.number,
     })
@@ -356,11 +357,14 @@ impl Admitted {
     }
 
     fn outcome(&self, verdict: Verdict, latency: Duration) -> Outcome {
+        let (all, in_service) = self.endpoints;
+        // What fails alone while others are in service is ejected; what fails as the last one is the upstream.
+        let is_last = in_service == 1 && self.in_flight.endpoint().standing.is_in_service();
         Outcome {
             verdict,
             latency,
             endpoint: self.endpoint_id() as u32,
-            endpoints: self.usable,
+            endpoints: if is_last && verdict == Verdict::Failure { 1 } else { all },
             connect_timeout: false,
         }
     }

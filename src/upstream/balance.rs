@@ -544,7 +544,7 @@ impl Tier {
             latency: known.unwrap_or_else(|| self::load(&self.seen.median).max(load.silence(now))),
             failures: load.failures(now, since),
             busy: in_flight as f32 / (member.relative * turn.ramp(member)),
-            is_taken: known.is_none() && in_flight > 0,
+            is_taken: in_flight > 0 && known.is_none() && !load.has_answered(since),
         }
     }
 
@@ -596,7 +596,8 @@ impl Tier {
     fn home(&self, turn: &Turn<'_>, maglev: &Maglev, key: u64) -> Option<usize> {
         let bound = self.bound();
         let has_room = |member: &Member| {
-            let slots = bound * f64::from(member.weight);
+            // What floating numbers add to a whole one is no place.
+            let slots = bound * f64::from(member.weight) - 1e-9;
             f64::from(member.endpoint.in_flight()) < slots.ceil()
         };
         let warmest = load(&self.seen.ramp);

@@ -5,7 +5,8 @@
 //! - One sample doubles it at most, which `balance` still takes for equal. Else a single request that is slow by
 //!   nature (one report among thousands of look-ups) takes an endpoint's whole share for half a minute, and with three
 //!   endpoints the others are overloaded for it. What has really become slow shows by its second and third sample,
-//!   and until then by its silence and by what is in flight there.
+//!   and until then by its silence and by what is in flight there. A first answer is slow by nature more often than not
+//!   (cold caches, code that is not compiled yet), so it alone says nothing: of the first two the faster one counts.
 //! - What nobody has confirmed for a quarter of a second ages, with exp(-dt/5 s). Else an endpoint that is avoided
 //!   is never asked again and its recovery never seen.
 //!
@@ -53,7 +54,7 @@ const ANSWERED: u64 = 1;
 /// An endpoint's load. All instants are nanoseconds from one origin (`standing::nanos`). Shared by all workers.
 #[derive(Debug, Default)]
 pub struct Load {
-    /// Seconds; 0: unknown.
+    /// Seconds; 0: unknown; negative: of the first answer, which says nothing yet.
     latency: AtomicU64,
     /// Seconds that failures cost an attempt on average.
     failures: AtomicU64,
@@ -126,7 +127,9 @@ impl Load {
         let age = old.age(now);
         let aged = aged(old.seconds, age);
         let new = if old.seconds == 0.0 {
-            sample
+            -sample
+        } else if old.seconds < 0.0 {
+            sample.min(-old.seconds)
         } else if sample >= aged {
             sample.min(old.seconds * STEP)
         } else {
@@ -166,10 +169,16 @@ impl Load {
     /// Seconds that an answer takes; `None`: nothing is known since the endpoint is in service, `since`.
     pub fn latency(&self, now: u64, since: u64) -> Option<f32> {
         let known = Stamped::of(self.latency.load(Relaxed));
-        if known.seconds == 0.0 || known.is_before(since) {
+        if known.seconds <= 0.0 || known.is_before(since) {
             return None;
         }
         Some(aged(known.seconds, known.age(now)).max(self.silence(now)))
+    }
+
+    /// Whether an answer has come since the endpoint is in service, `since`.
+    pub(super) fn has_answered(&self, since: u64) -> bool {
+        let known = Stamped::of(self.latency.load(Relaxed));
+        known.seconds != 0.0 && !known.is_before(since)
     }
 
     /// Seconds for which attempts have been waiting there without any answer.
@@ -237,6 +246,12 @@ mod tests {
         Duration::from_secs_f64(millis / 1000.0)
     }
 
+    /// Its first two answers: the first alone says nothing.
+    fn meet(load: &Load, now: u64, latency: Duration) {
+        load.sample(now, latency * 3);
+        load.sample(now, latency);
+    }
+
     #[track_caller]
     fn about(value: f32, expected: f32) {
         assert!((value - expected).abs() <= expected.abs() * 0.02 + 1e-6, "{value}, not {expected}");
@@ -250,7 +265,7 @@ mod tests {
     fn a_peak_counts_at_once_and_decays() {
         let load = Load::default();
         assert_eq!(load.latency(START, START), None);
-        load.sample(after(0.0), millis(5.0));
+        meet(&load, after(0.0), millis(5.0));
         about(latency(&load, after(0.0)), 5.0);
         load.sample(after(0.1), millis(9.0));
         about(latency(&load, after(0.1)), 9.0);
@@ -261,9 +276,20 @@ mod tests {
     }
 
     #[test]
+    fn of_the_first_two_answers_the_faster_one_counts() {
+        let load = Load::default();
+        assert!(!load.has_answered(START));
+        load.sample(START, millis(300.0));
+        assert!(load.has_answered(START) && load.is_known());
+        assert_eq!(load.latency(START, START), None, "it may be slow for once");
+        load.sample(START, millis(5.0));
+        about(latency(&load, START), 5.0);
+    }
+
+    #[test]
     fn one_slow_request_doubles_it_and_the_next_ones_tell_the_truth() {
         let load = Load::default();
-        load.sample(after(0.0), millis(5.0));
+        meet(&load, after(0.0), millis(5.0));
         load.sample(after(0.1), millis(35.0));
         about(latency(&load, after(0.1)), 10.0);
         load.sample(after(0.15), millis(35.0));
@@ -275,7 +301,7 @@ mod tests {
     #[test]
     fn what_nobody_confirms_ages() {
         let load = Load::default();
-        load.sample(after(0.0), millis(100.0));
+        meet(&load, after(0.0), millis(100.0));
         about(latency(&load, after(0.2)), 100.0);
         about(latency(&load, after(5.25)), 100.0 * (-1f32).exp());
         load.sample(after(5.25), millis(5.0));
@@ -285,7 +311,7 @@ mod tests {
     #[test]
     fn silence_counts_from_the_last_answer() {
         let load = Load::default();
-        load.sample(START, millis(5.0));
+        meet(&load, START, millis(5.0));
         about(load.silence(after(1.0)), 0.0);
         load.enter(after(1.0));
         load.enter(after(1.1));
@@ -313,7 +339,7 @@ mod tests {
         ];
         for (why, count, every, retry_after, then, least, most) in cases {
             let load = Load::default();
-            load.sample(START, millis(5.0));
+            meet(&load, START, millis(5.0));
             let mut now = START;
             for _ in 0..count {
                 now += (every * 1e9) as u64;
@@ -328,7 +354,7 @@ mod tests {
     #[test]
     fn a_timeout_tells_that_it_is_slow() {
         let load = Load::default();
-        load.sample(START, millis(50.0));
+        meet(&load, START, millis(50.0));
         load.failed(after(0.1), millis(100.0), Duration::ZERO);
         about(latency(&load, after(0.1)), 100.0);
         load.failed(after(0.1), millis(1.0), Duration::ZERO);
@@ -338,7 +364,7 @@ mod tests {
     #[test]
     fn what_was_before_its_time_in_service_is_not_known() {
         let load = Load::default();
-        load.sample(after(1.0), millis(5.0));
+        meet(&load, after(1.0), millis(5.0));
         load.failed(after(1.0), millis(5.0), Duration::ZERO);
         assert!(load.latency(after(3.0), after(0.5)).is_some());
         assert_eq!(load.latency(after(3.0), after(2.0)), None);

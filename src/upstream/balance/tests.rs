@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::telemetry::metrics::{Metrics, Words};
 use crate::upstream::endpoint::{Address, Socket};
+use crate::upstream::load::Load;
 use crate::upstream::standing::{Out, instant};
 
 const MS: u64 = 1_000_000;
@@ -82,7 +83,7 @@ impl House {
     /// All have answered in 5 ms.
     fn all_known(&self) {
         for choice in &self.usable {
-            choice.endpoint.load.sample(self.now, Duration::from_millis(5));
+            meet(&choice.endpoint.load, self.now, Duration::from_millis(5));
         }
     }
 
@@ -93,6 +94,12 @@ impl House {
     fn occupy(&self, number: usize, count: u32) {
         (0..count).for_each(|_| self.endpoint(number).load.enter(self.now));
     }
+}
+
+/// An endpoint's first two answers: the first alone says nothing.
+fn meet(load: &Load, now: u64, latency: Duration) {
+    load.sample(now, latency);
+    load.sample(now, latency);
 }
 
 /// What an endpoint of the simulation does with a request that comes at this time: how long it takes, and whether
@@ -233,7 +240,7 @@ fn the_less_loaded_of_two_is_next() {
         let mut house = House::equal(kind, 2);
         for (number, (in_flight, latency)) in states.into_iter().enumerate() {
             house.occupy(number, in_flight);
-            latency.iter().for_each(|latency| house.endpoint(number).load.sample(house.now, *latency));
+            latency.iter().for_each(|latency| meet(&house.endpoint(number).load, house.now, *latency));
         }
         for _ in 0..20 {
             assert_eq!(house.pick(), expected, "{why}");
