@@ -26,6 +26,7 @@ pub struct Counted {
     counts: Arc<Counts>,
     is_stream: bool,
     is_idle: bool,
+    has_left: bool,
 }
 
 /// One of the upstream's streams, of several that share a connection, until dropped.
@@ -53,6 +54,7 @@ impl Counts {
             counts: Arc::clone(self),
             is_stream: false,
             is_idle: false,
+            has_left: false,
         })
     }
 }
@@ -94,6 +96,15 @@ impl Counted {
         }
     }
 
+    /// The connection is being closed: others may have its place.
+    pub(super) fn leave(&mut self) {
+        self.rest(false);
+        if !std::mem::replace(&mut self.has_left, true) {
+            let count = if self.is_stream { &self.counts.streams } else { &self.counts.connections };
+            count.fetch_sub(1, Relaxed);
+        }
+    }
+
     /// How long its upstream keeps idle connections.
     pub(super) fn keep_alive(&self) -> &Arc<KeepAlive> {
         &self.counts.keep_alive
@@ -107,9 +118,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.rest(false);
-        let count = if self.is_stream { &self.counts.streams } else { &self.counts.connections };
-        count.fetch_sub(1, Relaxed);
+        self.leave();
     }
 }
 
