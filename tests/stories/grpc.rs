@@ -148,6 +148,32 @@ soon(lambda: asked(b"Cancelled") == b"4")
 }
 
 #[tokio::test]
+async fn own_timeouts_do_not_shorten_what_a_caller_gave_its_call() {
+    let (_server, address) = server("one").await;
+    let own = "timeout = { request = \"2s\", attempt = \"1s\" }";
+    let proxy = Config::over_addresses(&[address]).plain().upstream(own).start().await;
+    client(
+        &proxy,
+        r#"
+left = float(unary("Left")(b"", timeout=3600))
+assert 3000 < left <= 3600, left
+left = float(unary("Left")(b"", timeout=0.5))
+assert 0.3 < left < 0.6, left
+assert float(unary("Left")(b"")) > 3600, "none is made up"
+
+start = time.time()
+drops = 0
+for answer in channel.unary_stream("/pkg.Echo/Drip")(b"", timeout=3600):
+    drops += 1
+    if time.time() - start > 2.5:
+        break
+assert drops > 0
+"#,
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn calls_that_are_named_are_retried() {
     let (_server, address) = server("one").await;
     let config = Config::over_addresses(&[address]);
