@@ -87,6 +87,14 @@ impl Counted {
         self.is_stream
     }
 
+    /// The stream has ended, and the connection serves others again.
+    pub(super) fn end_stream(&mut self) {
+        if std::mem::take(&mut self.is_stream) {
+            self.counts.streams.fetch_sub(1, Relaxed);
+            self.counts.connections.fetch_add(1, Relaxed);
+        }
+    }
+
     /// The connection goes to a pool, or comes from it.
     pub(super) fn rest(&mut self, is_idle: bool) {
         match (std::mem::replace(&mut self.is_idle, is_idle), is_idle) {
@@ -166,6 +174,10 @@ mod tests {
         assert_eq!((counts.connections(), counts.streams()), (0, 1));
         let mut other = counts.add(1).expect("the stream holds no place");
         assert!(!other.become_stream(1), "one stream is all");
+        connection.end_stream();
+        assert_eq!((counts.connections(), counts.streams()), (2, 0));
+        assert!(!connection.is_within(1), "which is one too many");
+        assert!(other.become_stream(1), "there is room for another stream");
         drop((connection, other));
         assert_eq!((counts.connections(), counts.streams()), (0, 0));
     }
