@@ -102,6 +102,8 @@ pub struct Session {
     stalled: Cell<u32>,
     requests: Cell<u32>,
     idle_since: Cell<Instant>,
+    /// Since when it has streams again, after it was idle; none: it has been idle only before its first.
+    busy_again: Cell<Option<Instant>>,
     /// When something was last heard.
     heard: Rc<Cell<Instant>>,
     /// What moves it, while no stream is open: the first one wakes it.
@@ -112,8 +114,6 @@ pub struct Session {
 pub struct Lease {
     session: Rc<Session>,
     is_stalled: bool,
-    /// Whether the session had served others before: then the endpoint may have closed it just now.
-    pub reused: bool,
     counted: Option<CountedStream>,
 }
 
@@ -403,6 +403,7 @@ impl Making {
             stalled: Cell::new(0),
             requests: Cell::new(0),
             idle_since: Cell::new(now),
+            busy_again: Cell::new(None),
             heard,
             sleeper: RefCell::new(None),
         });
@@ -490,13 +491,13 @@ impl Session {
         let requests = self.requests.replace(self.requests.get() + 1);
         let open = self.open.replace(self.open.get() + 1);
         if open == 0 {
+            self.busy_again.set((requests > 0).then(Instant::now));
             self.connection.borrow_mut().leaves_the_pool();
             if let Some(sleeper) = self.sleeper.borrow_mut().take() {
                 sleeper.wake();
             }
         }
-        let lease =
-            Lease { session: Rc::clone(self), is_stalled: false, reused: requests > 0, counted: None };
+        let lease = Lease { session: Rc::clone(self), is_stalled: false, counted: None };
         Some((Stream::new(answer, send, is_head), lease))
     }
 
@@ -551,6 +552,12 @@ impl Drop for Session {
 }
 
 impl Lease {
+    /// Whether the session was idle before and nothing has been heard since: then the endpoint may have closed it in
+    /// the moment in which the request came.
+    pub fn may_be_stale(&self) -> bool {
+        self.session.busy_again.get().is_some_and(|since| self.session.heard.get() <= since)
+    }
+
     /// The stream is one without a foreseeable end; false where its upstream has `max_streams` of those.
     pub fn become_stream(&mut self, max_streams: u32) -> bool {
         if self.counted.is_none() {

@@ -336,14 +336,39 @@ async fn a_refused_stream_is_retried_whatever_its_method() {
 async fn a_reset_stream_is_an_upstreams_failure() {
     let app = Http2Upstream::that().resets(Reason::INTERNAL_ERROR).start().await;
     let proxy = over([&app]).plain().start().await;
-    let response = proxy.get("/").await;
-    response.must_be(502, "upstream_reset");
-    assert_eq!(app.seen(), 1);
+    for number in 1..=3 {
+        let response = proxy.get("/").await;
+        response.must_be(502, "upstream_reset");
+        assert_eq!(app.seen(), number, "whoever resets a stream has seen it");
+    }
 
     let flaky = Http2Upstream::that().resets(Reason::INTERNAL_ERROR).answers(200).start().await;
     let proxy = over([&flaky]).start().await;
     assert_eq!(proxy.get("/").await.status, 200, "a GET may go again");
     assert_eq!(flaky.connections(), 1, "the session has done nothing wrong");
+}
+
+#[tokio::test]
+async fn a_session_that_breaks_at_work_is_no_stale_one() {
+    let app = RawHttp2Upstream::start().await;
+    let proxy = over_raw(&app).one_worker().plain().start().await;
+    let mut long = proxy.connect().await;
+    long.send(get("/first")).await;
+    let mut peer = app.accept_with(&[]).await;
+    let first = peer.request().await;
+    peer.answer(first).await;
+    assert_eq!(long.response().await.status, 200);
+    long.send(get("/long")).await;
+    peer.request().await;
+    let mut quick = proxy.connect().await;
+    quick.send(get("/quick")).await;
+    let other = peer.request().await;
+    peer.answer(other).await;
+    assert_eq!(quick.response().await.status, 200);
+
+    drop(peer);
+
+    long.response().await.must_be(502, "upstream_reset");
 }
 
 #[tokio::test]
