@@ -224,6 +224,11 @@ impl FromUpstream {
         self.head.fields.get(name).or_else(trailers)
     }
 
+    /// Whether it has no foreseeable end.
+    pub fn is_stream(&self) -> bool {
+        self.is_stream
+    }
+
     /// Tells what has become of the answer so far.
     pub fn tell(&self, record: &mut Record) {
         record.is_stream = self.is_stream;
