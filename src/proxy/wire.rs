@@ -348,8 +348,9 @@ impl Http1 {
             Err(ReadError::Closed) => {
                 if let Some(why) = wire.failure().and_then(refusal) {
                     let error = Error::new(Reason::TlsError, why);
+                    // One that has served before has been accepted long ago: it may have read the request.
                     return Poll::Ready(Err(Unanswered {
-                        unprocessed: true,
+                        unprocessed: !self.connection.reused,
                         ..Unanswered::of(error, false)
                     }));
                 }
