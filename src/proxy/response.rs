@@ -535,7 +535,9 @@ impl FromUpstream {
             let shard = target.chain.upstream.metrics.shard(self.worker.index);
             shard.retries_skipped(words::skip(Some(Skip::HeadSent))).inc();
         }
-        let verdict = target.chain.classifier.reason(error.reason, true);
+        // Behind its head a call is not late: quiet streams live until their deadline, and end well so.
+        let evidence = error.reason != Reason::DeadlineExceeded;
+        let verdict = target.chain.classifier.reason(error.reason, evidence);
         let verdict = if error.reason == Reason::ClientDisconnected { Verdict::Ignored } else { verdict };
         self.let_go(verdict, Some(error.reason));
         error
