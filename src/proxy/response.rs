@@ -320,6 +320,7 @@ impl FromUpstream {
                 Poll::Ready(Err(error)) => return Poll::Ready(self.cut(error)),
                 Poll::Pending if before != (progress.taken(), wire.unwritten()) => {
                     self.waiting = false;
+                    wire.set_stalled(false);
                 }
                 // Who does not read, or does not send, holds the exchange up.
                 Poll::Pending if !wire.is_blocked() => still = Reason::ClientStalled,

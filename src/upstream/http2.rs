@@ -46,6 +46,9 @@ use crate::transport::proxy_protocol::Introduction;
 const STREAM_WINDOW: u32 = 1 << 20;
 /// The same for all streams of a session: what a session may cost in memory.
 const SESSION_WINDOW: u32 = 8 << 20;
+/// As many streams that wait for clients that do not read leave the window to the others: it grows by theirs. What more
+/// of them hold, the others lack; a session's window is 64 MiB then, all of it memory in use.
+const MAX_OUTSIDE: u32 = 56;
 /// Streams that wait for clients that do not read; a session with so many takes no more, or those that read would
 /// soon find no room in its window.
 const MAX_STALLED: u32 = 4;
@@ -100,14 +103,16 @@ pub struct Session {
     introduction: Option<Introduction>,
     open: Cell<u32>,
     stalled: Cell<u32>,
+    /// How many stalled streams its window has grown by.
+    outside: Cell<u32>,
     requests: Cell<u32>,
     idle_since: Cell<Instant>,
     /// Since when it has streams again, after it was idle; none: it has been idle only before its first.
     busy_again: Cell<Option<Instant>>,
     /// When something was last heard.
     heard: Rc<Cell<Instant>>,
-    /// What moves it, while no stream is open: the first one wakes it.
-    sleeper: RefCell<Option<Waker>>,
+    /// What moves it, to be woken when there is more to do than frames tell.
+    mover: RefCell<Option<Waker>>,
 }
 
 /// A stream's place in its session.
@@ -401,11 +406,12 @@ impl Making {
             introduction: self.introduction,
             open: Cell::new(0),
             stalled: Cell::new(0),
+            outside: Cell::new(0),
             requests: Cell::new(0),
             idle_since: Cell::new(now),
             busy_again: Cell::new(None),
             heard,
-            sleeper: RefCell::new(None),
+            mover: RefCell::new(None),
         });
         session.connection.borrow_mut().idles();
         Ok((session, driver))
@@ -493,12 +499,23 @@ impl Session {
         if open == 0 {
             self.busy_again.set((requests > 0).then(Instant::now));
             self.connection.borrow_mut().leaves_the_pool();
-            if let Some(sleeper) = self.sleeper.borrow_mut().take() {
-                sleeper.wake();
-            }
+            self.wake();
         }
         let lease = Lease { session: Rc::clone(self), is_stalled: false, counted: None };
         Some((Stream::new(answer, send, is_head), lease))
+    }
+
+    fn wake(&self) {
+        if let Some(mover) = &*self.mover.borrow() {
+            mover.wake_by_ref();
+        }
+    }
+
+    /// Stalled streams that its window must still grow by. It does not shrink again: what they do not hold is taken by
+    /// nobody.
+    fn lacks(&self) -> Option<u32> {
+        let stalled = self.stalled.get().min(MAX_OUTSIDE);
+        (stalled > self.outside.get()).then_some(stalled)
     }
 
     /// Moves the connection's frames until it ends.
@@ -506,6 +523,15 @@ impl Session {
         let mut pings = Pings::default();
         let mut sender = driver.ping_pong();
         poll_fn(|cx| {
+            let mut mover = self.mover.borrow_mut();
+            if !mover.as_ref().is_some_and(|mover| mover.will_wake(cx.waker())) {
+                *mover = Some(cx.waker().clone());
+            }
+            drop(mover);
+            if let Some(stalled) = self.lacks() {
+                self.outside.set(stalled);
+                driver.set_target_window_size(SESSION_WINDOW + stalled * STREAM_WINDOW);
+            }
             // Its streams hear of it themselves.
             if Pin::new(&mut driver).poll(cx).is_ready() {
                 return Poll::Ready(());
@@ -518,7 +544,6 @@ impl Session {
                 if self.open.get() == 0 {
                     pings.rest();
                     timer.disarm();
-                    *self.sleeper.borrow_mut() = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
                 if timer.is_armed() && timer.poll(cx).is_pending() {
@@ -571,6 +596,9 @@ impl Lease {
         if std::mem::replace(&mut self.is_stalled, is_stalled) != is_stalled {
             let stalled = self.session.stalled.get();
             self.session.stalled.set(if is_stalled { stalled + 1 } else { stalled - 1 });
+            if self.session.lacks().is_some() {
+                self.session.wake();
+            }
         }
     }
 }

@@ -446,6 +446,26 @@ async fn clients_that_do_not_read_stall_nobody_else() {
 }
 
 #[tokio::test]
+async fn clients_that_stop_reading_at_once_leave_the_window_to_the_others() {
+    let app = Http2Upstream::that().answers(200).with_body(vec![b'y'; 8 << 20]).holds().start().await;
+    let proxy = over([&app]).one_worker().start().await;
+    let mut clients = Vec::new();
+    for number in 1..=20 {
+        let mut client = proxy.connect().await;
+        client.send(get("/")).await;
+        clients.push(client);
+        app.has_seen(number).await;
+    }
+    assert_eq!(app.connections(), 1);
+    // All but one do not read, and have more on their way than the session's window holds.
+    app.release(20);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut reader = clients.pop().expect("there are twenty");
+    let response = reader.response().await;
+    assert_eq!((response.body.len(), response.whole), (8 << 20, true));
+}
+
+#[tokio::test]
 async fn who_does_not_speak_http_2_is_told_from_who_is_away() {
     let app =
         Upstream::that().answers_raw("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").start().await;
