@@ -355,9 +355,11 @@ impl One<'_> {
     }
 
     /// Passes bytes both ways in whatever protocol client and upstream have agreed on, until both have ended, one
-    /// broke off, nothing flowed for `stream_idle`, or the process leaves.
+    /// broke off, nothing flowed for `stream_idle` or nobody took it for `idle`, or the process leaves.
     async fn tunnel(&self, request: &mut Request, mut answer: Box<FromUpstream>) -> Instant {
-        let idle = request.record.routed.as_ref().map(|routed| *routed.target().timeout.stream_idle);
+        let routed = request.record.routed.as_ref();
+        let times =
+            routed.map(|routed| (*routed.target().timeout.idle, *routed.target().timeout.stream_idle));
         let direction = self.snapshot.listener_at(self.listener()).settings.direction;
         let (mut up, mut down) = (Flow::default(), Flow::default());
         let mut moved = (0, Instant::now());
@@ -384,14 +386,23 @@ impl One<'_> {
             if bytes != moved.0 {
                 moved = (bytes, Instant::now());
             }
+            let (side, is_blocked) = match (down.is_blocked, up.is_blocked) {
+                (true, _) => (Reason::ClientStalled, true),
+                (false, is_blocked) => (Reason::UpstreamStalled, is_blocked),
+            };
             loop {
                 let now = Instant::now();
                 if self.worker.shared.life.has_ended_upgrades(direction == Direction::Ingress) {
                     return Poll::Ready(Some(Reason::Draining));
                 }
-                let until = idle.map(|idle| moved.1 + idle);
+                let until = times
+                    .filter(|_| answer.is_timed())
+                    .map(|(idle, stream_idle)| moved.1 + if is_blocked { idle } else { stream_idle });
                 if until.is_some_and(|until| until <= now) {
-                    return Poll::Ready(Some(Reason::UpstreamStalled));
+                    if answer.gives_up(side) {
+                        return Poll::Ready(Some(side));
+                    }
+                    continue;
                 }
                 let drains = self.worker.shared.life.stage() != Stage::Serving;
                 match until.into_iter().chain(drains.then_some(now + LOOK)).min() {

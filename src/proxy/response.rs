@@ -429,7 +429,7 @@ impl FromUpstream {
                 || self.is_stream && self.head.framing == Framing::Chunked
                 || self.is_stream && self.head.framing == Framing::UntilClose;
             let patience = if quiet && may_be_quiet { stream_idle } else { idle };
-            let gives_up = (self.mode != Mode::Off).then(|| self.moved_at + patience);
+            let gives_up = self.is_timed().then(|| self.moved_at + patience);
             let turns = (!self.is_stream).then(|| self.head_at + stream_after);
             let deadline = self.call.as_ref().and_then(|call| call.deadline);
             match gives_up.into_iter().chain(turns).chain(deadline).min() {
@@ -447,15 +447,27 @@ impl FromUpstream {
             if deadline.is_some_and(|deadline| deadline <= now) {
                 return Poll::Ready(Reason::DeadlineExceeded.into());
             }
-            if gives_up.is_some_and(|gives_up| gives_up <= now) {
-                if self.mode == Mode::Enforce {
-                    return Poll::Ready(side.into());
-                }
-                let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
-                shard.rejected(side, Effect::Shadowed).inc();
-                self.mode = Mode::Off;
+            if gives_up.is_some_and(|gives_up| gives_up <= now) && self.gives_up(side) {
+                return Poll::Ready(side.into());
             }
         }
+    }
+
+    /// Whether timeouts bound it.
+    pub fn is_timed(&self) -> bool {
+        self.mode != Mode::Off
+    }
+
+    /// It stood still for too long because of `side`: whether that ends it. In shadow it is counted, once.
+    pub fn gives_up(&mut self, side: Reason) -> bool {
+        if self.mode == Mode::Enforce {
+            return true;
+        }
+        if std::mem::replace(&mut self.mode, Mode::Off) == Mode::Shadow {
+            let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
+            shard.rejected(side, Effect::Shadowed).inc();
+        }
+        false
     }
 
     fn become_stream(&mut self, now: Instant) -> bool {

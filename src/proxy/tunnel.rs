@@ -21,6 +21,8 @@ pub enum Broke {
 pub struct Flow {
     /// Bytes that were passed on.
     pub bytes: u64,
+    /// Whether they go nowhere at the moment, because nobody takes them.
+    pub is_blocked: bool,
     has_ended: bool,
 }
 
@@ -41,9 +43,10 @@ impl Flow {
                 && from.poll_fill(cx, usize::MAX).map_err(|_| Broke::From)?.is_pending()
             {
                 // Woken again when there is something to read, or room to write.
-                let _ = to.poll_flush(cx).map_err(|_| Broke::To)?;
+                self.is_blocked = to.poll_flush(cx).map_err(|_| Broke::To)?.is_pending();
                 return Poll::Pending;
             }
+            self.is_blocked = true;
             if from.input().is_empty() {
                 ready!(to.poll_flush(cx)).map_err(|_| Broke::To)?;
                 ready!(to.poll_shutdown(cx)).map_err(|_| Broke::To)?;
@@ -54,6 +57,7 @@ impl Flow {
                 self.bytes += size as u64;
             }
         }
+        self.is_blocked = false;
         Poll::Ready(Ok(()))
     }
 }

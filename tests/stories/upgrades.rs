@@ -193,6 +193,32 @@ async fn a_silent_one_ends_after_stream_idle() {
 }
 
 #[tokio::test]
+async fn one_whose_client_reads_nothing_ends_after_idle() {
+    let echo = Echo::start().await;
+    let proxy = over(&echo).await.upstream("timeout.idle = \"300ms\"").start().await;
+    let mut client = proxy.connect().await;
+    client.send(ASK).await;
+    assert_eq!(client.response().await.status, 101);
+    client.send_until_stuck(&vec![7; 32 << 20]).await;
+    proxy.metric_becomes("outrigger_attempts_total{outcome=client_stalled}", 1.0).await;
+    eventually("the upstream's side is closed", async || echo.open.load(Relaxed) == 0).await;
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn in_shadow_a_silent_one_is_counted_and_goes_on() {
+    let echo = Echo::start().await;
+    let settings = "timeout = { mode = \"shadow\", stream_idle = \"200ms\" }";
+    let proxy = over(&echo).await.upstream(settings).start().await;
+    let mut client = proxy.connect().await;
+    client.send(ASK).await;
+    assert_eq!(client.response().await.status, 101);
+    proxy.metric_becomes("outrigger_rejected_total{reason=upstream_stalled,mode=shadow}", 1.0).await;
+    client.send("still").await;
+    assert_eq!(client.bytes(10).await, b"hellostill");
+}
+
+#[tokio::test]
 async fn they_are_bounded_as_streams() {
     let echo = Echo::start().await;
     let proxy = over(&echo).await.upstream("connections.max_streams = 1").start().await;
