@@ -32,6 +32,9 @@ pub const CONNECT_TIMEOUT: &str = "timeout.connect passed";
 /// How often something else is looked for where what was found takes no more since that moment.
 const TRIES: usize = 8;
 
+/// How long a session that was idle may take for a sign of life.
+const LIVES_WITHIN: Duration = Duration::from_secs(1);
+
 /// Who asks, and of whom.
 pub struct Opening<'a> {
     /// The worker.
@@ -144,12 +147,24 @@ impl Opening<'_> {
         let now = Instant::now();
         let session = self.worker.sessions.take(wanted, now, open.careful).filter(|_| !open.fresh);
         match session {
-            Some(session) => Ok((Found::Session(session), now)),
-            None => {
-                let found = self.join(wanted, way).await.map_err(unsent)?;
-                Ok((found, Instant::now()))
+            Some(session) if !open.careful || !session.is_doubtful(now) => {
+                return Ok((Found::Session(session), now));
             }
+            Some(session) => {
+                let until = self.until(now).into_iter().chain([now + LIVES_WITHIN]).min();
+                let asked = self.timer.within(until.unwrap_or(now), session.lives(now)).await;
+                match asked {
+                    Ok(true) => return Ok((Found::Session(session), Instant::now())),
+                    Ok(false) => {}
+                    // The request's own time may have been shorter.
+                    Err(_) if now.elapsed() < LIVES_WITHIN => {}
+                    Err(_) => session.leave(),
+                }
+            }
+            None => {}
         }
+        let found = self.join(wanted, way).await.map_err(unsent)?;
+        Ok((found, Instant::now()))
     }
 
     /// A new session, for which others may wait too.

@@ -13,6 +13,9 @@
 //! It takes no new streams once the endpoint says GOAWAY, its `max_age` or `max_requests` is reached, or it breaks;
 //! those it has go on to their ends.
 //!
+//! What cannot be sent twice takes no session that was idle for a second before that has answered a PING: a round trip,
+//! where a new connection would cost two or three.
+//!
 //! Rejected: hyper's client (it says neither which streams were not processed nor when one must wait for another),
 //! and one connection for all workers (each frame would cross threads).
 
@@ -34,8 +37,9 @@ use tokio::task::JoinSet;
 
 use super::counts::{CountedStream, Counts};
 use super::endpoint::Endpoint;
+use super::keep_alive::UNKNOWN;
 use super::ping::{Look, Pings};
-use super::pool::{self, ConnectError, Pool, ToEndpoint};
+use super::pool::{self, ConnectError, Pool, SURELY_OPEN, ToEndpoint};
 use super::stream::Stream;
 use crate::telemetry::metrics::{ConnectResult, UpstreamMetrics};
 use crate::timer::{Timer, Wheel};
@@ -111,6 +115,10 @@ pub struct Session {
     busy_again: Cell<Option<Instant>>,
     /// When something was last heard.
     heard: Rc<Cell<Instant>>,
+    /// Since when somebody waits for a sign of life.
+    doubted: Cell<Option<Instant>>,
+    /// The sign has come, or it has ended.
+    told: Notify,
     /// What moves it, to be woken when there is more to do than frames tell.
     mover: RefCell<Option<Waker>>,
 }
@@ -327,6 +335,7 @@ impl Making {
         if let (Some(session), Some(driver)) = (session, driver) {
             session.drive(driver, &self.timer).await;
             session.leave();
+            session.told.notify_waiters();
         }
     }
 
@@ -411,6 +420,8 @@ impl Making {
             idle_since: Cell::new(now),
             busy_again: Cell::new(None),
             heard,
+            doubted: Cell::new(None),
+            told: Notify::new(),
             mover: RefCell::new(None),
         });
         session.connection.borrow_mut().idles();
@@ -454,7 +465,9 @@ impl Session {
 
     /// Whether it has had its time.
     fn is_worn(&self, now: Instant) -> bool {
-        let max_idle = self.limits.idle_timeout.map_or(KEPT_IDLE, |span| *span);
+        // One that serves a single client is not worth keeping for longer than usual, as in the pool.
+        let usual = if self.introduction.is_some() { UNKNOWN } else { KEPT_IDLE };
+        let max_idle = self.limits.idle_timeout.map_or(usual, |span| *span);
         self.is_used_up()
             || self.connection.borrow().is_worn_out(now, &self.limits)
             || self.open.get() == 0 && self.idle(now) >= max_idle
@@ -472,6 +485,22 @@ impl Session {
         self.idle(now) > FRESH && !self.connection.borrow().counted.is_within(self.limits.max)
     }
 
+    /// Whether it was idle for so long that what cannot be sent twice needs a sign of life first.
+    pub fn is_doubtful(&self, now: Instant) -> bool {
+        self.idle(now) >= SURELY_OPEN
+    }
+
+    /// Waits until something has been heard after `now`, for which the endpoint is asked. Whether it takes a stream
+    /// then. How long that may take is the caller's affair.
+    pub async fn lives(&self, now: Instant) -> bool {
+        self.doubted.set(Some(now));
+        self.wake();
+        while self.sender.borrow().is_some() && self.heard.get() <= now {
+            self.told.notified().await;
+        }
+        self.has_room()
+    }
+
     /// For how long it has had no stream.
     fn idle(&self, now: Instant) -> Duration {
         match self.open.get() {
@@ -481,7 +510,7 @@ impl Session {
     }
 
     /// Takes no new streams, and ends with the last of those that it has.
-    fn leave(&self) {
+    pub fn leave(&self) {
         self.sender.borrow_mut().take();
         if self.open.get() == 0 {
             self.connection.borrow_mut().counted.leave();
@@ -535,6 +564,16 @@ impl Session {
             // Its streams hear of it themselves.
             if Pin::new(&mut driver).poll(cx).is_ready() {
                 return Poll::Ready(());
+            }
+            if let (Some(since), Some(sender)) = (self.doubted.get(), &mut sender) {
+                let _ = sender.poll_pong(cx);
+                if self.heard.get() > since {
+                    self.doubted.set(None);
+                    self.told.notify_waiters();
+                } else {
+                    // Fails only while another is under way.
+                    let _ = sender.send_ping(h2::Ping::opaque());
+                }
             }
             loop {
                 if pings.is_asking() && sender.as_mut().is_some_and(|sender| sender.poll_pong(cx).is_ready())

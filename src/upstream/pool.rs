@@ -67,7 +67,7 @@ impl Default for Settings {
 const FRESH: Duration = Duration::from_millis(50);
 
 /// What cannot be sent twice takes no connection that was idle for this long.
-const SURELY_OPEN: Duration = Duration::from_secs(1);
+pub(super) const SURELY_OPEN: Duration = Duration::from_secs(1);
 
 /// The idle connections of one worker.
 pub struct Pool {

@@ -513,6 +513,33 @@ async fn a_session_that_broke_while_idle_costs_nobody_a_request() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_sent_twice_asks_a_session_that_was_idle_for_a_sign_of_life() {
+    let app = Http2Upstream::that().answers(200).start().await;
+    let proxy = over([&app]).one_worker().plain().start().await;
+    let mut client = proxy.connect().await;
+    for _ in 0..2 {
+        assert_eq!(client.exchange(&post("/", "abc")).await.status, 200);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    assert_eq!((app.seen(), app.connections()), (2, 1), "it answers");
+
+    let app = RawHttp2Upstream::start().await;
+    let proxy = over_raw(&app).one_worker().plain().start().await;
+    let mut client = proxy.connect().await;
+    client.send(post("/", "abc")).await;
+    let mut mute = app.accept_with(&[]).await;
+    let stream = mute.request().await;
+    mute.answer(stream).await;
+    assert_eq!(client.response().await.status, 200);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    client.send(post("/", "abc")).await;
+    let mut new = app.accept_with(&[]).await;
+    let stream = new.request().await;
+    new.answer(stream).await;
+    assert_eq!(client.response().await.status, 200);
+}
+
+#[tokio::test]
 async fn timeouts_cut_streams_as_they_cut_connections() {
     let app = Http2Upstream::that().answers(200).holds().start().await;
     let proxy = over([&app]).plain().within("200ms").start().await;
