@@ -546,6 +546,18 @@ fn what_contradicts_itself_is_told_by_both_paths() {
             "error: `upstream.app.breaker.slow_request` (\"7500ms\") is not below `upstream.app.timeout.attempt` (7.5s, built in)",
         ),
         (
+            "outlier.eject_for = { base = \"2m\" }",
+            "error: `upstream.app.outlier.eject_for.base` (\"2m\") is longer than `upstream.app.outlier.eject_for.max` (\"1m\", built in)",
+        ),
+        (
+            "health.path = \"/up\"",
+            "warning: `upstream.app.health.path` says how to check endpoints, but nobody is checked",
+        ),
+        (
+            "health = { mode = \"enforce\", kind = \"tcp\", path = \"/up\" }",
+            "warning: `upstream.app.health.path` is only for checks of `kind = \"http\"`",
+        ),
+        (
             "breaker.open_for = { base = \"1m\" }",
             "error: `upstream.app.breaker.open_for.base` (\"1m\") is longer than `upstream.app.breaker.open_for.max` (\"30s\", built in)",
         ),
@@ -634,6 +646,10 @@ fn endpoints_are_looked_at_together() {
         (
             "endpoints = [\"a:1\", \"a:1\"]",
             "t.toml:5:21: warning: the endpoint a:1 stands here twice (upstream.app.endpoints[1]); remove one of them; `weight` gives an endpoint more",
+        ),
+        (
+            "endpoints = [\"10.0.0.1:1\", \"10.0.0.2:1\"]\noutlier.max_ejected = 0.4",
+            "t.toml:6:23: warning: `upstream.app.outlier.max_ejected` (0.4) of 2 endpoints is less than one: none is ever ejected; give at least 0.50",
         ),
         (
             "endpoints = [\"a:1\", { address = \"b:1\", priority = 2 }]",

@@ -149,7 +149,10 @@ pub async fn admit(
 
     let key = settings.balance.key().and_then(|key| request.hash_of(key));
     let may_probe = !is_retry && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
-    let ask = Ask { tried: turn.tried, draw: worker.draw_bits(), key, now, may_probe };
+    let outlier = &settings.outlier;
+    let heeds_ejections = outlier.mode.of(outlier.rollout, request.context.hash) == Mode::Enforce;
+    let draw = worker.draw_bits();
+    let ask = Ask { tried: turn.tried, draw, key, now, may_probe, heeds_ejections };
     let endpoints = chain.upstream.endpoints();
     let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {

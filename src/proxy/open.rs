@@ -29,6 +29,9 @@ use crate::upstream::pool::{ConnectError, ToEndpoint, Wanted};
 /// The detail of a connect that ran into its timeout.
 pub const CONNECT_TIMEOUT: &str = "timeout.connect passed";
 
+/// How often something else is looked for where what was found takes no more since that moment.
+const TRIES: usize = 8;
+
 /// Who asks, and of whom.
 pub struct Opening<'a> {
     /// The worker.
@@ -83,7 +86,7 @@ impl Opening<'_> {
             only_http1: way == Way::Http1,
             ..upstream.wanted(endpoint, ends.filter(|ends| ends.client != UNIX_PEER))
         };
-        loop {
+        for _ in 0..TRIES {
             let found = match way {
                 Way::Http1 => self.connection(&wanted, open, started).await?,
                 Way::Settled if endpoint.settled_for_http1() => {
@@ -111,6 +114,7 @@ impl Opening<'_> {
             }
             open.fresh = false;
         }
+        Err(unsent(Error::new(Reason::UpstreamReset, "no session takes the stream")))
     }
 
     /// A connection of HTTP/1.1: an idle one, or a new one.

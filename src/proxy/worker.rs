@@ -112,8 +112,14 @@ impl Worker {
 
     /// Tries a bare connect to an upstream whose breaker is open because connects ran into their timeout.
     async fn probe(self: Rc<Self>, chain: Arc<Chain>, probe: ConnectProbe) {
-        let ask =
-            Ask { tried: &[], draw: self.draw_bits(), key: None, now: Instant::now(), may_probe: false };
+        let ask = Ask {
+            tried: &[],
+            draw: self.draw_bits(),
+            key: None,
+            now: Instant::now(),
+            may_probe: false,
+            heeds_ejections: true,
+        };
         let Some(endpoint) = chain.upstream.pick(&ask) else { return };
         let settings = &chain.upstream.settings;
         let connecting = self.pool.connect(chain.upstream.wanted(&endpoint, None));

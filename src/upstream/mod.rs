@@ -129,6 +129,8 @@ pub struct Ask<'a> {
     pub now: Instant,
     /// Whether it is a first attempt that can be sent again: it may probe an endpoint that was ejected.
     pub may_probe: bool,
+    /// Whether ejections are enforced for it (`outlier.rollout`).
+    pub heeds_ejections: bool,
 }
 
 /// What an attempt shows of its endpoint.
@@ -169,7 +171,31 @@ impl Endpoints {
 impl Upstream {
     /// The endpoint for the next attempt; none where the list is empty.
     pub fn choose(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
-        self.outlier.probe(ask.now, ask.may_probe, || self.peers()).or_else(|| self.pick(ask))
+        let probed = self.outlier.probe(ask.now, ask.may_probe, || self.peers());
+        let unheeded = || {
+            if ask.heeds_ejections || !self.outlier.has_ejected() {
+                None
+            } else {
+                self.ejected_by_chance(ask)
+            }
+        };
+        probed.or_else(unheeded).or_else(|| self.pick(ask))
+    }
+
+    /// For a request that goes on as if nobody were ejected: an ejected endpoint in as many cases as its weight says.
+    #[cold]
+    fn ejected_by_chance(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
+        let endpoints = self.endpoints();
+        let total: u64 = endpoints.usable.iter().map(|choice| u64::from(choice.weight)).sum();
+        let mut place = ((u128::from(ask.draw.rotate_left(32)) * u128::from(total)) >> 64) as u64;
+        let drawn = endpoints.usable.iter().find(|choice| {
+            let found = place < u64::from(choice.weight);
+            place = place.wrapping_sub(choice.weight.into());
+            found
+        })?;
+        let Endpoint { standing, id, .. } = &*drawn.endpoint;
+        let only_ejected = standing.is_out(Out::Ejected) && !standing.is_out(Out::Unhealthy);
+        (only_ejected && !ask.tried.contains(id)).then(|| Arc::clone(&drawn.endpoint))
     }
 
     /// The same, but never an ejected endpoint whose probe this would be: for what is no request.

@@ -38,7 +38,7 @@
 //!
 //! In shadow all is decided, counted and logged, and the endpoint stays in service; its time ends by itself.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -263,6 +263,8 @@ struct State {
     quiet_until: AtomicU64,
     /// When the first ejection's time is over; `u64::MAX` without one.
     due: AtomicU64,
+    /// How many are out.
+    ejected: AtomicUsize,
     turn: Mutex<Turn>,
 }
 
@@ -305,6 +307,7 @@ impl Outlier {
             next_look: AtomicU64::new(0),
             quiet_until: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
+            ejected: AtomicUsize::new(0),
             turn: Mutex::new(Turn { ejected: Vec::new(), random: fastrand::Rng::with_seed(seed) }),
         };
         Self {
@@ -412,6 +415,11 @@ impl Outlier {
             return None;
         }
         self.claim(now, may_resend, &peers())
+    }
+
+    /// Whether any endpoint is out. One relaxed load.
+    pub fn has_ejected(&self) -> bool {
+        self.state.ejected.load(Relaxed) > 0
     }
 
     /// Whether an endpoint waits for a probe. One relaxed load.
@@ -724,6 +732,7 @@ impl Outlier {
         };
         let due = turn.ejected.iter().filter(waits).map(|ejection| nanos(ejection.next_probe())).min();
         self.state.due.store(due.unwrap_or(u64::MAX), Relaxed);
+        self.state.ejected.store(turn.ejected.len(), Relaxed);
     }
 }
 

@@ -182,6 +182,7 @@ async fn a_passing_check_does_not_bring_back_who_fails_its_traffic() {
     let good = Nginx::start().await;
     let proxy = Config::over_addresses(&[bad.address(), good.address()])
         .upstream(QUICK)
+        .upstream("balance.kind = \"round_robin\"")
         .upstream("outlier.eject_for = { base = \"30s\" }")
         .start()
         .await;

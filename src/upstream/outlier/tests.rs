@@ -533,6 +533,25 @@ proptest! {
     }
 }
 
+#[test]
+fn who_is_not_in_the_rollout_goes_on_as_before() {
+    let mut replicas = Replicas::new(Fault::Fails(1.0), 0..1, (0.0, 1.0), 3);
+    let first = Arc::clone(&replicas.upstream.endpoints().usable[0].endpoint);
+    replicas.upstream.immediate_fail(&first.enter(replicas.at(1.0)), replicas.at(1.0));
+    let mut asked = [0, 0];
+    for (place, heeds_ejections) in [true, false].into_iter().enumerate() {
+        for _ in 0..900 {
+            let draw = replicas.random.u64(..);
+            let now = replicas.at(1.1);
+            let ask = Ask { tried: &[], draw, key: None, now, may_probe: false, heeds_ejections };
+            let endpoint = replicas.upstream.choose(&ask).expect("there are three");
+            asked[place] += usize::from(replicas.place(&endpoint) == 0);
+        }
+    }
+    assert_eq!(asked[0], 0);
+    assert!((200..400).contains(&asked[1]), "{asked:?}");
+}
+
 /// What is wrong with a replica.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
@@ -683,6 +702,7 @@ impl Replicas {
                 key: None,
                 now: self.at(now),
                 may_probe: flights[which].tried.is_empty(),
+                heeds_ejections: true,
             };
             let endpoint = self.upstream.choose(&ask).expect("there are three");
             let place = self.place(&endpoint);
