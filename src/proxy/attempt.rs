@@ -148,7 +148,8 @@ pub async fn admit(
         }
     };
 
-    let key = settings.balance.key().and_then(|key| request.hash_of(key));
+    let key = settings.balance.key();
+    let key = key.and_then(|key| request.context.hash_of(&request.head, key, &routed.listener().trust));
     // The breaker's own probes ask whether the upstream is back, not whether one that failed is.
     let is_closed = permit.is_none() || chain.breaker.is_closed();
     let may_probe =
