@@ -131,6 +131,8 @@ pub struct Ask<'a> {
     pub may_probe: bool,
     /// Whether ejections are enforced for it (`outlier.rollout`).
     pub heeds_ejections: bool,
+    /// The endpoint that was tried last was not even reached.
+    pub unreached: bool,
 }
 
 /// What an attempt shows of its endpoint.
@@ -200,7 +202,13 @@ impl Upstream {
 
     /// The same, but never an ejected endpoint whose probe this would be: for what is no request.
     pub fn pick(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
-        let want = Want { tried: ask.tried, draw: ask.draw, key: ask.key, now: nanos(ask.now) };
+        let want = Want {
+            tried: ask.tried,
+            draw: ask.draw,
+            key: ask.key,
+            now: nanos(ask.now),
+            unreached: ask.unreached,
+        };
         self.endpoints().balance.pick(&want).map(Arc::clone)
     }
 
@@ -384,12 +392,12 @@ impl Upstream {
         changes
     }
 
-    /// The most attempts that may be in flight.
+    /// The most attempts that may be in flight, streams apart.
     fn capacity(&self) -> u32 {
         let concurrency = &self.settings.concurrency;
         let concurrency::Limit::Fixed { max } = concurrency.limit;
-        let connections = self.settings.connections.max;
-        if concurrency.mode == Mode::Enforce { max.min(connections) } else { connections }
+        // Not `connections.max`: connections of HTTP/2 carry many.
+        if concurrency.mode == Mode::Enforce { max } else { u32::MAX }
     }
 }
 

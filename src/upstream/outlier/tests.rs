@@ -566,7 +566,8 @@ fn who_is_not_in_the_rollout_goes_on_as_before() {
         for _ in 0..900 {
             let draw = replicas.random.u64(..);
             let now = replicas.at(1.1);
-            let ask = Ask { tried: &[], draw, key: None, now, may_probe: false, heeds_ejections };
+            let ask =
+                Ask { tried: &[], draw, key: None, now, may_probe: false, heeds_ejections, unreached: false };
             let endpoint = replicas.upstream.choose(&ask).expect("there are three");
             asked[place] += usize::from(replicas.place(&endpoint) == 0);
         }
@@ -720,6 +721,7 @@ impl Replicas {
                 continue;
             }
             let ask = Ask {
+                unreached: false,
                 tried: &flights[which].tried,
                 draw: self.random.u64(..),
                 key: None,
