@@ -330,7 +330,7 @@ impl Admitted {
         loop {
             let told = client.is_some_and(|client| client.was_told_to_continue());
             let mut progress = Progress::new(&request.body);
-            let up = Up { attempt: self.number, left: None, told_to_continue: told };
+            let up = Up::new(self.number, told);
             let open = Open { up, careful, fresh: replaced, ends: progress.has_ended() };
             let opening = Opening { worker, routed, endpoint: &endpoint, clock: &self.clock, timer };
             let (mut wire, now) = opening.open(request, open, started).await?;

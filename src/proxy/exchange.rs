@@ -38,7 +38,7 @@ pub async fn exchange(
     routed: Result<Routed, Error>,
     client: Option<&dyn Informed>,
 ) -> Response {
-    let mirrored = routed.as_ref().ok().and_then(|routed| mirror::wanted(worker, routed));
+    let mirrored = routed.as_ref().ok().and_then(|routed| mirror::wanted(worker, request, routed));
     let is_whole = request.body.is_read();
     if let Some(routed) = mirrored.clone().filter(|_| is_whole) {
         shadow(worker, request, routed);
