@@ -20,7 +20,7 @@ use crate::transport::UNIX_PEER;
 use crate::units::Span;
 use crate::upstream::balance::{self, Kind};
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
-use crate::upstream::{self, endpoint::Socket, health};
+use crate::upstream::{self, Protocol, endpoint::Socket, health};
 
 /// Checks `config`, which was read from `root`. Unless the file is `whole`, what seems to be missing may only be
 /// unreadable, and is no problem.
@@ -577,6 +577,10 @@ impl<'a> Lint<'a> {
 
     /// Priorities begin with 0 and leave none out.
     fn priorities(&mut self, path: &Path, settings: &upstream::Settings) {
+        // What is discovered adds to what is written, and may have the priorities that are missing here.
+        if settings.discovery.brings_endpoints() {
+            return;
+        }
         let (node, _) = self.root.follow(&path.0);
         let written: Vec<_> = elements(node, "endpoints").zip(&settings.endpoints).collect();
         let taken: BTreeSet<u8> = written.iter().map(|(_, endpoint)| endpoint.priority).collect();
@@ -679,7 +683,13 @@ impl<'a> Lint<'a> {
     /// What an upstream may hold at once fits into what holds it.
     fn capacity(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
         let crate::policy::concurrency::Limit::Fixed { max } = settings.concurrency.limit;
-        if max > settings.connections.max {
+        // Over HTTP/2 attempts share connections.
+        let has_own_connection = match settings.protocol {
+            Protocol::Http1 => true,
+            Protocol::Auto => settings.tls.is_none(),
+            Protocol::Http2 => false,
+        };
+        if has_own_connection && max > settings.connections.max {
             let limit = At(path.below("concurrency.limit.max"), max);
             let connections = At(path.below("connections.max"), settings.connections.max);
             let cure =
