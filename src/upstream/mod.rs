@@ -344,12 +344,16 @@ impl Upstream {
         // Where nobody has answered yet nobody is a newcomer.
         let is_start = !known.usable.iter().any(|choice| choice.endpoint.load.is_known());
         let enforced = self.settings.health.mode == Mode::Enforce;
+        let same = |found: &Found| {
+            let same = of_known.get(&(&found.address, &found.socket)).copied();
+            same.filter(|endpoint| endpoint.is_over(self.tls.as_ref()))
+        };
+        let serves_meanwhile =
+            |found: &Found| same(found).is_some_and(|endpoint| endpoint.standing.is_in_service());
         // A new endpoint waits for its first check where others serve meanwhile.
-        let waits = enforced && known.usable.iter().any(|choice| choice.endpoint.standing.is_in_service());
+        let waits = enforced && found.iter().any(serves_meanwhile);
         for found in found {
-            let same = of_known.get(&(&found.address, &found.socket));
-            let same = same.filter(|endpoint| endpoint.is_over(self.tls.as_ref()));
-            let endpoint = same.map(|endpoint| Arc::clone(endpoint)).unwrap_or_else(|| {
+            let endpoint = same(&found).map(Arc::clone).unwrap_or_else(|| {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
                 let endpoint = Endpoint::new(found.address, found.socket, metrics).over(self.tls.clone());
                 let endpoint = Arc::new(endpoint);
