@@ -354,6 +354,12 @@ impl<'a> Lint<'a> {
                     .at_key(&path, split)
                     .with(upstream, "this is the other")
             }
+            (_, []) if route.split_by.is_some() => {
+                let path = path.key("split_by");
+                let problem =
+                    Problem::new("`split_by` splits nothing: the route has no `split`", "remove it");
+                problem.at_key(&path, self.find(&path).0)
+            }
             _ => return,
         };
         self.report.add(problem);

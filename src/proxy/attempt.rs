@@ -148,8 +148,12 @@ pub async fn admit(
         }
     };
 
-    let key = settings.balance.key().and_then(|key| request.hash_of(key));
-    let may_probe = !is_retry && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
+    let key = settings.balance.key();
+    let key = key.and_then(|key| request.context.hash_of(&request.head, key, &routed.listener().trust));
+    // The breaker's own probes ask whether the upstream is back, not whether one that failed is.
+    let is_closed = permit.is_none() || chain.breaker.is_closed();
+    let may_probe =
+        !is_retry && is_closed && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
     let outlier = &settings.outlier;
     let heeds_ejections = outlier.mode.of(outlier.rollout, request.context.hash) == Mode::Enforce;
     let draw = worker.draw_bits();

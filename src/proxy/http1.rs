@@ -201,7 +201,8 @@ impl One<'_> {
             }
             _ => Ok(()),
         });
-        let routed = checked.and_then(|()| Routed::find(self.snapshot, index, &head, worker.draw_bits()));
+        let routed =
+            checked.and_then(|()| Routed::find(self.snapshot, index, (&head, &context), worker.draw_bits()));
         let record = Record::begin(worker, Rc::clone(self.snapshot), index, arrived);
         let mut request = Request::new(worker, head, body, context, record);
 

@@ -24,8 +24,9 @@
 //! Rejected: a distance in standard deviations (Envoy, gRPC A50): with five endpoints no score exceeds 2, and two bad
 //! ones hide each other.
 //!
-//! **At most `max_ejected`** of a priority, rounded down; one endpoint of the upstream always stays. So a single one is
-//! never ejected: that is the breaker's job. Judged where it is counted: no timer that sees it late. Counting is atomic
+//! **At most `max_ejected`** of a priority, rounded down; but one where endpoints of another priority are in service,
+//! who are there for just that. One endpoint of the upstream always stays. So a single one is never ejected: that is the
+//! breaker's job. Judged where it is counted: no timer that sees it late. Counting is atomic
 //! (`traffic`); the mutex is taken only where an endpoint looks bad, four times a second for the latencies, and to begin
 //! and to end a probe: a verdict must see the others that are out, or two threads would eject the last two.
 //!
@@ -482,8 +483,15 @@ impl Outlier {
                 peers.iter().filter(|peer| peer.priority == priority && peer.endpoint.id != endpoint.id);
             others.filter(|peer| !turn.is_ejected(&peer.endpoint)).map(|peer| &peer.endpoint)
         };
-        let tallies: Vec<(Tally, f64)> =
+        let mut tallies: Vec<(Tally, f64)> =
             others().map(|peer| (peer.traffic.tally(bucket), of_late(peer))).collect();
+        // Who stands by counts as good until it has shown otherwise: it is there for when a whole priority fails.
+        let stand_by = peers.iter().filter(|peer| peer.priority != priority);
+        let stand_by = stand_by.filter(|peer| peer.endpoint.standing.is_in_service());
+        tallies.extend(stand_by.map(|peer| {
+            let tally = peer.endpoint.traffic.tally(bucket);
+            (Tally { requests: tally.requests.max(1), ..tally }, of_late(&peer.endpoint))
+        }));
         let seen: u64 = tallies.iter().map(|(tally, _)| tally.requests).sum();
         let of_now = tallies.iter().filter_map(|(tally, late)| Some(tally.ratio()?.max(*late)));
         let of_now = median(of_now);
@@ -598,10 +606,8 @@ impl Outlier {
             let other = &peer.endpoint;
             other.id != endpoint.id && other.standing.is_in_service() && !turn.is_ejected(other)
         };
-        if turn.is_ejected(endpoint)
-            || out >= self.settings.most(count)
-            || !peers.iter().any(|peer| stays(&peer))
-        {
+        let most = self.most(turn, peers, priority, count);
+        if turn.is_ejected(endpoint) || out >= most || !peers.iter().any(|peer| stays(&peer)) {
             return None;
         }
         let ejections = {
@@ -702,6 +708,16 @@ impl Outlier {
     }
 
     /// Brings back what the bound no longer allows, those first that have been out the longest.
+    /// How many of the `count` endpoints of a priority may be out.
+    fn most(&self, turn: &Turn, peers: &[Peer], priority: u8, count: usize) -> usize {
+        let stands_by = peers.iter().any(|peer| {
+            peer.priority != priority
+                && peer.endpoint.standing.is_in_service()
+                && !turn.is_ejected(&peer.endpoint)
+        });
+        self.settings.most(count).max(usize::from(stands_by))
+    }
+
     fn keep_bound(&self, turn: &mut Turn, peers: &[Peer], now: Instant, events: &mut Vec<Event>) {
         if turn.ejected.is_empty() {
             return;
@@ -711,7 +727,8 @@ impl Outlier {
             let mut out: Vec<(Instant, &Peer)> =
                 of_priority.iter().filter_map(|peer| Some((turn.of(&peer.endpoint)?.since, *peer))).collect();
             out.sort_by_key(|(since, _)| *since);
-            let excess = out.len().saturating_sub(self.settings.most(of_priority.len()));
+            let most = self.most(turn, peers, priority, of_priority.len());
+            let excess = out.len().saturating_sub(most);
             for (_, peer) in &out[..excess] {
                 events.extend(turn.bring_back(&peer.endpoint, now));
             }

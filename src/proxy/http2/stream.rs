@@ -203,7 +203,7 @@ fn begin(
         }
         _ => Ok(()),
     });
-    let routed = checked.and_then(|()| Routed::find(&snapshot, index, &head, worker.draw_bits()));
+    let routed = checked.and_then(|()| Routed::find(&snapshot, index, (&head, &context), worker.draw_bits()));
     let body = Body::http2(stream, head.framing, max_body);
     let record = Record::begin(worker, Rc::clone(&snapshot), index, arrived);
     (Request::new(worker, head, body, context, record), routed)
