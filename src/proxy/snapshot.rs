@@ -30,6 +30,7 @@ pub struct Snapshot {
 }
 
 /// A listener with its routes.
+#[derive(Clone)]
 pub struct Listener {
     /// Its name in metrics and log.
     pub name: Arc<str>,
@@ -54,6 +55,7 @@ pub struct Listener {
 }
 
 /// A route with the places of its targets.
+#[derive(Clone)]
 struct Arms {
     route: Arc<Route>,
     first: usize,
@@ -62,6 +64,7 @@ struct Arms {
 }
 
 /// Where a route leads, and what is in force there.
+#[derive(Clone)]
 pub struct Target {
     /// What it takes, and how it rewrites.
     pub route: Arc<Route>,
@@ -162,6 +165,15 @@ impl Snapshot {
             })
             .collect();
         Self { listeners, chains }
+    }
+
+    /// The same with only those listeners that `stays` says. The chains are the same ones: whoever works for them, such
+    /// as discovery, goes on.
+    pub fn with_listeners(&self, stays: impl Fn(&Listener) -> bool) -> Self {
+        Self {
+            listeners: self.listeners.iter().filter(|listener| stays(listener)).cloned().collect(),
+            chains: self.chains.clone(),
+        }
     }
 
     /// The place of the listener `name`.
