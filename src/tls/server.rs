@@ -81,6 +81,12 @@ impl Settings {
         &self.identities
     }
 
+    /// Whether clients of `other` have shown what these settings ask of theirs.
+    pub fn asks_no_more_than(&self, other: &Self) -> bool {
+        let asked = |settings: &Self| settings.written.client_ca.as_ref().map(|ca| ca.content.clone());
+        asked(self).is_none() || asked(self) == asked(other)
+    }
+
     /// The files that they are made of.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         let authorities = self.written.client_ca.iter().map(|ca| ca.path.as_str());

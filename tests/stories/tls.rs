@@ -570,3 +570,55 @@ async fn curl_speaks_tls_as_the_client() {
     assert_eq!(untrusted.status.code(), Some(60), "curl trusts nobody of that name");
     proxy.rests().await;
 }
+
+#[tokio::test]
+async fn a_listener_that_begins_to_ask_for_more_lets_go_who_has_not_shown_it() {
+    let scene = Scene::new();
+    let app = Upstream::that().answers(200).answers(200).holds().start().await;
+    let config = Config::over([&app]);
+    let proxy = config.start().await;
+    let mut idle = proxy.connect().await;
+    assert_eq!(idle.exchange(&get("/")).await.status, 200);
+    let mut busy = proxy.connect().await;
+    busy.send(get("/")).await;
+    app.has_seen(2).await;
+
+    let pair = scene.pair("listener", &scene.loopback);
+    let reload = async |tls: &str| {
+        proxy.rewrite(&config_over(&app, tls).text());
+        let answer = proxy.admin_post("/reload").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    };
+    reload(&pair).await;
+    idle.closes().await;
+    app.release(1);
+    let response = busy.response().await;
+    assert_eq!((response.status, response.field("connection")), (200, Some("close")));
+    busy.closes().await;
+
+    let shows = scene.authority.issue_for(&["spiffe://test/client"]);
+    let tunnel =
+        Tunnel::to(proxy.listener(), "app.internal", client(&scene.authority, Some(&shows), &[])).await;
+    let connect = async || {
+        let mut client = tunnel.connect().await;
+        client.send(get("/")).await;
+        app.release(1);
+        assert_eq!(client.response().await.status, 200);
+        client
+    };
+    let mut without = connect().await;
+    reload(&format!("{pair}, client_ca = \"{}\"", scene.ca)).await;
+    without.closes().await;
+
+    let mut with = connect().await;
+    // Another certificate of our own asks nothing of clients.
+    let other = scene.pair("other", &scene.authority.issue_for(&["app.internal"]));
+    reload(&format!("{other}, client_ca = \"{}\"", scene.ca)).await;
+    with.send(get("/")).await;
+    app.release(1);
+    assert_eq!(with.response().await.status, 200);
+
+    let bundle = scene.folder.write("bundle.pem", &Authority::new("Other CA").pem());
+    reload(&format!("{other}, client_ca = \"{bundle}\"")).await;
+    with.closes().await;
+}
