@@ -464,6 +464,29 @@ async fn certificates_are_taken_over_when_their_files_change() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_broken_keeps_back_none_of_the_others() {
+    let scene = Scene::new();
+    let app = Upstream::that().answers(200).start().await;
+    let issue = |name: &str| scene.authority.issue_for(&[name]);
+    let first = scene.pair("first", &issue("a.test"));
+    let tls = format!("{first}, certificates = [{{ {} }}]", scene.pair("second", &issue("b.test")));
+    let proxy = config_over(&app, &tls).start().await;
+
+    scene.folder.write("first.pem", "nothing of the kind");
+    let renewed = issue("b.test");
+    scene.folder.write_pair("second", &renewed);
+    let tunnel = Tunnel::to(proxy.listener(), "b.test", client(&scene.authority, None, &[])).await;
+    proxy.metric_becomes("outrigger_certificate_reloads_total{result=success}", 1.0).await;
+    assert_eq!(tunnel.connect().await.exchange(&get("/")).await.status, 200);
+    assert_eq!(tunnel.handshake(0).await.shown, [der(&renewed)]);
+    assert!(proxy.metric("outrigger_certificate_reloads_total{result=failure}").await >= 1.0);
+    let told = |line: &String| line.contains("certificate not renewed") && line.contains("first.pem");
+    eventually("the broken one is told of", async || proxy.lines().iter().any(told)).await;
+    let tunnel = Tunnel::to(proxy.listener(), "a.test", client(&scene.authority, None, &[])).await;
+    assert_eq!(tunnel.connect().await.exchange(&get("/")).await.status, 200, "it serves on");
+}
+
+#[tokio::test]
 async fn what_upstreams_are_shown_and_measured_by_changes_too() {
     let scene = Scene::new();
     let app = Upstream::that().answers(200).closes_keep_alive_after(1).start().await;
