@@ -182,7 +182,7 @@ impl Check {
         self.state().begins(settings, known, now, draw)
     }
 
-    /// A check has ended.
+    /// A check has ended; one that was forgotten meanwhile says nothing.
     pub fn ended(
         &self,
         settings: &Settings,
@@ -244,7 +244,10 @@ impl State {
         now: Instant,
         draw: f64,
     ) -> Option<Turned> {
-        self.is_running = false;
+        if !std::mem::take(&mut self.is_running) {
+            // The checks were switched off meanwhile; nobody would ask whom it takes out again.
+            return None;
+        }
         let passed = result.is_ok();
         self.last = Some((now, result));
         if passed {
@@ -314,10 +317,21 @@ mod tests {
         let (mut state, now) = (State::default(), Instant::now());
         for (why, result, verdict) in steps {
             let before = state.verdict;
+            state.is_running = true;
             let turned = state.ended(&settings, result, IDLE, now, 0.5);
             assert_eq!(state.verdict, verdict, "{why}");
             assert_eq!(turned, (before != verdict).then_some(Turned { from: before, to: verdict }), "{why}");
         }
+    }
+
+    #[test]
+    fn a_check_that_ends_when_checks_are_off_says_nothing() {
+        let (settings, now) = (Settings { unhealthy_after: 1, ..Settings::default() }, Instant::now());
+        let check = Check::default();
+        assert!(check.begins(&settings, IDLE, now, 0.0));
+        check.forget();
+        assert_eq!(check.ended(&settings, down(), IDLE, now, 0.5), None);
+        assert_eq!(check.view().verdict, Verdict::Unknown);
     }
 
     #[test]
@@ -345,6 +359,7 @@ mod tests {
         let results =
             [[Err(String::new()), Err(String::new())].as_slice(), &vec![down(); 6], &[Ok(())]].concat();
         for result in results {
+            state.is_running = true;
             state.ended(
                 &settings,
                 result,
@@ -374,6 +389,7 @@ mod tests {
             let mut state = State::default();
             for passed in results {
                 let result = if passed { Ok(()) } else { down() };
+                state.is_running = true;
                 state.ended(&settings, result, Known { succeeded_at: None, is_out: true, is_unchecked: false }, now, draw);
                 let wait = state.next.expect("it has ended") - now;
                 prop_assert!(wait >= settings.interval.mul_f64(0.8) && wait <= MOST.mul_f64(1.2));
