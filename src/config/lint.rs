@@ -20,7 +20,7 @@ use crate::transport::UNIX_PEER;
 use crate::units::Span;
 use crate::upstream::balance::{self, Kind};
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
-use crate::upstream::{self, Protocol, endpoint::Socket, health};
+use crate::upstream::{self, endpoint::Socket, health};
 
 /// Checks `config`, which was read from `root`. Unless the file is `whole`, what seems to be missing may only be
 /// unreadable, and is no problem.
@@ -689,13 +689,7 @@ impl<'a> Lint<'a> {
     /// What an upstream may hold at once fits into what holds it.
     fn capacity(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
         let crate::policy::concurrency::Limit::Fixed { max } = settings.concurrency.limit;
-        // Over HTTP/2 attempts share connections.
-        let has_own_connection = match settings.protocol {
-            Protocol::Http1 => true,
-            Protocol::Auto => settings.tls.is_none(),
-            Protocol::Http2 => false,
-        };
-        if has_own_connection && max > settings.connections.max {
+        if !settings.shares_connections() && max > settings.connections.max {
             let limit = At(path.below("concurrency.limit.max"), max);
             let connections = At(path.below("connections.max"), settings.connections.max);
             let cure =

@@ -382,18 +382,28 @@ impl Upstream {
             endpoint.set_gone(true);
             changes.removed.push(Arc::clone(&endpoint.label));
         }
-        let balance = Tables::new(&self.settings.balance, &usable, self.capacity());
+        let balance = Tables::new(&self.settings.balance, &usable, self.settings.capacity());
         self.endpoints.store(Arc::new(Endpoints { usable, unresolved, balance }));
         self.tell(&self.outlier.adopt(&self.peers(), now));
         changes
     }
+}
 
-    /// The most attempts that may be in flight.
+impl Settings {
+    /// The most attempts that may be in flight; [`u32::MAX`] where nothing bounds them.
     fn capacity(&self) -> u32 {
-        let concurrency = &self.settings.concurrency;
-        let concurrency::Limit::Fixed { max } = concurrency.limit;
-        let connections = self.settings.connections.max;
-        if concurrency.mode == Mode::Enforce { max.min(connections) } else { connections }
+        let concurrency::Limit::Fixed { max } = self.concurrency.limit;
+        let by_connections = if self.shares_connections() { u32::MAX } else { self.connections.max };
+        if self.concurrency.mode == Mode::Enforce { max.min(by_connections) } else { by_connections }
+    }
+
+    /// Whether attempts may share a connection, as they do over HTTP/2: then `connections.max` is no bound for them.
+    pub fn shares_connections(&self) -> bool {
+        match self.protocol {
+            Protocol::Http1 => false,
+            Protocol::Auto => self.tls.is_some(),
+            Protocol::Http2 => true,
+        }
     }
 }
 
@@ -539,5 +549,36 @@ impl JsonSchema for Host {
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({ "type": "string", "description": "`auto`, `keep`, `endpoint`, or a name" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_bounds_attempts_is_what_each_of_them_needs() {
+        let cases = [
+            ("as it is", json!({}), 1000),
+            ("each has a connection", json!({ "connections": { "max": 16 } }), 16),
+            (
+                "over HTTP/2 they share them",
+                json!({ "connections": { "max": 16 }, "protocol": "http2" }),
+                1000,
+            ),
+            ("nothing does", json!({ "concurrency": { "mode": "off" }, "protocol": "http2" }), u32::MAX),
+            (
+                "only connections do",
+                json!({ "concurrency": { "mode": "shadow" }, "connections": { "max": 16 } }),
+                16,
+            ),
+        ];
+        for (why, settings, expected) in cases {
+            let settings: Settings =
+                serde_json::from_value(settings).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(settings.capacity(), expected, "{why}");
+        }
     }
 }
