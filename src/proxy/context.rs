@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::listener::Trust;
 use super::route::{self, Route, normal_path};
-use super::snapshot::{Held, Listener, Target};
+use super::snapshot::{Held, Listener, Snapshot, Target};
 use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::http1::head::{Framing, RequestHead, Version};
@@ -64,6 +64,17 @@ pub struct Peer {
     pub tls: bool,
     /// The listener's name.
     pub listener: Arc<str>,
+    /// By which of its entrances it was let in.
+    pub entrance: u64,
+}
+
+impl Peer {
+    /// The place of its listener in `snapshot`; none where that is gone, or lets in only who shows more than this one
+    /// has: then the connection finishes what it has begun, and goes.
+    pub fn listener_in(&self, snapshot: &Snapshot) -> Option<usize> {
+        let place = snapshot.listener(&self.listener)?;
+        (snapshot.listener_at(place).entrance == self.entrance).then_some(place)
+    }
 }
 
 #[derive(Clone)]
