@@ -23,8 +23,10 @@ const SERVICE_TIME: Duration = Duration::from_millis(5);
 const SPREAD: f64 = 0.4;
 /// By how much a slow replica is slower.
 const SLOWNESS: Duration = Duration::from_secs(1);
-/// The share of answers that a brownout turns into 503.
-const BROWNOUT: f64 = 0.2;
+/// A brownout turns so many of each hundred answers into 503, drawn anew for each hundred: exactly its share, since
+/// 20 % need 0.248 retries a request and the retry budget allows 0.25, so that the noise of independent draws would
+/// decide whether it suffices.
+const BROWNOUT: u32 = 20;
 /// Between the first half of a body and the reset, so that the half arrives.
 const BEFORE_RESET: Duration = Duration::from_millis(2);
 
@@ -73,6 +75,22 @@ struct State {
     open: HashMap<u64, TcpStream>,
     accepted: u64,
     random: fastrand::Rng,
+    /// Of the hundred answers of a brownout: how many are to come, and how many of them are 503.
+    hundred: (u32, u32),
+}
+
+impl State {
+    /// Whether the next answer of a brownout is 503.
+    fn browns_out(&mut self) -> bool {
+        if self.hundred.0 == 0 {
+            self.hundred = (100, BROWNOUT);
+        }
+        let (left, bad) = &mut self.hundred;
+        let is_bad = self.random.u32(..*left) < *bad;
+        *left -= 1;
+        *bad -= u32::from(is_bad);
+        is_bad
+    }
 }
 
 impl Replica {
@@ -92,6 +110,7 @@ impl Replica {
             open: HashMap::new(),
             accepted: 0,
             random: fastrand::Rng::with_seed(seed),
+            hundred: (0, 0),
         };
         let shared =
             Shared { state: Mutex::new(state), is_free: Condvar::new(), has_changed: Condvar::new() };
@@ -231,12 +250,12 @@ fn serve(stream: &mut TcpStream, shared: &Shared) -> io::Result<()> {
         }
         shared.work();
         let size = path.rsplit('/').next().and_then(|size| size.parse().ok()).unwrap_or(1024);
-        let (fault, draw) = {
+        let (fault, is_bad) = {
             let mut state = shared.state();
-            (state.fault, state.random.f64())
+            (state.fault, state.fault == Fault::Brownout && state.browns_out())
         };
         match fault {
-            Fault::Brownout if draw < BROWNOUT => stream.write_all(&answer("503 Service Unavailable", 64))?,
+            Fault::Brownout if is_bad => stream.write_all(&answer("503 Service Unavailable", 64))?,
             Fault::Resetting => {
                 let whole = answer("200 OK", size);
                 stream.write_all(&whole[..whole.len() - size / 2])?;

@@ -354,6 +354,12 @@ impl<'a> Lint<'a> {
                     .at_key(&path, split)
                     .with(upstream, "this is the other")
             }
+            (_, []) if route.split_by.is_some() => {
+                let path = path.key("split_by");
+                let problem =
+                    Problem::new("`split_by` splits nothing: the route has no `split`", "remove it");
+                problem.at_key(&path, self.find(&path).0)
+            }
             _ => return,
         };
         self.report.add(problem);
@@ -577,6 +583,10 @@ impl<'a> Lint<'a> {
 
     /// Priorities begin with 0 and leave none out.
     fn priorities(&mut self, path: &Path, settings: &upstream::Settings) {
+        // What is discovered adds to what is written, and may have the priorities that are missing here.
+        if settings.discovery.brings_endpoints() {
+            return;
+        }
         let (node, _) = self.root.follow(&path.0);
         let written: Vec<_> = elements(node, "endpoints").zip(&settings.endpoints).collect();
         let taken: BTreeSet<u8> = written.iter().map(|(_, endpoint)| endpoint.priority).collect();
@@ -679,7 +689,7 @@ impl<'a> Lint<'a> {
     /// What an upstream may hold at once fits into what holds it.
     fn capacity(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
         let crate::policy::concurrency::Limit::Fixed { max } = settings.concurrency.limit;
-        if max > settings.connections.max {
+        if !settings.shares_connections() && max > settings.connections.max {
             let limit = At(path.below("concurrency.limit.max"), max);
             let connections = At(path.below("connections.max"), settings.connections.max);
             let cure =

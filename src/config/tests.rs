@@ -625,6 +625,21 @@ fn a_short_timeout_alone_contradicts_nothing_that_is_built_in() {
 }
 
 #[test]
+fn connections_bound_attempts_only_where_each_has_its_own() {
+    let cases = [
+        ("protocol = \"http1\"", 1),
+        ("protocol = \"http1\"\ntls = {}", 1),
+        ("protocol = \"auto\"", 1),
+        ("tls = {}", 0),
+        ("protocol = \"http2\"", 0),
+    ];
+    for (protocol, expected) in cases {
+        let said = said(&with(&format!("connections.max = 10\n{protocol}")));
+        assert_eq!(said.len(), expected, "{protocol}: {said:#?}");
+    }
+}
+
+#[test]
 fn endpoints_are_looked_at_together() {
     let cases = [
         (
@@ -683,7 +698,8 @@ fn endpoints_are_looked_at_together() {
         "{ kind = \"dns_srv\", name = \"_http._tcp.app\" }",
         "{ kind = \"file\", path = \"endpoints.json\" }",
     ] {
-        for endpoints in ["", "endpoints = []\n", "endpoints = [\"10.0.0.1:1\"]\n"] {
+        let standby = "endpoints = [{ address = \"10.0.0.1:1\", priority = 1 }]\n";
+        for endpoints in ["", "endpoints = []\n", "endpoints = [\"10.0.0.1:1\"]\n", standby] {
             let text = format!("{LISTENER}[upstream.app]\n{endpoints}discovery = {brings}\n");
             assert_eq!(said(&text), [""; 0], "{text}");
         }

@@ -41,6 +41,8 @@ pub struct Turn<'a> {
     pub number: u32,
     /// The endpoints that this request has tried.
     pub tried: &'a [u64],
+    /// Whether the last one was not even reached.
+    pub unreached: bool,
     /// The slot of the attempt before, where this one follows at once.
     pub slot: Option<Slot>,
     /// How long this attempt may take, and until when.
@@ -148,12 +150,17 @@ pub async fn admit(
         }
     };
 
-    let key = settings.balance.key().and_then(|key| request.hash_of(key));
-    let may_probe = !is_retry && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
+    let key = settings.balance.key();
+    let key = key.and_then(|key| request.context.hash_of(&request.head, key, &routed.listener().trust));
+    // The breaker's own probes ask whether the upstream is back, not whether one that failed is.
+    let is_closed = permit.is_none() || chain.breaker.is_closed();
+    let may_probe =
+        !is_retry && is_closed && chain.upstream.awaits_probe(now) && may_be_sent_again(routed, request);
     let outlier = &settings.outlier;
     let heeds_ejections = outlier.mode.of(outlier.rollout, request.context.hash) == Mode::Enforce;
     let draw = worker.draw_bits();
-    let ask = Ask { tried: turn.tried, draw, key, now, may_probe, heeds_ejections };
+    let ask =
+        Ask { tried: turn.tried, draw, key, now, may_probe, heeds_ejections, unreached: turn.unreached };
     let endpoints = chain.upstream.endpoints();
     let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {

@@ -14,6 +14,7 @@ use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
+use crate::upstream::standing::Out;
 use crate::upstream::{Settings, Upstream};
 
 use super::queue::Gate;
@@ -105,8 +106,7 @@ impl Chain {
         let endpoints = self.upstream.endpoints();
         let usable = endpoints.usable.iter().map(|choice| self.upstream.view(choice, now));
         let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
-            let why = if why.is_empty() { "not looked up yet" } else { why };
-            serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
+            serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": or_waits(why) })
         });
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
@@ -128,14 +128,19 @@ impl Chain {
         let endpoints = self.upstream.endpoints();
         if endpoints.usable.is_empty() {
             let known = self.upstream.known();
-            let why = endpoints.unresolved.first().map(|(_, why)| why.as_str());
+            let why = endpoints.unresolved.first().map(|(_, why)| or_waits(why));
             let why = why.or(known.list_error()).unwrap_or("it has none");
             return (false, format!("no usable endpoint: {why}"));
         }
         if endpoints.in_service() == 0 {
+            let count =
+                |out| endpoints.usable.iter().filter(|choice| choice.endpoint.standing.is_out(out)).count();
+            let counts = Out::ALL.map(|out| (count(out), out.word()));
+            let counts = counts.iter().filter(|(count, _)| *count > 0);
+            let counts = counts.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ");
             return (
                 false,
-                format!("no usable endpoint: all {} fail their health checks", endpoints.usable.len()),
+                format!("no usable endpoint: all {} are out of service ({counts})", endpoints.usable.len()),
             );
         }
         match series_state(self.breaker.view(now).state) {
@@ -143,6 +148,11 @@ impl Chain {
             state => (true, format!("ok, breaker {}", state.label())),
         }
     }
+}
+
+/// Why a name has no address.
+fn or_waits(why: &str) -> &str {
+    if why.is_empty() { "not looked up yet" } else { why }
 }
 
 /// Carries out what a policy has decided, as its mode for this request says: enforced, a refusal is the

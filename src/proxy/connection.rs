@@ -27,7 +27,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 struct Counted(Arc<ListenerMetrics>);
 
 /// Serves a client's connection to its end. The listener is looked up by its name for every request, so a reload
-/// counts from the next request on; where it is gone, the connection ends with the request at hand.
+/// counts from the next request on; where it is gone, or would not let this connection in any more, the connection ends
+/// with the request at hand.
 pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, listener: Arc<str>) {
     let snapshot = worker.snapshot();
     let Some(index) = snapshot.listener(&listener) else { return };
@@ -37,6 +38,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, 
     let header_timeout = *settings.limits.header_timeout;
     let metrics = Arc::clone(&snapshot.listener_at(index).metrics);
     let tls = snapshot.listener_at(index).tls.clone();
+    let entrance = snapshot.listener_at(index).entrance;
     let _counted = Counted::begin(Arc::clone(&metrics));
     // Without its own address the connection is gone already.
     let Ok(local) = stream.local_addr() else { return };
@@ -55,7 +57,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, 
             }
         }
     }
-    let peer = Peer { peer: ends.client, local: ends.local, tls: tls.is_some(), listener };
+    let peer = Peer { peer: ends.client, local: ends.local, tls: tls.is_some(), listener, entrance };
     let stream = match tls {
         None => stream,
         Some(tls) => {

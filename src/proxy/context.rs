@@ -1,19 +1,21 @@
 //! What is known of a request besides its head and body: who sends it, its id, its deadline, its history, and
 //! where it goes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::route::{self, normal_path};
-use super::snapshot::{Held, Listener, Target};
+use super::listener::Trust;
+use super::route::{self, Route, normal_path};
+use super::snapshot::{Held, Listener, Snapshot, Target};
 use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::http1::head::{Framing, RequestHead, Version};
 use crate::policy::deadline;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
+use crate::upstream::key::{self, Key};
 
 /// The most processes that a request may have passed.
 const MAX_HOPS: usize = 16;
@@ -62,6 +64,17 @@ pub struct Peer {
     pub tls: bool,
     /// The listener's name.
     pub listener: Arc<str>,
+    /// By which of its entrances it was let in.
+    pub entrance: u64,
+}
+
+impl Peer {
+    /// The place of its listener in `snapshot`; none where that is gone, or lets in only who shows more than this one
+    /// has: then the connection finishes what it has begun, and goes.
+    pub fn listener_in(&self, snapshot: &Snapshot) -> Option<usize> {
+        let place = snapshot.listener(&self.listener)?;
+        (snapshot.listener_at(place).entrance == self.entrance).then_some(place)
+    }
 }
 
 #[derive(Clone)]
@@ -171,6 +184,44 @@ impl Context {
         self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
     }
 
+    /// The hash of what `key` takes from the request; `None` where it has no such part.
+    pub fn hash_of(&self, head: &RequestHead, key: &Key, trust: &Trust) -> Option<u64> {
+        let value = match key {
+            Key::Header(name) => head.fields.find(name.as_bytes()).next()?,
+            Key::Cookie(name) => head.fields.find(b"cookie").find_map(|field| key::cookie(field, name))?,
+            Key::Path => head.path_and_query().split(|byte| *byte == b'?').next()?,
+            Key::ClientIp => match self.client_ip(head, trust) {
+                IpAddr::V4(ip) => return Some(key::hash(&ip.octets())),
+                IpAddr::V6(ip) => return Some(key::hash(&ip.octets())),
+            },
+        };
+        Some(key::hash(value))
+    }
+
+    /// Who asked: the peer, or behind trusted ones the right-most entry of X-Forwarded-For that is not; where all are
+    /// trusted, the first one.
+    fn client_ip(&self, head: &RequestHead, trust: &Trust) -> IpAddr {
+        let mut client = self.peer.ip().to_canonical();
+        if !self.trusted {
+            return client;
+        }
+        let entries: Vec<&[u8]> = head
+            .fields
+            .all(Name::XForwardedFor)
+            .flat_map(|value| value.split(|byte| *byte == b','))
+            .collect();
+        for entry in entries.iter().rev() {
+            let ip = std::str::from_utf8(entry).ok().and_then(|text| text.trim().parse::<IpAddr>().ok());
+            // What is no address was written by nobody who can be trusted.
+            let Some(ip) = ip else { break };
+            client = ip.to_canonical();
+            if !trust.holds(client) {
+                break;
+            }
+        }
+        client
+    }
+
     /// The request's id.
     pub fn id<'a>(&'a self, head: &'a RequestHead) -> &'a [u8] {
         match &self.id {
@@ -185,7 +236,12 @@ impl Routed {
     ///
     /// # Errors
     /// [`Reason::NoRoute`].
-    pub fn find(snapshot: &Held, listener: usize, head: &RequestHead, draw: u64) -> Result<Self, Error> {
+    pub fn find(
+        snapshot: &Held,
+        listener: usize,
+        (head, context): (&RequestHead, &Context),
+        draw: u64,
+    ) -> Result<Self, Error> {
         let path = normal_path(head.path_and_query());
         let request = route::Request {
             method: head.method_text(),
@@ -195,7 +251,12 @@ impl Routed {
                 head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes())
             },
         };
-        let route = snapshot.listener_at(listener).route(&request, |_| draw).ok_or(Reason::NoRoute)?;
+        let at = snapshot.listener_at(listener);
+        // Not the bits by which a hash chooses among the upstream's endpoints, nor those of a rollout.
+        let stays =
+            |key: &Key| Some(context.hash_of(head, key, &at.trust)?.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let draw = |route: &Route| route.settings.split_by.as_ref().and_then(stays).unwrap_or(draw);
+        let route = at.route(&request, draw).ok_or(Reason::NoRoute)?;
         Ok(Self { snapshot: Rc::clone(snapshot), listener, route })
     }
 

@@ -65,7 +65,7 @@ pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer, mut
     loop {
         let next = next(worker, &client, &timer, peer, &snapshot, now).await;
         let current = worker.snapshot();
-        if current.listener(&peer.listener).is_some() {
+        if peer.listener_in(&current).is_some() {
             snapshot = current;
         }
         // Boxed, so that an idle connection is small.
@@ -97,7 +97,7 @@ async fn next(
     snapshot: &Held,
     now: Instant,
 ) -> Next {
-    let Some(index) = snapshot.listener(&peer.listener) else { return Next::End };
+    let Some(index) = peer.listener_in(snapshot) else { return Next::End };
     let limits = &snapshot.listener_at(index).settings.limits;
     let parse_limits =
         Limits { max_size: limits.max_header_size.bytes() as usize, max_fields: limits.max_headers as usize };
@@ -150,7 +150,7 @@ async fn next(
             return Poll::Ready(Err(Reason::HeaderTimeout.into()));
         }
         // Woken by a reload or a drain: an idle connection to a listener that is gone ends here.
-        let is_gone = || worker.snapshot().listener(&peer.listener).is_none();
+        let is_gone = || peer.listener_in(&worker.snapshot()).is_none();
         if connection.input().is_empty() && (worker.shared.life.stage() == Stage::Refusing || is_gone()) {
             return Poll::Ready(Ok(false));
         }
@@ -174,15 +174,15 @@ struct One<'a> {
 }
 
 impl One<'_> {
-    /// Whether the listener is still configured. Asked when the answer goes out: a reload may have come meanwhile.
+    /// Whether the listener still has it. Asked when the answer goes out: a reload may have come meanwhile.
     fn is_wanted(&self) -> bool {
         let current = self.worker.snapshot();
-        Rc::ptr_eq(&current, self.snapshot) || current.listener(&self.peer.listener).is_some()
+        Rc::ptr_eq(&current, self.snapshot) || self.peer.listener_in(&current).is_some()
     }
 
     /// The listener's place in the snapshot.
     fn listener(&self) -> usize {
-        self.snapshot.listener(&self.peer.listener).unwrap_or_default()
+        self.peer.listener_in(self.snapshot).unwrap_or_default()
     }
 
     async fn serve(&self, head: RequestHead) -> (Then, Instant) {
@@ -201,7 +201,8 @@ impl One<'_> {
             }
             _ => Ok(()),
         });
-        let routed = checked.and_then(|()| Routed::find(self.snapshot, index, &head, worker.draw_bits()));
+        let routed =
+            checked.and_then(|()| Routed::find(self.snapshot, index, (&head, &context), worker.draw_bits()));
         let record = Record::begin(worker, Rc::clone(self.snapshot), index, arrived);
         let mut request = Request::new(worker, head, body, context, record);
 

@@ -74,7 +74,7 @@ const TURNS: usize = 16;
 /// Serves one connection to its end.
 pub async fn serve(worker: Rc<Worker>, connection: Connection, peer: Peer) {
     let snapshot = worker.snapshot();
-    let Some(index) = snapshot.listener(&peer.listener) else { return };
+    let Some(index) = peer.listener_in(&snapshot) else { return };
     let limits = snapshot.listener_at(index).settings.limits;
     let line = Line::new(connection, Arc::clone(&worker.shared), Instant::now());
     let timer = worker.timer();

@@ -264,6 +264,16 @@ impl Settings {
         self.name.clone().unwrap_or_else(|| self.address.to_string())
     }
 
+    /// Whether a connection that was let in by `before` would be let in as it is.
+    pub fn would_let_in(&self, before: &Self) -> bool {
+        let tls = match (&self.tls, &before.tls) {
+            (None, None) => true,
+            (Some(tls), Some(before)) => tls.asks_no_more_than(before),
+            _ => false,
+        };
+        tls && self.proxy_protocol == before.proxy_protocol
+    }
+
     /// Whose control headers are obeyed.
     pub fn trust(&self) -> Trust {
         match (&self.trust, self.direction) {

@@ -2,7 +2,6 @@
 //!
 //! Whoever owns it owns its record: dropped before its end, the request is that of a client that left.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -11,7 +10,6 @@ use super::context::Context;
 use super::record::Record;
 use super::worker::Worker;
 use crate::http1::head::RequestHead;
-use crate::upstream::key::{self, Key};
 
 /// A request on its way.
 pub struct Request {
@@ -35,24 +33,6 @@ impl Request {
     /// Its id.
     pub fn id(&self) -> &[u8] {
         self.context.id(&self.head)
-    }
-
-    /// The hash of what `key` takes from it; `None` where it has no such part.
-    pub fn hash_of(&self, key: &Key) -> Option<u64> {
-        let fields = &self.head.fields;
-        let value = match key {
-            Key::Header(name) => fields.find(name.as_bytes()).next()?,
-            Key::Cookie(name) => fields.find(b"cookie").find_map(|field| key::cookie(field, name))?,
-            Key::Path => {
-                let path = self.head.path_and_query();
-                path.split(|byte| *byte == b'?').next()?
-            }
-            Key::ClientIp => match self.context.peer.ip() {
-                IpAddr::V4(ip) => return Some(key::hash(&ip.octets())),
-                IpAddr::V6(ip) => return Some(key::hash(&ip.octets())),
-            },
-        };
-        Some(key::hash(value))
     }
 
     /// It has ended at `now`, well or not.

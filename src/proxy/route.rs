@@ -19,6 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::policy::{retry, timeout};
 use crate::units::{Ratio, within};
 use crate::upstream::check_authority;
+use crate::upstream::key::Key;
 
 /// `[[listener.route]]`: which requests go to which upstream.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -37,6 +38,10 @@ pub struct Settings {
     /// Default: none, all goes to `upstream`.
     #[serde(default)]
     pub split: Vec<Arm>,
+    /// What of a request keeps it with one upstream of `split`: `"header:NAME"`, `"cookie:NAME"`, `"path"` or
+    /// `"client_ip"`. Default: none, each request is drawn.
+    #[serde(default)]
+    pub split_by: Option<Key>,
     /// Shadow traffic: a share of the requests is sent to this upstream too, and its answers are thrown away.
     /// Default: none.
     #[serde(default)]
@@ -154,6 +159,7 @@ impl Settings {
             matches: Match::default(),
             upstream: Some(upstream.to_owned()),
             split: Vec::new(),
+            split_by: None,
             mirror: None,
             rewrite: Rewrite::default(),
             timeout: None,

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::activity::Activity;
 use super::chain::Chain;
@@ -17,6 +18,9 @@ use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
 use crate::tls::server::Server;
 use crate::units::Ratio;
 use crate::upstream;
+
+/// The next [`Listener::entrance`].
+static ENTRANCES: AtomicU64 = AtomicU64::new(0);
 
 /// A snapshot as a worker hands it to its requests: they count their references without atomics, which other
 /// workers would count too.
@@ -30,6 +34,7 @@ pub struct Snapshot {
 }
 
 /// A listener with its routes.
+#[derive(Clone)]
 pub struct Listener {
     /// Its name in metrics and log.
     pub name: Arc<str>,
@@ -39,6 +44,8 @@ pub struct Listener {
     pub trust: Trust,
     /// Takes its connections, where clients speak TLS.
     pub tls: Option<Arc<Server>>,
+    /// Unlike any other of this process; the next snapshot's is the same if it would let in who was let in here.
+    pub entrance: u64,
     /// Whether `X-Forwarded-*` and `Via` are added.
     pub forwarded: bool,
     /// What it has going on.
@@ -54,6 +61,7 @@ pub struct Listener {
 }
 
 /// A route with the places of its targets.
+#[derive(Clone)]
 struct Arms {
     route: Arc<Route>,
     first: usize,
@@ -62,6 +70,7 @@ struct Arms {
 }
 
 /// Where a route leads, and what is in force there.
+#[derive(Clone)]
 pub struct Target {
     /// What it takes, and how it rewrites.
     pub route: Arc<Route>,
@@ -150,6 +159,9 @@ impl Snapshot {
                     trust: settings.trust(),
                     forwarded: settings.forwarded(),
                     tls: tls(settings, previous),
+                    entrance: previous
+                        .filter(|previous| settings.would_let_in(&previous.settings))
+                        .map_or_else(|| ENTRANCES.fetch_add(1, Relaxed), |previous| previous.entrance),
                     activity: previous.map_or_else(
                         || Arc::new(Activity::new(metrics.workers())),
                         |known| Arc::clone(&known.activity),
@@ -162,6 +174,15 @@ impl Snapshot {
             })
             .collect();
         Self { listeners, chains }
+    }
+
+    /// The same with only those listeners that `stays` says. The chains are the same ones: whoever works for them, such
+    /// as discovery, goes on.
+    pub fn with_listeners(&self, stays: impl Fn(&Listener) -> bool) -> Self {
+        Self {
+            listeners: self.listeners.iter().filter(|listener| stays(listener)).cloned().collect(),
+            chains: self.chains.clone(),
+        }
     }
 
     /// The place of the listener `name`.

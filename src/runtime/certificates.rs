@@ -4,7 +4,7 @@
 //! with nobody looking. So they are watched apart from the configuration, whatever `server.watch` says, and taking them
 //! over touches nothing else of it: a configuration that was edited meanwhile, and may be wrong, is not read. Whatever
 //! does not fit, such as a certificate whose key is still the old one, is left as it was, and looked at again with the
-//! next change.
+//! next change; the others are taken over meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -115,16 +115,14 @@ fn read_again(config: &Config) -> (Config, Vec<String>) {
     let mut config = config.clone();
     let mut failures = BTreeSet::new();
     for tls in config.listener.iter_mut().filter_map(|listener| listener.tls.as_mut()) {
-        match tls.read_again() {
-            Ok(read) => *tls = read,
-            Err(why) => drop(failures.insert(why)),
-        }
+        let (read, why) = tls.read_again();
+        *tls = read;
+        failures.extend(why);
     }
     for tls in config.upstream.values_mut().filter_map(|upstream| upstream.tls.as_mut()) {
-        match tls.read_again() {
-            Ok(read) => *tls = read,
-            Err(why) => drop(failures.insert(why)),
-        }
+        let (read, why) = tls.read_again();
+        *tls = read;
+        failures.extend(why);
     }
     (config, failures.into_iter().collect())
 }

@@ -131,7 +131,7 @@ async fn keep<T>(chain: Arc<Chain>, resolvers: Arc<Resolvers>, first: T) {
     let path = chain.upstream.known().settings().path().map(std::borrow::ToOwned::to_owned);
     let watch = path.and_then(|path| {
         let changed = Arc::clone(&changed);
-        Watch::start(vec![path.clone()], move || changed.notify_one())
+        Watch::start_unread(vec![path.clone()], move || changed.notify_one())
             .inspect_err(
                 |error| tracing::warn!(%error, "a file of endpoints is not watched; reload with SIGHUP"),
             )

@@ -11,7 +11,6 @@ use super::sockets::Open;
 use super::workers::Workers;
 use crate::config::Loaded;
 use crate::proxy::shared::Shared;
-use crate::proxy::snapshot::Snapshot;
 use crate::telemetry::log::LogGuard;
 
 /// One running sidecar.
@@ -81,15 +80,8 @@ impl Process {
             tracing::info!(listener = &*ended.name, address = %ended.address, "listener ended");
             self.workers.close(ended.id);
         }
-        let config = &self.loaded.load().config;
-        let left: Vec<_> = config
-            .listener
-            .iter()
-            .filter(|settings| open.iter().any(|open| *open.name == *settings.name()))
-            .cloned()
-            .collect();
-        let before = self.shared.snapshot.load_full();
-        let snapshot = Snapshot::build(&left, &config.upstream, Some(&before), &self.shared.metrics);
+        let before = self.shared.snapshot.load();
+        let snapshot = before.with_listeners(|listener| open.iter().any(|open| *open.name == *listener.name));
         self.shared.snapshot.store(Arc::new(snapshot));
     }
 }

@@ -7,6 +7,7 @@
 //! Requests in flight keep the snapshot that they began with. A listener whose address stayed keeps its socket
 //! and loses nobody; one that is gone stops accepting, and its connections finish their requests and go.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -128,7 +129,8 @@ impl Watching {
         let config = &process.loaded.load().config;
         match (&process.file, config.server.watch) {
             (Some(file), true) if self.file.is_none() => {
-                self.file = watch(vec![file.clone()], reloads, Why::File)
+                let reloads = reloads.clone();
+                self.file = running(Watch::start(vec![file.clone()], move || reloads.order(Why::File)));
             }
             (Some(_), true) => {}
             _ => self.file = None,
@@ -137,21 +139,18 @@ impl Watching {
         if self.certificates.as_ref().map_or(&[][..], |(watched, _)| watched) != files {
             self.certificates = None;
             if !files.is_empty() {
-                self.certificates =
-                    watch(files.clone(), reloads, Why::Certificates).map(|watch| (files, watch));
-                // They may have changed between the reading and the watching.
-                reloads.order(Why::Certificates);
+                // Those that changed between the reading and the watching are told of at its first look.
+                let reloads = reloads.clone();
+                let watch = Watch::start_unread(files.clone(), move || reloads.order(Why::Certificates));
+                self.certificates = running(watch).map(|watch| (files, watch));
             }
         }
     }
 }
 
-/// Watches `files`, and orders a reload for each change.
-fn watch(files: Vec<PathBuf>, reloads: &Reloads, why: Why) -> Option<Watch> {
-    let reloads = reloads.clone();
-    Watch::start(files, move || reloads.order(why))
-        .inspect_err(|error| tracing::warn!(%error, "files are not watched; reload with SIGHUP"))
-        .ok()
+/// The watch, if there is one.
+fn running(watch: io::Result<Watch>) -> Option<Watch> {
+    watch.inspect_err(|error| tracing::warn!(%error, "files are not watched; reload with SIGHUP")).ok()
 }
 
 /// One reload, with log line and metric.

@@ -34,8 +34,8 @@ type Content = u64;
 /// What has been seen. Pure: time and content are parameters.
 #[derive(Debug, PartialEq, Eq)]
 struct Sight {
-    /// What was last taken, good or bad.
-    taken: Content,
+    /// What was last taken, good or bad; none before the first look, which tells of whatever is there.
+    taken: Option<Content>,
     /// Something else, and since when it is there unchanged.
     candidate: Option<(Content, Instant)>,
 }
@@ -54,7 +54,11 @@ enum Next {
 impl Sight {
     /// The state and the step after `content` was read at `now`.
     fn look(&mut self, now: Instant, content: Content) -> Next {
-        if content == self.taken {
+        if self.taken.is_none() {
+            *self = Self { taken: Some(content), candidate: None };
+            return Next::Reload;
+        }
+        if self.taken == Some(content) {
             self.candidate = None;
             return Next::Wait;
         }
@@ -64,7 +68,7 @@ impl Sight {
                 if age < SETTLE {
                     return Next::LookAgain(SETTLE - age);
                 }
-                *self = Self { taken: content, candidate: None };
+                *self = Self { taken: Some(content), candidate: None };
                 Next::Reload
             }
             _ => {
@@ -97,14 +101,28 @@ impl Drop for Watch {
 }
 
 impl Watch {
-    /// Watches `files`, whose present content counts as taken, and calls `changed` for each change.
+    /// Watches `files`, whose present content counts as taken, and calls `changed` for each change. They are read here,
+    /// on the caller's thread.
     ///
     /// # Errors
     /// If the thread cannot be started. A directory that cannot be watched is only logged: the poll is left.
     pub(super) fn start(files: Vec<PathBuf>, changed: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let taken = Some(read(&files));
+        Self::begin(files, Sight { taken, candidate: None }, changed)
+    }
+
+    /// The same, but nothing is read on the caller's thread: `changed` is called once more when the files have first
+    /// been read, for what happened to them before.
+    ///
+    /// # Errors
+    /// As [`Watch::start`].
+    pub(super) fn start_unread(files: Vec<PathBuf>, changed: impl Fn() + Send + 'static) -> io::Result<Self> {
+        Self::begin(files, Sight { taken: None, candidate: None }, changed)
+    }
+
+    fn begin(files: Vec<PathBuf>, sight: Sight, changed: impl Fn() + Send + 'static) -> io::Result<Self> {
         let (wake, wakes) = mpsc::channel();
         let events = wake.clone();
-        let sight = Sight { taken: read(&files), candidate: None };
         thread::Builder::new().name("outrigger-watch".to_owned()).spawn(move || {
             let _events = watch_directories(&files, events);
             run(&files, sight, &wakes, changed);
@@ -194,7 +212,7 @@ mod tests {
     /// Looks at the given milliseconds; returns what each look led to.
     fn looks(looks: &[(u64, Content)]) -> Vec<Next> {
         let start = Instant::now();
-        let mut sight = Sight { taken: A, candidate: None };
+        let mut sight = Sight { taken: Some(A), candidate: None };
         looks.iter().map(|(at, content)| sight.look(start + Duration::from_millis(*at), *content)).collect()
     }
 
@@ -248,6 +266,21 @@ mod tests {
             act();
             tellings.recv_timeout(Duration::from_secs(20)).expect("the change is told");
         }
+    }
+
+    #[test]
+    fn what_nobody_has_read_is_told_at_the_first_look() {
+        let start = Instant::now();
+        let mut sight = Sight { taken: None, candidate: None };
+        assert_eq!(sight.look(start, A), Next::Reload);
+        assert_eq!(sight.look(start, A), Next::Wait);
+        assert_eq!(sight.look(start, B), again(500));
+
+        let directory = Directory::new("unread");
+        let (told, tellings) = mpsc::channel();
+        let files = vec![directory.0.join("endpoints")];
+        let _watch = Watch::start_unread(files, move || told.send(()).expect("the test waits"));
+        tellings.recv_timeout(Duration::from_secs(20)).expect("it is told");
     }
 
     #[test]

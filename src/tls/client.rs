@@ -85,20 +85,21 @@ impl Settings {
         self.written.ca.iter().map(|ca| ca.path.as_str()).chain(identity)
     }
 
-    /// The same settings with what the files hold now.
-    ///
-    /// # Errors
-    /// What is wrong with a file.
-    pub fn read_again(&self) -> Result<Self, String> {
+    /// The same settings with what the files hold now, and why some of it stays as it was: one that is bad keeps back
+    /// none of the others.
+    pub fn read_again(&self) -> (Self, Vec<String>) {
+        let mut failures = Vec::new();
         let mut written = self.written.clone();
-        if let Some(ca) = &mut written.ca {
-            *ca = File::read(std::mem::take(&mut ca.path))?;
-        }
+        written.ca = written.ca.map(|ca| ca.read_again_or_keep(&mut failures));
         if let Some(identity) = &self.identity {
-            let (cert, key) = identity.read_again()?.files();
+            let (cert, key) = identity.read_again_or_keep(&mut failures).files();
             (written.cert, written.key) = (Some(cert), Some(key));
         }
-        Self::try_from(written)
+        let read = Self::try_from(written).unwrap_or_else(|why| {
+            failures.push(why);
+            self.clone()
+        });
+        (read, failures)
     }
 }
 

@@ -68,6 +68,16 @@ impl<T: Content> File<T> {
     }
 }
 
+impl<T: Content + Clone> File<T> {
+    /// The file as it is now; as it was where it is bad, and why.
+    pub(super) fn read_again_or_keep(&self, failures: &mut Vec<String>) -> Self {
+        Self::read(self.path.clone()).unwrap_or_else(|why| {
+            failures.push(why);
+            self.clone()
+        })
+    }
+}
+
 fn bytes(path: &Path) -> Result<Vec<u8>, String> {
     let cannot = |error: std::io::Error| {
         let cure = match error.kind() {

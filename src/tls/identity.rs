@@ -65,12 +65,13 @@ impl Identity {
         &self.certified
     }
 
-    /// Both files as they are now.
-    ///
-    /// # Errors
-    /// As [`Identity::new`] and [`File::read`].
-    pub(super) fn read_again(&self) -> Result<Self, String> {
-        Self::new(File::read(self.cert.path.clone())?, File::read(self.key.path.clone())?)
+    /// Both files as they are now; as they were where they are bad or do not fit, and why.
+    pub(super) fn read_again_or_keep(&self, failures: &mut Vec<String>) -> Self {
+        let read = || Self::new(File::read(self.cert.path.clone())?, File::read(self.key.path.clone())?);
+        read().unwrap_or_else(|why| {
+            failures.push(why);
+            self.clone()
+        })
     }
 
     /// The paths of its files.

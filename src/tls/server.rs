@@ -81,29 +81,36 @@ impl Settings {
         &self.identities
     }
 
+    /// Whether clients of `other` have shown what these settings ask of theirs.
+    pub fn asks_no_more_than(&self, other: &Self) -> bool {
+        let asked = |settings: &Self| settings.written.client_ca.as_ref().map(|ca| ca.content.clone());
+        asked(self).is_none() || asked(self) == asked(other)
+    }
+
     /// The files that they are made of.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         let authorities = self.written.client_ca.iter().map(|ca| ca.path.as_str());
         self.identities.iter().flat_map(Identity::paths).chain(authorities)
     }
 
-    /// The same settings with what the files hold now.
-    ///
-    /// # Errors
-    /// What is wrong with a file.
-    pub fn read_again(&self) -> Result<Self, String> {
-        let mut identities =
-            self.identities.iter().map(Identity::read_again).collect::<Result<Vec<_>, _>>()?;
+    /// The same settings with what the files hold now, and why some of it stays as it was: one that is bad keeps back
+    /// none of the others.
+    pub fn read_again(&self) -> (Self, Vec<String>) {
+        let mut failures = Vec::new();
+        let mut identities: Vec<_> =
+            self.identities.iter().map(|known| known.read_again_or_keep(&mut failures)).collect();
         let mut written = Written::default();
         if self.written.cert.is_some() {
             let (cert, key) = identities.remove(0).files();
             (written.cert, written.key) = (Some(cert), Some(key));
         }
         written.certificates = identities;
-        if let Some(ca) = &self.written.client_ca {
-            written.client_ca = Some(File::read(ca.path.clone())?);
-        }
-        Self::try_from(written)
+        written.client_ca = self.written.client_ca.as_ref().map(|ca| ca.read_again_or_keep(&mut failures));
+        let read = Self::try_from(written).unwrap_or_else(|why| {
+            failures.push(why);
+            self.clone()
+        });
+        (read, failures)
     }
 }
 

@@ -85,7 +85,7 @@ impl Upstream {
                 let mode = if enforced { "enforce" } else { "shadow" };
                 tracing::info!(upstream, endpoint = label, mode, "endpoint passes its health check");
                 if enforced {
-                    self.tell(self.outlier.check_recovered(endpoint, now, &self.peers()).as_slice());
+                    self.tell(self.outlier.check_recovered(endpoint, now).as_slice());
                 }
             }
             Verdict::Passing | Verdict::Unknown => {}
@@ -134,9 +134,7 @@ impl Upstream {
         let (at, window) = (standing::nanos(now), self.settings.balance.slow_start_nanos());
         let in_service_since = endpoint.standing.in_service_since();
         let latency = endpoint.load.latency(at, in_service_since);
-        let health =
-            [(Out::Ejected, "ejected"), (Out::Unhealthy, "unhealthy"), (Out::Unchecked, "unchecked")];
-        let health = health.into_iter().find(|(out, _)| endpoint.standing.is_out(*out));
+        let health = Out::ALL.into_iter().find(|out| endpoint.standing.is_out(*out));
         let mut view = json!({
             "address": endpoint.address.to_string(),
             "endpoint": &*endpoint.label,
@@ -145,7 +143,7 @@ impl Upstream {
             "ewma_ms": latency.map(|seconds| f64::from(seconds) * 1000.0),
             "slow_start": endpoint.load.ramp(at, in_service_since, window),
             "in_flight": endpoint.in_flight(),
-            "health": health.map_or("usable", |(_, word)| word),
+            "health": health.map_or("usable", Out::word),
             "since_seconds": seconds(since),
         });
         if let Some(ejection) = self.outlier.ejection(endpoint) {
@@ -189,5 +187,6 @@ fn known(endpoint: &Endpoint) -> Known {
     Known {
         succeeded_at: (succeeded_at > 0).then(|| standing::instant(succeeded_at)),
         is_out: !endpoint.standing.is_in_service(),
+        is_unchecked: endpoint.standing.is_out(Out::Unchecked),
     }
 }

@@ -5,7 +5,7 @@
 //! (`outlier`) a passing check does not bring back, unless the checks had failed too.
 //!
 //! The first check comes at a random phase and each wait is drawn from +-20 %, so that a fleet of sidecars that starts
-//! together does not ask together. While an endpoint is down the wait doubles up to [`MOST`].
+//! together does not ask together. Who gets no requests before its first check is asked within [`FIRST`]. While an endpoint is down the wait doubles up to [`MOST`].
 //!
 //! Here are the decisions, functions of time and of a draw. Not here: how an endpoint is asked (`checkup`), and who
 //! keeps the time (`runtime::checks`).
@@ -165,10 +165,14 @@ pub struct Known {
     pub succeeded_at: Option<Instant>,
     /// Whether it is out of service, for whatever reason.
     pub is_out: bool,
+    /// Whether it is new, and out until its first check has passed.
+    pub is_unchecked: bool,
 }
 
 /// The longest wait between two checks while an endpoint is down, before the jitter.
 pub const MOST: Duration = Duration::from_secs(30);
+/// The longest wait of a new endpoint that is out until its first check, however long the interval.
+pub const FIRST: Duration = Duration::from_secs(1);
 /// How far a drawn time may be from what it should be, either way.
 const JITTER: f64 = 0.2;
 
@@ -178,7 +182,7 @@ impl Check {
         self.state().begins(settings, known, now, draw)
     }
 
-    /// A check has ended.
+    /// A check has ended; one that was forgotten meanwhile says nothing.
     pub fn ended(
         &self,
         settings: &Settings,
@@ -215,7 +219,8 @@ impl Check {
 
 impl State {
     fn begins(&mut self, settings: &Settings, known: Known, now: Instant, draw: f64) -> bool {
-        let next = *self.next.get_or_insert_with(|| now + settings.interval.mul_f64(draw));
+        let phase = if known.is_unchecked { FIRST.min(*settings.interval) } else { *settings.interval };
+        let next = *self.next.get_or_insert_with(|| now + phase.mul_f64(draw));
         if self.is_running || now < next {
             return false;
         }
@@ -239,7 +244,10 @@ impl State {
         now: Instant,
         draw: f64,
     ) -> Option<Turned> {
-        self.is_running = false;
+        if !std::mem::take(&mut self.is_running) {
+            // The checks were switched off meanwhile; nobody would ask whom it takes out again.
+            return None;
+        }
         let passed = result.is_ok();
         self.last = Some((now, result));
         if passed {
@@ -283,7 +291,7 @@ mod tests {
 
     use super::*;
 
-    const IDLE: Known = Known { succeeded_at: None, is_out: false };
+    const IDLE: Known = Known { succeeded_at: None, is_out: false, is_unchecked: false };
 
     fn down() -> Result<(), String> {
         Err("503".to_owned())
@@ -309,10 +317,21 @@ mod tests {
         let (mut state, now) = (State::default(), Instant::now());
         for (why, result, verdict) in steps {
             let before = state.verdict;
+            state.is_running = true;
             let turned = state.ended(&settings, result, IDLE, now, 0.5);
             assert_eq!(state.verdict, verdict, "{why}");
             assert_eq!(turned, (before != verdict).then_some(Turned { from: before, to: verdict }), "{why}");
         }
+    }
+
+    #[test]
+    fn a_check_that_ends_when_checks_are_off_says_nothing() {
+        let (settings, now) = (Settings { unhealthy_after: 1, ..Settings::default() }, Instant::now());
+        let check = Check::default();
+        assert!(check.begins(&settings, IDLE, now, 0.0));
+        check.forget();
+        assert_eq!(check.ended(&settings, down(), IDLE, now, 0.5), None);
+        assert_eq!(check.view().verdict, Verdict::Unknown);
     }
 
     #[test]
@@ -321,11 +340,12 @@ mod tests {
         let mut state = State::default();
         for millis in (0..60_000).step_by(50) {
             let now = start + Duration::from_millis(millis);
-            let known = Known { succeeded_at: Some(now), is_out: false };
+            let known = Known { succeeded_at: Some(now), is_out: false, is_unchecked: false };
             assert!(!state.begins(&settings, known, now, fastrand::f64()), "at {millis} ms");
         }
         let now = start + Duration::from_secs(70);
-        let known = Known { succeeded_at: Some(start + Duration::from_secs(60)), is_out: false };
+        let known =
+            Known { succeeded_at: Some(start + Duration::from_secs(60)), is_out: false, is_unchecked: false };
         assert!(state.begins(&settings, known, now, 0.5), "its traffic has stopped");
         assert!(!state.begins(&settings, known, now, 0.5), "one check at a time");
     }
@@ -333,12 +353,13 @@ mod tests {
     #[test]
     fn what_is_down_is_asked_less_and_less_and_again_when_it_recovers() {
         let (settings, start) = (Settings::default(), Instant::now());
-        let out = Known { succeeded_at: None, is_out: true };
+        let out = Known { succeeded_at: None, is_out: true, is_unchecked: false };
         let mut state = State::default();
         let mut waits = Vec::new();
         let results =
             [[Err(String::new()), Err(String::new())].as_slice(), &vec![down(); 6], &[Ok(())]].concat();
         for result in results {
+            state.is_running = true;
             state.ended(
                 &settings,
                 result,
@@ -354,7 +375,7 @@ mod tests {
     #[test]
     fn what_traffic_has_thrown_out_is_asked_though_it_passes() {
         let (settings, start) = (Settings::default(), Instant::now());
-        let known = Known { succeeded_at: Some(start), is_out: true };
+        let known = Known { succeeded_at: Some(start), is_out: true, is_unchecked: false };
         let mut state = State::default();
         assert!(!state.begins(&settings, known, start, 0.5), "the first at a random phase");
         assert!(state.begins(&settings, known, start + Duration::from_secs(1), 0.5));
@@ -368,7 +389,8 @@ mod tests {
             let mut state = State::default();
             for passed in results {
                 let result = if passed { Ok(()) } else { down() };
-                state.ended(&settings, result, Known { succeeded_at: None, is_out: true }, now, draw);
+                state.is_running = true;
+                state.ended(&settings, result, Known { succeeded_at: None, is_out: true, is_unchecked: false }, now, draw);
                 let wait = state.next.expect("it has ended") - now;
                 prop_assert!(wait >= settings.interval.mul_f64(0.8) && wait <= MOST.mul_f64(1.2));
             }
@@ -382,6 +404,16 @@ mod tests {
             state.begins(&settings, IDLE, now, draw);
             let phase = state.next.expect("it was looked at") - now;
             prop_assert!((phase.as_secs_f64() - 2.0 * draw).abs() < 1e-6);
+        }
+
+        /// Who serves nobody until then is asked soon, whatever the interval.
+        #[test]
+        fn a_newcomer_does_not_wait_long(draw in 0.0..1.0f64, seconds in 1u64..3600) {
+            let settings = Settings { interval: Span::from_secs(seconds), ..Settings::default() };
+            let now = Instant::now();
+            let mut state = State::default();
+            state.begins(&settings, Known { is_out: true, is_unchecked: true, ..IDLE }, now, draw);
+            prop_assert!(state.next.expect("it was looked at") - now <= FIRST);
         }
     }
 }

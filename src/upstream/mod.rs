@@ -131,6 +131,8 @@ pub struct Ask<'a> {
     pub may_probe: bool,
     /// Whether ejections are enforced for it (`outlier.rollout`).
     pub heeds_ejections: bool,
+    /// The endpoint that was tried last was not even reached.
+    pub unreached: bool,
 }
 
 /// What an attempt shows of its endpoint.
@@ -200,7 +202,13 @@ impl Upstream {
 
     /// The same, but never an ejected endpoint whose probe this would be: for what is no request.
     pub fn pick(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
-        let want = Want { tried: ask.tried, draw: ask.draw, key: ask.key, now: nanos(ask.now) };
+        let want = Want {
+            tried: ask.tried,
+            draw: ask.draw,
+            key: ask.key,
+            now: nanos(ask.now),
+            unreached: ask.unreached,
+        };
         self.endpoints().balance.pick(&want).map(Arc::clone)
     }
 
@@ -344,12 +352,16 @@ impl Upstream {
         // Where nobody has answered yet nobody is a newcomer.
         let is_start = !known.usable.iter().any(|choice| choice.endpoint.load.is_known());
         let enforced = self.settings.health.mode == Mode::Enforce;
+        let same = |found: &Found| {
+            let same = of_known.get(&(&found.address, &found.socket)).copied();
+            same.filter(|endpoint| endpoint.is_over(self.tls.as_ref()))
+        };
+        let serves_meanwhile =
+            |found: &Found| same(found).is_some_and(|endpoint| endpoint.standing.is_in_service());
         // A new endpoint waits for its first check where others serve meanwhile.
-        let waits = enforced && known.usable.iter().any(|choice| choice.endpoint.standing.is_in_service());
+        let waits = enforced && found.iter().any(serves_meanwhile);
         for found in found {
-            let same = of_known.get(&(&found.address, &found.socket));
-            let same = same.filter(|endpoint| endpoint.is_over(self.tls.as_ref()));
-            let endpoint = same.map(|endpoint| Arc::clone(endpoint)).unwrap_or_else(|| {
+            let endpoint = same(&found).map(Arc::clone).unwrap_or_else(|| {
                 let metrics = self.registry.endpoint(&self.name, &found.socket.to_string());
                 let endpoint = Endpoint::new(found.address, found.socket, metrics).over(self.tls.clone());
                 let endpoint = Arc::new(endpoint);
@@ -378,18 +390,28 @@ impl Upstream {
             endpoint.set_gone(true);
             changes.removed.push(Arc::clone(&endpoint.label));
         }
-        let balance = Tables::new(&self.settings.balance, &usable, self.capacity());
+        let balance = Tables::new(&self.settings.balance, &usable, self.settings.capacity());
         self.endpoints.store(Arc::new(Endpoints { usable, unresolved, balance }));
         self.tell(&self.outlier.adopt(&self.peers(), now));
         changes
     }
+}
 
-    /// The most attempts that may be in flight.
+impl Settings {
+    /// The most attempts that may be in flight, streams apart; [`u32::MAX`] where nothing bounds them.
     fn capacity(&self) -> u32 {
-        let concurrency = &self.settings.concurrency;
-        let concurrency::Limit::Fixed { max } = concurrency.limit;
-        let connections = self.settings.connections.max;
-        if concurrency.mode == Mode::Enforce { max.min(connections) } else { connections }
+        let concurrency::Limit::Fixed { max } = self.concurrency.limit;
+        let by_connections = if self.shares_connections() { u32::MAX } else { self.connections.max };
+        if self.concurrency.mode == Mode::Enforce { max.min(by_connections) } else { by_connections }
+    }
+
+    /// Whether attempts may share a connection, as they do over HTTP/2: then `connections.max` is no bound for them.
+    pub fn shares_connections(&self) -> bool {
+        match self.protocol {
+            Protocol::Http1 => false,
+            Protocol::Auto => self.tls.is_some(),
+            Protocol::Http2 => true,
+        }
     }
 }
 
@@ -535,5 +557,36 @@ impl JsonSchema for Host {
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({ "type": "string", "description": "`auto`, `keep`, `endpoint`, or a name" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_bounds_attempts_is_what_each_of_them_needs() {
+        let cases = [
+            ("as it is", json!({}), 1000),
+            ("each has a connection", json!({ "connections": { "max": 16 } }), 16),
+            (
+                "over HTTP/2 they share them",
+                json!({ "connections": { "max": 16 }, "protocol": "http2" }),
+                1000,
+            ),
+            ("nothing does", json!({ "concurrency": { "mode": "off" }, "protocol": "http2" }), u32::MAX),
+            (
+                "only connections do",
+                json!({ "concurrency": { "mode": "shadow" }, "connections": { "max": 16 } }),
+                16,
+            ),
+        ];
+        for (why, settings, expected) in cases {
+            let settings: Settings =
+                serde_json::from_value(settings).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(settings.capacity(), expected, "{why}");
+        }
     }
 }

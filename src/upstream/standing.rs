@@ -23,6 +23,20 @@ pub enum Out {
     Unchecked = 4,
 }
 
+impl Out {
+    /// All of them, what weighs most first.
+    pub const ALL: [Out; 3] = [Out::Ejected, Out::Unhealthy, Out::Unchecked];
+
+    /// For `/upstreams` and `/readyz`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Out::Ejected => "ejected",
+            Out::Unhealthy => "unhealthy",
+            Out::Unchecked => "unchecked",
+        }
+    }
+}
+
 /// The bits of a word that hold reasons; the others hold nanoseconds, so that these count in eights.
 const REASONS: u64 = 7;
 

@@ -63,8 +63,9 @@ async fn a_slow_replica_gets_less() {
     for _ in 0..100 {
         assert_eq!(client.exchange(&get("/")).await.status, 200);
     }
+    // Two answers of each until anything is known; 50 if nothing told them apart.
     assert!(
-        slow.seen() <= 5,
+        slow.seen() <= 15,
         "{} of 100: at one request at a time only latency tells them apart",
         slow.seen()
     );

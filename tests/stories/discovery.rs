@@ -256,6 +256,28 @@ async fn a_file_lists_endpoints_and_a_broken_one_changes_nothing() {
 }
 
 #[tokio::test]
+async fn endpoints_are_followed_when_the_first_listeners_have_ended() {
+    let apps = [Upstream::that().answers(200).start().await, Upstream::that().answers(200).start().await];
+    let directory = Folder::new("drain");
+    let list = |app: &Upstream| format!("endpoints = [\"{}\"]\n", app.address());
+    write_file(&directory.0, "endpoints", &list(&apps[0]));
+    let file = directory.0.join("endpoints");
+    let proxy = Config::over_addresses(&[])
+        .upstream(&format!("discovery = {{ kind = \"file\", path = \"{}\" }}", file.display()))
+        .and("[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:0\"\nupstream = \"app\"\ndirection = \"ingress\"")
+        .start()
+        .await;
+    has_endpoints(&proxy, &[apps[0].address()]).await;
+
+    proxy.admin_post("/drain").await;
+    eventually("the ingress listener has ended", async || is_logged(&proxy, "listener ended")).await;
+    write_file(&directory.0, "endpoints", &list(&apps[1]));
+    has_endpoints(&proxy, &[apps[1].address()]).await;
+    assert_eq!(proxy.get("/").await.status, 200);
+    assert_eq!((apps[0].seen(), apps[1].seen()), (0, 1));
+}
+
+#[tokio::test]
 async fn a_swapped_config_map_is_followed() {
     let apps = [Upstream::that().answers(200).start().await, Upstream::that().answers(200).start().await];
     let directory = Folder::new("configmap");

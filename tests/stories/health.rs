@@ -247,7 +247,8 @@ async fn an_upstream_without_a_usable_endpoint_makes_unready_who_requires_it() {
     let proxy = Proxy::start(&text).await;
     eventually("it is unready", async || proxy.admin_get("/readyz").await.status == 503).await;
     let answer = proxy.admin_get("/readyz?verbose").await.text();
-    assert!(answer.contains("upstream app: no usable endpoint"), "{answer}");
+    let expected = "upstream app: no usable endpoint: all 1 are out of service (1 unhealthy)";
+    assert!(answer.contains(expected), "{answer}");
 }
 
 #[tokio::test]
@@ -270,4 +271,24 @@ async fn a_new_endpoint_waits_for_its_first_check() {
     assert_eq!(proxy.metric(&to_it).await, 0.0);
     new.is_up(true);
     proxy.metric_becomes(&healthy(new.address()), 1.0).await;
+}
+
+#[tokio::test]
+async fn who_would_wait_in_vain_for_its_first_check_does_not() {
+    let [first, second, third] = [Nginx::start().await, Nginx::start().await, Nginx::start().await];
+    let config = |endpoints: &[String]| {
+        let slow = "health = { mode = \"enforce\", interval = \"1h\", timeout = \"5s\" }";
+        let text = Config::over_addresses(endpoints).upstream(slow).text();
+        text.replace("[telemetry]", "ready_requires = [\"app\"]\n[telemetry]")
+    };
+    let proxy = Proxy::start(&config(&[first.address()])).await;
+    proxy.rewrite(&config(&[second.address()]));
+    let is_known = async |address: String| proxy.admin_get("/upstreams").await.text().contains(&address);
+    eventually("the list is another one", async || is_known(second.address()).await).await;
+    assert_eq!(proxy.metric(&healthy(second.address())).await, 1.0, "nobody else serves meanwhile");
+    assert_eq!(proxy.admin_get("/readyz").await.status, 200);
+
+    proxy.rewrite(&config(&[second.address(), third.address()]));
+    eventually("the list is another one", async || is_known(third.address()).await).await;
+    proxy.metric_becomes(&healthy(third.address()), 1.0).await;
 }

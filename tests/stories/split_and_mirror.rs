@@ -179,3 +179,31 @@ async fn a_ratio_copies_that_share() {
     // 100 expected; beyond 60 of them lies less than one run in a million.
     assert!((40.0..=160.0).contains(&copied), "{copied}");
 }
+
+#[tokio::test]
+async fn a_session_stays_with_one_upstream_of_a_split() {
+    let now = Upstream::that().answers(200).start().await;
+    let next = Upstream::that().answers(200).start().await;
+    let proxy = Config::over([&now])
+        .routes_only()
+        .and(
+            "[[listener.route]]\nsplit = [{ upstream = \"app\" }, { upstream = \"next\" }]\nsplit_by = \"cookie:session\"",
+        )
+        .and(&also("next", &next))
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    let mut went_on = 0;
+    for session in 0..40 {
+        let before = next.seen();
+        for _ in 0..5 {
+            let request = format!("GET / HTTP/1.1\r\nhost: a\r\ncookie: a=b; session={session}\r\n\r\n");
+            assert_eq!(client.exchange(&request).await.status, 200);
+        }
+        let there = next.seen() - before;
+        assert!(there == 0 || there == 5, "session {session} was torn: {there} of 5");
+        went_on += usize::from(there == 5);
+    }
+    // 20 expected; beyond 16 of them lies less than one set of names in a million.
+    assert!((4..=36).contains(&went_on), "{went_on}");
+}

@@ -391,7 +391,7 @@ async fn who_is_not_let_in_costs_nobody_else_anything() {
     proxy.metric_becomes(counted, 4.0).await;
 
     proxy.connect().await.closes().await;
-    assert_eq!(proxy.metric("outrigger_client_handshakes_total{result=timeout}").await, 1.0);
+    proxy.metric_becomes("outrigger_client_handshakes_total{result=timeout}", 1.0).await;
 
     // Who only looks whether the port is open has done nothing wrong.
     drop(proxy.connect().await);
@@ -461,6 +461,29 @@ async fn certificates_are_taken_over_when_their_files_change() {
         "nothing else was read"
     );
     assert_eq!(before.exchange(&get("/")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_broken_keeps_back_none_of_the_others() {
+    let scene = Scene::new();
+    let app = Upstream::that().answers(200).start().await;
+    let issue = |name: &str| scene.authority.issue_for(&[name]);
+    let first = scene.pair("first", &issue("a.test"));
+    let tls = format!("{first}, certificates = [{{ {} }}]", scene.pair("second", &issue("b.test")));
+    let proxy = config_over(&app, &tls).start().await;
+
+    scene.folder.write("first.pem", "nothing of the kind");
+    let renewed = issue("b.test");
+    scene.folder.write_pair("second", &renewed);
+    let tunnel = Tunnel::to(proxy.listener(), "b.test", client(&scene.authority, None, &[])).await;
+    proxy.metric_becomes("outrigger_certificate_reloads_total{result=success}", 1.0).await;
+    assert_eq!(tunnel.connect().await.exchange(&get("/")).await.status, 200);
+    assert_eq!(tunnel.handshake(0).await.shown, [der(&renewed)]);
+    assert!(proxy.metric("outrigger_certificate_reloads_total{result=failure}").await >= 1.0);
+    let told = |line: &String| line.contains("certificate not renewed") && line.contains("first.pem");
+    eventually("the broken one is told of", async || proxy.lines().iter().any(told)).await;
+    let tunnel = Tunnel::to(proxy.listener(), "a.test", client(&scene.authority, None, &[])).await;
+    assert_eq!(tunnel.connect().await.exchange(&get("/")).await.status, 200, "it serves on");
 }
 
 #[tokio::test]
@@ -569,4 +592,56 @@ async fn curl_speaks_tls_as_the_client() {
     let untrusted = std::process::Command::output(&mut curl(&[&url])).expect("curl runs");
     assert_eq!(untrusted.status.code(), Some(60), "curl trusts nobody of that name");
     proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_listener_that_begins_to_ask_for_more_lets_go_who_has_not_shown_it() {
+    let scene = Scene::new();
+    let app = Upstream::that().answers(200).answers(200).holds().start().await;
+    let config = Config::over([&app]);
+    let proxy = config.start().await;
+    let mut idle = proxy.connect().await;
+    assert_eq!(idle.exchange(&get("/")).await.status, 200);
+    let mut busy = proxy.connect().await;
+    busy.send(get("/")).await;
+    app.has_seen(2).await;
+
+    let pair = scene.pair("listener", &scene.loopback);
+    let reload = async |tls: &str| {
+        proxy.rewrite(&config_over(&app, tls).text());
+        let answer = proxy.admin_post("/reload").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    };
+    reload(&pair).await;
+    idle.closes().await;
+    app.release(1);
+    let response = busy.response().await;
+    assert_eq!((response.status, response.field("connection")), (200, Some("close")));
+    busy.closes().await;
+
+    let shows = scene.authority.issue_for(&["spiffe://test/client"]);
+    let tunnel =
+        Tunnel::to(proxy.listener(), "app.internal", client(&scene.authority, Some(&shows), &[])).await;
+    let connect = async || {
+        let mut client = tunnel.connect().await;
+        client.send(get("/")).await;
+        app.release(1);
+        assert_eq!(client.response().await.status, 200);
+        client
+    };
+    let mut without = connect().await;
+    reload(&format!("{pair}, client_ca = \"{}\"", scene.ca)).await;
+    without.closes().await;
+
+    let mut with = connect().await;
+    // Another certificate of our own asks nothing of clients.
+    let other = scene.pair("other", &scene.authority.issue_for(&["app.internal"]));
+    reload(&format!("{other}, client_ca = \"{}\"", scene.ca)).await;
+    with.send(get("/")).await;
+    app.release(1);
+    assert_eq!(with.response().await.status, 200);
+
+    let bundle = scene.folder.write("bundle.pem", Authority::new("Other CA").pem());
+    reload(&format!("{other}, client_ca = \"{bundle}\"")).await;
+    with.closes().await;
 }

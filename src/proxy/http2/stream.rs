@@ -103,7 +103,7 @@ impl Streams {
         self.idle_since.get()
     }
 
-    /// Whether a reload has taken the listener away, as far as the last stream saw; or, with `look`, now.
+    /// Whether a reload has taken the listener away, or it would not let this client in any more, as far as the last stream saw; or, with `look`, now.
     pub fn is_gone(&self, look: bool) -> bool {
         if look {
             self.known();
@@ -116,7 +116,7 @@ impl Streams {
         let current = self.worker.snapshot();
         let mut known = self.known.borrow_mut();
         if !Rc::ptr_eq(&current, &known.0) {
-            let index = current.listener(&self.peer.listener);
+            let index = self.peer.listener_in(&current);
             self.gone.set(index.is_none());
             if let Some(index) = index {
                 *known = (current, index);
@@ -203,7 +203,7 @@ fn begin(
         }
         _ => Ok(()),
     });
-    let routed = checked.and_then(|()| Routed::find(&snapshot, index, &head, worker.draw_bits()));
+    let routed = checked.and_then(|()| Routed::find(&snapshot, index, (&head, &context), worker.draw_bits()));
     let body = Body::http2(stream, head.framing, max_body);
     let record = Record::begin(worker, Rc::clone(&snapshot), index, arrived);
     (Request::new(worker, head, body, context, record), routed)

@@ -224,7 +224,8 @@ impl Known {
         let service = self.service().map(|name| Question::Services(name.to_owned()));
         let wanted: BTreeSet<Question> = match self.settings {
             Settings::None {} => BTreeSet::new(),
-            _ => hosts.chain(service).take(MAX_ENDPOINTS).collect(),
+            // The bound is for hosts: were the service left out, all of its hosts would go with it.
+            _ => hosts.take(MAX_ENDPOINTS).chain(service).collect(),
         };
         self.names.want(&wanted, now);
     }
@@ -496,5 +497,26 @@ mod tests {
             (7, 0),
             "one that stands there twice is one"
         );
+    }
+
+    #[test]
+    fn a_service_of_more_hosts_than_endpoints_fit_is_still_asked_for() {
+        let name = "_http._tcp.app.internal";
+        let settings = Settings::DnsSrv {
+            name: name.to_owned().try_into().expect("a name"),
+            refresh: Refresh(None),
+            server: None,
+        };
+        let now = (Instant::now(), 0.5);
+        let mut known = Known::new(&settings, &[], None, now.0);
+        let service = Question::Services(name.to_owned());
+        for count in [MAX_ENDPOINTS, MAX_ENDPOINTS + 5] {
+            let host = |number| Service { priority: 0, weight: 1, host: format!("h{number}."), port: 80 };
+            let records = Records::Services((0..count).map(host).collect());
+            known.answer(&service, Answer::Found { records, ttl: Duration::from_secs(9), failed: None }, now);
+            assert_eq!(known.names().unasked().len(), MAX_ENDPOINTS);
+            assert_eq!(known.compose().unresolved.len(), count, "all wait for their addresses");
+            assert!(known.names().iter().any(|(question, _)| *question == service));
+        }
     }
 }
