@@ -243,6 +243,7 @@ fn balance_pick((tables, in_flight, now): (Tables, Vec<InFlight>, u64)) {
     for n in 0..u64::from(TIMES) {
         let draw = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         black_box(tables.pick(black_box(&Want {
+            unreached: false,
             tried: &[],
             draw,
             key: Some(draw),

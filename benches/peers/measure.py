@@ -11,8 +11,10 @@ The proxy alone has CPU 0; upstream and load share CPU 1. What is measured:
     small   GET of 128 bytes over 64 keep-alive connections (wrk): CPU a request, p50, p99
     large   GET of 1 MiB over 8 connections (wrk): CPU a request
     h2      cleartext HTTP/2 clients, HTTP/1.1 upstream (h2load -c8 -m16): CPU a request
+    h2h2    the same with an HTTP/2 upstream, as unary gRPC calls come and go (not nginx, which has none)
     rest    resident memory with 2 workers, before the first request
     idle    memory that each of 2,000 idle client connections costs after one request each, directly and 10 s later
+    idleh2  the same of HTTP/2
     start   time from exec to the first answer
 
 Quote ratios to HAProxy from one run, never absolute times: machines and their neighbours differ. wrk and h2load
@@ -36,15 +38,23 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 UPSTREAM = 19000
 IDLE_CONNECTIONS = 2000
-MEASURES = ["small", "large", "h2", "rest", "idle", "start"]
+MEASURES = ["small", "large", "h2", "h2h2", "rest", "idle", "idleh2", "start"]
 GET = b"GET / HTTP/1.1\r\nHost: app\r\n\r\n"
+# The same in HTTP/2: preface, empty SETTINGS, its acknowledgement, and HEADERS that end stream 1 (RFC 7541's static table).
+HEAD = bytes([0x82, 0x86, 0x84, 0x41, 3]) + b"app"
+GET_HTTP2 = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]) + bytes([0, 0, 0, 4, 1, 0, 0, 0, 0])
+    + bytes([0, 0, len(HEAD), 1, 5, 0, 0, 0, 1]) + HEAD
+)
 
 
 class Proxy:
     """One of those compared: how it is started, and where it listens."""
 
-    def __init__(self, name, config, http1, http2, command):
-        self.name, self.config, self.http1, self.http2, self.command = name, config, http1, http2, command
+    def __init__(self, name, config, ports, command):
+        self.name, self.config, self.command = name, config, command
+        # HTTP/1.1, HTTP/2, and HTTP/2 that goes on as HTTP/2.
+        self.http1, self.http2, self.h2h2 = ports
 
     def start(self, directory, workers, cpu=0):
         """Starts it; the file of its output is named after it."""
@@ -63,11 +73,11 @@ class Proxy:
 def proxies(names, outrigger, envoy):
     """Those asked for that are installed, HAProxy first; says what is not."""
     known = [
-        Proxy("haproxy", "haproxy.cfg", 18001, 18002, [program("haproxy"), "-db", "-f", "@CONFIG@"]),
-        Proxy("nginx", "nginx.conf", 18011, 18012, [program("nginx"), "-c", "@CONFIG@"]),
-        Proxy("envoy", "envoy.yaml", 18021, 18021,
+        Proxy("haproxy", "haproxy.cfg", (18001, 18002, 18004), [program("haproxy"), "-db", "-f", "@CONFIG@"]),
+        Proxy("nginx", "nginx.conf", (18011, 18012, None), [program("nginx"), "-c", "@CONFIG@"]),
+        Proxy("envoy", "envoy.yaml", (18021, 18021, 18022),
               [envoy, "-c", "@CONFIG@", "--concurrency", "@WORKERS@", "--log-level", "error", "--disable-hot-restart"]),
-        Proxy("outrigger", "outrigger.toml", 18031, 18031, [outrigger, "run", "-c", "@CONFIG@"]),
+        Proxy("outrigger", "outrigger.toml", (18031, 18031, 18032), [outrigger, "run", "-c", "@CONFIG@"]),
     ]
     cure = {
         "haproxy": "apt-get install haproxy",
@@ -200,8 +210,8 @@ def wrk(proxy, process, path, connections, seconds):
     return {"cpu": cpu / requests * 1e6, "p50": percentile(50), "p99": percentile(99), "requests": requests / seconds}
 
 
-def h2load(proxy, process, seconds):
-    command = ["h2load", "-t1", "-c8", "-m16", f"-D{seconds}", f"http://127.0.0.1:{proxy.http2}/"]
+def h2load(proxy, process, port, seconds):
+    command = ["h2load", "-t1", "-c8", "-m16", f"-D{seconds}", f"http://127.0.0.1:{port}/"]
     text, cpu = load(command, process)
     total, succeeded, failed = (
         int(re.search(pattern, text)[1]) for pattern in (r"(\d+) total", r"(\d+) succeeded", r"(\d+) failed")
@@ -211,17 +221,19 @@ def h2load(proxy, process, seconds):
     return {"cpu": cpu / max(succeeded, 1) * 1e6, "requests": succeeded / seconds}
 
 
-def idle_connections(proxy, process):
+def idle_connections(proxy, process, port, request):
     """KiB that a connection costs after one request: at once, and 10 s later."""
     def ask(connection):
-        connection.sendall(GET)
-        answer = connection.recv(65536)
-        if not answer.startswith(b"HTTP/1.1 200"):
-            sys.exit(f"{proxy.name}: {answer[:100]!r} while opening idle connections")
+        connection.sendall(request)
+        answer = b""
+        while b"0123456789abcdef" * 8 not in answer:  # all of the upstream's body
+            if not (piece := connection.recv(65536)):
+                sys.exit(f"{proxy.name}: {answer[:100]!r} while opening idle connections")
+            answer += piece
 
     with contextlib.ExitStack() as stack:
         def connect():
-            return stack.enter_context(socket.create_connection(("127.0.0.1", proxy.http1), 5))
+            return stack.enter_context(socket.create_connection(("127.0.0.1", port), 5))
 
         for _ in range(50):  # what the first requests cost is not a connection's
             ask(connect())
@@ -248,7 +260,8 @@ def measure(arguments, directory):
     loads = {
         "small": lambda proxy, process, seconds: wrk(proxy, process, "/", 64, seconds),
         "large": lambda proxy, process, seconds: wrk(proxy, process, "/1m", 8, seconds),
-        "h2": h2load,
+        "h2": lambda proxy, process, seconds: h2load(proxy, process, proxy.http2, seconds),
+        "h2h2": lambda proxy, process, seconds: h2load(proxy, process, proxy.h2h2, seconds),
     }
     with contextlib.ExitStack() as stack:
         wanted = {name: run for name, run in loads.items() if name in arguments.only}
@@ -256,16 +269,20 @@ def measure(arguments, directory):
         for _ in range(arguments.rounds):
             for name, run in wanted.items():
                 for proxy, process in processes:  # in turn, so that a noisy minute hits them all
+                    if name == "h2h2" and not proxy.h2h2:
+                        continue
                     run(proxy, process, 1)
                     note(name, proxy, run(proxy, process, arguments.secs))
     for proxy in chosen:
-        if {"rest", "idle"} & set(arguments.only):
+        if {"rest", "idle", "idleh2"} & set(arguments.only):
             with running(proxy, directory, 2) as process:
                 time.sleep(0.5)
                 if "rest" in arguments.only:
                     note("rest", proxy, {"MiB": resident_kib(process.pid) / 1024})
                 if "idle" in arguments.only:
-                    note("idle", proxy, idle_connections(proxy, process))
+                    note("idle", proxy, idle_connections(proxy, process, proxy.http1, GET))
+                if "idleh2" in arguments.only:
+                    note("idleh2", proxy, idle_connections(proxy, process, proxy.http2, GET_HTTP2))
         if "start" in arguments.only:
             for _ in range(10):
                 begin = time.perf_counter()
@@ -290,9 +307,13 @@ def table(figures, names):
         ("large", "requests"): "1 MiB: requests/s",
         ("h2", "cpu"): "h2 in, h1 out: CPU us/request",
         ("h2", "requests"): "h2 in, h1 out: requests/s",
+        ("h2h2", "cpu"): "h2 in, h2 out: CPU us/request",
+        ("h2h2", "requests"): "h2 in, h2 out: requests/s",
         ("rest", "MiB"): "memory at rest, MiB",
         ("idle", "at once"): "idle connection, KiB",
         ("idle", "10 s later"): "the same 10 s later, KiB",
+        ("idleh2", "at once"): "idle HTTP/2 connection, KiB",
+        ("idleh2", "10 s later"): "the same 10 s later, KiB",
         ("start", "ms"): "exec to first answer, ms",
     }
     print(f"{'':32}" + "".join(f"{name:>20}" for name in names))
@@ -302,7 +323,8 @@ def table(figures, names):
         medians = {name: statistics.median(values) for name, values in figures[key].items()}
         base = medians.get("haproxy")
         cells = [
-            f"{medians[name]:.2f} ({medians[name] / base:.2f})" if base else f"{medians[name]:.2f}"
+            "-" if name not in medians
+            else f"{medians[name]:.2f} ({medians[name] / base:.2f})" if base else f"{medians[name]:.2f}"
             for name in names
         ]
         print(f"{title:32}" + "".join(f"{cell:>20}" for cell in cells))
@@ -334,7 +356,7 @@ def main():
         os.chmod(directory, 0o755)  # nginx's worker is another user
         with open(os.path.join(directory, "1m"), "wb") as body:
             body.write(os.urandom(1 << 20))
-        upstream = Proxy("upstream", "upstream.nginx.conf", UPSTREAM, None, [program("nginx"), "-c", "@CONFIG@"])
+        upstream = Proxy("upstream", "upstream.nginx.conf", (UPSTREAM, None, None), [program("nginx"), "-c", "@CONFIG@"])
         process = upstream.start(directory, 1, cpu=1)
         try:
             answers(upstream, process, directory)

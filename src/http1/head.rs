@@ -513,7 +513,8 @@ impl ResponseHead {
         let mut signals = Signals::default();
         for (name, value) in fields {
             let known = Name::of(name);
-            if known.is_hop_by_hop() {
+            // What the endpoint says to us comes by HTTP/2 too, and ends here all the same.
+            if known.is_hop_by_hop() && known != Name::XOutriggerImmediateFail {
                 continue;
             }
             if !field::is_token(name) || name.len() > Fields::MAX_NAME || !field::is_value(value) {

@@ -41,6 +41,8 @@ pub struct Turn<'a> {
     pub number: u32,
     /// The endpoints that this request has tried.
     pub tried: &'a [u64],
+    /// Whether the last one was not even reached.
+    pub unreached: bool,
     /// The slot of the attempt before, where this one follows at once.
     pub slot: Option<Slot>,
     /// How long this attempt may take, and until when.
@@ -157,7 +159,8 @@ pub async fn admit(
     let outlier = &settings.outlier;
     let heeds_ejections = outlier.mode.of(outlier.rollout, request.context.hash) == Mode::Enforce;
     let draw = worker.draw_bits();
-    let ask = Ask { tried: turn.tried, draw, key, now, may_probe, heeds_ejections };
+    let ask =
+        Ask { tried: turn.tried, draw, key, now, may_probe, heeds_ejections, unreached: turn.unreached };
     let endpoints = chain.upstream.endpoints();
     let Some(endpoint) = chain.upstream.choose(&ask) else {
         let refusal = match endpoints.unresolved.first() {
@@ -327,7 +330,7 @@ impl Admitted {
         loop {
             let told = client.is_some_and(|client| client.was_told_to_continue());
             let mut progress = Progress::new(&request.body);
-            let up = Up { attempt: self.number, left: None, told_to_continue: told };
+            let up = Up::new(self.number, told);
             let open = Open { up, careful, fresh: replaced, ends: progress.has_ended() };
             let opening = Opening { worker, routed, endpoint: &endpoint, clock: &self.clock, timer };
             let (mut wire, now) = opening.open(request, open, started).await?;

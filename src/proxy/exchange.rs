@@ -38,7 +38,7 @@ pub async fn exchange(
     routed: Result<Routed, Error>,
     client: Option<&dyn Informed>,
 ) -> Response {
-    let mirrored = routed.as_ref().ok().and_then(|routed| mirror::wanted(worker, routed));
+    let mirrored = routed.as_ref().ok().and_then(|routed| mirror::wanted(worker, request, routed));
     let is_whole = request.body.is_read();
     if let Some(routed) = mirrored.clone().filter(|_| is_whole) {
         shadow(worker, request, routed);
@@ -152,6 +152,8 @@ struct Retries<'a> {
     made: u32,
     /// Endpoints that have failed this request.
     tried: Vec<u64>,
+    /// Whether the last of them was not even reached.
+    unreached: bool,
     /// Where the attempt at hand goes.
     endpoint: u64,
     /// What the attempt at hand was paid with.
@@ -181,6 +183,7 @@ impl<'a> Retries<'a> {
             timeouts: target.timeout.mode.of(target.timeout.rollout, context.hash),
             made: 0,
             tried: Vec::new(),
+            unreached: false,
             endpoint: 0,
             paid: None,
             cause: None,
@@ -231,7 +234,14 @@ impl<'a> Retries<'a> {
             clock.attempt = Some(timeout.attempt_timeout(left, may_follow));
             clock.whole_attempt = Some(timeout.attempt_timeout(*timeout.request, may_follow));
         }
-        Ok(Turn { number: self.made + 1, tried: &self.tried, slot: self.slot.take(), clock, now })
+        Ok(Turn {
+            number: self.made + 1,
+            tried: &self.tried,
+            unreached: self.unreached,
+            slot: self.slot.take(),
+            clock,
+            now,
+        })
     }
 
     /// The attempt is sent.
@@ -263,6 +273,7 @@ impl<'a> Retries<'a> {
         self.paid = None;
         self.tried.push(self.endpoint);
         self.all_unprocessed &= unprocessed;
+        self.unreached = matches!(cause, Cause::Reason(Reason::ConnectError | Reason::TlsError));
         let (retry_after, pushback_never) = match attempted {
             Attempted::Answered(answer) => pushback(answer),
             Attempted::Failed(_) => (None, false),
@@ -280,7 +291,7 @@ impl<'a> Retries<'a> {
             retry_after,
             pushback_never,
             left: self.left(request, now),
-            other_endpoint: endpoints.balance.has_untried(&self.tried),
+            other_endpoint: endpoints.balance.has_untried(&self.tried, self.unreached),
             endpoints: endpoints.usable.len() as u32,
             all_unprocessed: self.all_unprocessed,
             free_used: self.free_used,

@@ -20,7 +20,7 @@ use super::record::Record;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::snapshot::Held;
-use super::tunnel::Flow;
+use super::tunnel::{Broke, Flow};
 use super::worker::Worker;
 use crate::http1::connection::Connection;
 use crate::http1::encode;
@@ -368,7 +368,13 @@ impl One<'_> {
             let mut client = self.client.connection.borrow_mut();
             let ended = match (up.poll(cx, &mut client, upstream), down.poll(cx, upstream, &mut client)) {
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(None),
-                (Poll::Ready(Err(_)), _) if client.has_ended() => Some(Reason::ClientDisconnected),
+                (Poll::Ready(Err(Broke::From)), _) | (_, Poll::Ready(Err(Broke::To))) => {
+                    Some(Reason::ClientDisconnected)
+                }
+                // Where the client has ended already, that is what the upstream's end comes from.
+                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) if client.has_ended() => {
+                    Some(Reason::ClientDisconnected)
+                }
                 (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => Some(Reason::UpstreamReset),
                 _ => None,
             };

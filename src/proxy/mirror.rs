@@ -4,13 +4,14 @@
 //! log, without a retry and without a word in any request's metrics: nobody asked for it. Nothing of the real request
 //! waits for it. One without a body is copied when the real one sets out; a body is copied once the real one has
 //! been answered, out of what was kept for a retry, since reading it for both at once would let the slower one hold
-//! up the other. What was not kept is not copied, and counted.
+//! up the other. What was not kept is not copied, and counted. Nor is what asks for another protocol copied, which
+//! nobody would speak.
 //!
 //! Rejected: sending both from the start of a body (Envoy does, and buffers what the shadow does not take).
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 
 use super::context::Routed;
 use super::record::Record;
@@ -27,9 +28,9 @@ const UNDER_WAY: usize = 256;
 const MARK: &[u8] = b"x-outrigger-mirror";
 
 /// Whether this request is to be copied, by the ratio of its route; and where the copy goes.
-pub fn wanted(worker: &Worker, routed: &Routed) -> Option<Routed> {
+pub fn wanted(worker: &Worker, request: &Request, routed: &Routed) -> Option<Routed> {
     let (target, ratio) = routed.target().mirror?;
-    (worker.draw() < ratio.get()).then(|| routed.elsewhere(target))
+    (!request.context.upgrade && worker.draw() < ratio.get()).then(|| routed.elsewhere(target))
 }
 
 /// A copy of a request, one of those that a worker has on their way.
@@ -58,13 +59,16 @@ pub fn copy(worker: &Rc<Worker>, request: &Request, routed: &Routed) -> Option<C
     Some(Copy { request, _under_way: under_way })
 }
 
-/// Reads an answer to its end for nobody, so that its connection can be used again.
+/// Reads an answer to its end for nobody, so that its connection can be used again. One that has no foreseeable end is
+/// left: it has been asked for, and would be read for ever.
 pub async fn throw_away(mut answer: Box<FromUpstream>, request: &mut Request) {
     poll_fn(|cx| {
         loop {
-            match ready!(answer.poll_data(cx, &mut request.body)) {
-                Ok(size @ 1..) => answer.consume(size),
-                _ => return Poll::Ready(()),
+            match answer.poll_data(cx, &mut request.body) {
+                _ if answer.is_stream() => return Poll::Ready(()),
+                Poll::Ready(Ok(size @ 1..)) => answer.consume(size),
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
             }
         }
     })

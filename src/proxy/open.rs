@@ -96,7 +96,7 @@ impl Opening<'_> {
             };
             match found {
                 (Found::Connection(mut connection), now) if !connection.is_http2 => {
-                    open.up.left = self.clock.left(now);
+                    open.up.set_left(self.clock, now);
                     let out = connection.wire.output();
                     upward::queue(out, request, routed, endpoint, worker, &open.up);
                     return Ok((Wire::http1(connection, request.head.method == Method::Head), now));
@@ -104,7 +104,7 @@ impl Opening<'_> {
                 // It settles for something else than before: a session is looked for then.
                 (Found::Connection(_), _) => {}
                 (Found::Session(session), now) => {
-                    open.up.left = self.clock.left(now);
+                    open.up.set_left(self.clock, now);
                     let head = upward::build(request, routed, endpoint, worker, &open.up).map_err(unsent)?;
                     // None: it takes no more streams since just now.
                     if let Some((stream, lease)) = session.open(head, open.ends) {

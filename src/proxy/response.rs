@@ -30,6 +30,7 @@ use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
 use crate::policy::retry::{Cause, Skip};
+use crate::policy::timeout::is_evidence;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
 use crate::timer::Timer;
@@ -110,6 +111,8 @@ pub struct FromUpstream {
     head_at: Instant,
     moved_at: Instant,
     waiting: bool,
+    /// Whether it was its upstream that it waited for when it last waited.
+    for_upstream: bool,
     /// Whether it ever stood still: then the time of its end must be read from the clock.
     has_waited: bool,
     mode: Mode,
@@ -175,6 +178,7 @@ impl FromUpstream {
             head_at: now,
             moved_at: now,
             waiting: false,
+            for_upstream: false,
             has_waited: false,
             mode,
             is_final: false,
@@ -222,6 +226,11 @@ impl FromUpstream {
     pub fn says(&self, name: Name) -> Option<&[u8]> {
         let trailers = || self.wire.as_ref()?.trailers()?.get(name);
         self.head.fields.get(name).or_else(trailers)
+    }
+
+    /// Whether it has no foreseeable end.
+    pub fn is_stream(&self) -> bool {
+        self.is_stream
     }
 
     /// Tells what has become of the answer so far.
@@ -410,6 +419,7 @@ impl FromUpstream {
         let (idle, stream_idle) = (*target.timeout.idle, *target.timeout.stream_idle);
         let stream_after = *target.chain.upstream.settings.concurrency.stream_after;
         self.has_waited = true;
+        self.for_upstream = side == Reason::UpstreamStalled;
         if !std::mem::replace(&mut self.waiting, true) {
             self.moved_at = Instant::now();
         }
@@ -455,6 +465,7 @@ impl FromUpstream {
             return false;
         }
         self.is_stream = true;
+        self.hold.in_flight.becomes_stream();
         // Its head was what the breaker asked about; the metrics wait for its end, and so does what is said of its
         // endpoint: a stream may break off.
         let counted_as = self.hold.counted_as.take();
@@ -530,10 +541,29 @@ impl FromUpstream {
             let shard = target.chain.upstream.metrics.shard(self.worker.index);
             shard.retries_skipped(words::skip(Some(Skip::HeadSent))).inc();
         }
-        let verdict = target.chain.classifier.reason(error.reason, true);
+        // Behind its head a call is not late: quiet streams live until their deadline, and end well so.
+        let evidence = error.reason != Reason::DeadlineExceeded;
+        let verdict = target.chain.classifier.reason(error.reason, evidence);
         let verdict = if error.reason == Reason::ClientDisconnected { Verdict::Ignored } else { verdict };
         self.let_go(verdict, Some(error.reason));
         error
+    }
+
+    /// The client has left. Where the body hung for long by then, that says as much of its upstream as a head that did
+    /// not come; only where the body's length is known, since others may be quiet.
+    fn left(&mut self) {
+        let now = Instant::now();
+        let hangs = self.is_final && self.waiting && self.for_upstream && self.wire.is_some();
+        let may_be_quiet =
+            self.is_stream || self.is_quiet || !matches!(self.head.framing, Framing::Length(_));
+        let chain = &self.routed.target().chain;
+        let hung = now.saturating_duration_since(self.moved_at);
+        if hangs && !may_be_quiet && is_evidence(hung, Duration::MAX, chain.latency.usual_p99(now)) {
+            let verdict = chain.classifier.reason(Reason::ClientDisconnected, true);
+            self.let_go(verdict, Some(Reason::ClientDisconnected));
+        } else {
+            self.hold.settle(&self.worker, &self.routed, now, self.hold.outcome.verdict);
+        }
     }
 
     fn let_go(&mut self, verdict: Verdict, reason: Option<Reason>) {
@@ -564,10 +594,9 @@ impl FromUpstream {
 impl Drop for FromUpstream {
     /// The client left, or another attempt took the answer's place.
     fn drop(&mut self) {
-        let verdict = self.hold.outcome.verdict;
         self.end_if_complete();
         if !self.hold.is_settled() {
-            self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
+            self.left();
         }
         self.worker.reuse_response_head(std::mem::take(&mut self.head));
     }

@@ -65,6 +65,11 @@ impl Clock {
         self.cuts(self.attempt).into_iter().chain(end).min()
     }
 
+    /// What of the caller's own deadline is left at `now`.
+    pub fn caller_left(&self, now: Instant) -> Option<Duration> {
+        self.caller.map(|end| end.saturating_duration_since(now))
+    }
+
     /// Which of the request's own bounds has passed at `now`.
     pub fn over(&self, now: Instant) -> Option<Reason> {
         let over = |instant: Option<Instant>| instant.is_some_and(|instant| instant <= now);

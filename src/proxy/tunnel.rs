@@ -3,10 +3,18 @@
 //! What the bytes mean is nobody's affair here: WebSocket and every other protocol that HTTP/1.1 can switch to. Each
 //! direction ends by itself, and its end is passed on; while nothing flows no buffer is held.
 
-use std::io;
 use std::task::{Context, Poll, ready};
 
 use crate::http1::connection::Connection;
+
+/// Who broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broke {
+    /// Where the bytes come from.
+    From,
+    /// Where they go.
+    To,
+}
 
 /// One direction.
 #[derive(Debug, Default)]
@@ -20,25 +28,28 @@ impl Flow {
     /// Passes on what comes. Ready once `from` has ended and `to` has been told.
     ///
     /// # Errors
-    /// As the sockets'.
+    /// [`Broke`].
     pub fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut Connection,
         to: &mut Connection,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<Result<(), Broke>> {
         while !self.has_ended {
-            if from.input().is_empty() && !from.has_ended() && from.poll_fill(cx, usize::MAX)?.is_pending() {
+            if from.input().is_empty()
+                && !from.has_ended()
+                && from.poll_fill(cx, usize::MAX).map_err(|_| Broke::From)?.is_pending()
+            {
                 // Woken again when there is something to read, or room to write.
-                let _ = to.poll_flush(cx)?;
+                let _ = to.poll_flush(cx).map_err(|_| Broke::To)?;
                 return Poll::Pending;
             }
             if from.input().is_empty() {
-                ready!(to.poll_flush(cx))?;
-                ready!(to.poll_shutdown(cx))?;
+                ready!(to.poll_flush(cx)).map_err(|_| Broke::To)?;
+                ready!(to.poll_shutdown(cx)).map_err(|_| Broke::To)?;
                 self.has_ended = true;
             } else {
-                let size = ready!(to.poll_write(cx, from.input()))?;
+                let size = ready!(to.poll_write(cx, from.input())).map_err(|_| Broke::To)?;
                 from.consume(size);
                 self.bytes += size as u64;
             }

@@ -3,7 +3,7 @@
 //! Decided once for both ways: a [`Sink`] takes the fields as HTTP/1.1's lines or as HTTP/2's map.
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::context::Routed;
 use super::request::Request;
+use super::send::Clock;
 use super::worker::Worker;
 use crate::http1::encode;
 use crate::http1::field::{Field, Fields, Name};
@@ -25,11 +26,27 @@ use crate::upstream::endpoint::Endpoint;
 #[derive(Clone, Copy)]
 pub struct Up {
     /// Counts own attempts from 1.
-    pub attempt: u32,
-    /// What the upstream is told of the time that is left.
-    pub left: Option<Duration>,
+    attempt: u32,
     /// The client goes on with its body already, so the upstream is not asked whether it should.
-    pub told_to_continue: bool,
+    told_to_continue: bool,
+    /// What the attempt may take.
+    left: Option<Duration>,
+    /// What its caller gave it. In gRPC a deadline bounds a whole call, streams included, and our own times no more than
+    /// a head: the upstream would end a stream that nothing here ends.
+    caller_left: Option<Duration>,
+}
+
+impl Up {
+    /// What the attempt `attempt`, from 1, adds. `told_to_continue`: the client goes on with its body already.
+    pub fn new(attempt: u32, told_to_continue: bool) -> Self {
+        Self { attempt, told_to_continue, left: None, caller_left: None }
+    }
+
+    /// The upstream is told what `clock` leaves at `now`.
+    pub fn set_left(&mut self, clock: &Clock, now: Instant) {
+        self.left = clock.left(now);
+        self.caller_left = clock.caller_left(now);
+    }
 }
 
 /// Queues the head as HTTP/1.1.
@@ -217,7 +234,7 @@ fn fields(sink: &mut impl Sink, request: &Request, routed: &Routed, worker: &Wor
         sink.add(&CONTENT_LENGTH, |out| number(out, length));
     }
     sink.add(&X_REQUEST_ID, |out| out.extend_from_slice(request.id()));
-    if let Some(left) = up.left {
+    if let Some(left) = if context.grpc { up.caller_left } else { up.left } {
         let millis = left.as_millis() as u64;
         if !context.grpc {
             sink.add(&X_REQUEST_TIMEOUT_MS, |out| number(out, millis));
@@ -225,9 +242,9 @@ fn fields(sink: &mut impl Sink, request: &Request, routed: &Routed, worker: &Wor
         if envoy_deadline {
             sink.add(&X_ENVOY_TIMEOUT, |out| number(out, millis));
         }
-        if grpc_deadline {
-            sink.add(&GRPC_TIMEOUT, |out| deadline::write_grpc_timeout(left, out));
-        }
+    }
+    if let Some(left) = up.caller_left.filter(|_| grpc_deadline) {
+        sink.add(&GRPC_TIMEOUT, |out| deadline::write_grpc_timeout(left, out));
     }
     let sent_before = context.caller_attempt.saturating_add(up.attempt - 1);
     if sent_before > 0 {

@@ -63,7 +63,7 @@ pub struct Unanswered {
     pub error: Error,
     /// Whether the endpoint surely has not processed the request: no byte of it can have been read, or it said so.
     pub unprocessed: bool,
-    /// Whether anything of an answer had come.
+    /// Whether anything of an answer had come, and be it that there will be none.
     pub begun: bool,
     /// Whether the endpoint closes the connection, as it does in ordinary life, and has not begun with the request.
     pub left_behind: bool,
@@ -81,11 +81,11 @@ impl Wire {
         Wire::Http2(Box::new(Http2 { stream, lease }))
     }
 
-    /// Whether it had served others before: then the endpoint may have closed it just now.
+    /// Whether it had been idle after it had served others: then the endpoint may have closed it just now.
     pub fn is_reused(&self) -> bool {
         match self {
             Wire::Http1(one) => one.connection.reused,
-            Wire::Http2(two) => two.lease.reused,
+            Wire::Http2(two) => two.lease.may_be_stale(),
         }
     }
 
@@ -348,8 +348,9 @@ impl Http1 {
             Err(ReadError::Closed) => {
                 if let Some(why) = wire.failure().and_then(refusal) {
                     let error = Error::new(Reason::TlsError, why);
+                    // One that has served before has been accepted long ago: it may have read the request.
                     return Poll::Ready(Err(Unanswered {
-                        unprocessed: true,
+                        unprocessed: !self.connection.reused,
                         ..Unanswered::of(error, false)
                     }));
                 }
@@ -395,9 +396,8 @@ impl Piece<'_> {
 
 impl From<Broken> for Unanswered {
     fn from(broken: Broken) -> Self {
-        let Broken { error, unprocessed, left_behind } = broken;
-        let begun = error.reason != Reason::UpstreamReset;
-        Unanswered { error, unprocessed, begun, left_behind }
+        let Broken { error, unprocessed, left_behind, connection_broke } = broken;
+        Unanswered { error, unprocessed, begun: !connection_broke, left_behind }
     }
 }
 

@@ -113,6 +113,7 @@ impl Worker {
     /// Tries a bare connect to an upstream whose breaker is open because connects ran into their timeout.
     async fn probe(self: Rc<Self>, chain: Arc<Chain>, probe: ConnectProbe) {
         let ask = Ask {
+            unreached: false,
             tried: &[],
             draw: self.draw_bits(),
             key: None,

@@ -40,14 +40,15 @@
 //!
 //! **The last choice.** Endpoints out of service are asked where all in service are at 1.4 x their fair share or more,
 //! and up to their own. An endpoint's fair share is its weight's part of all that the upstream may have in flight
-//! (`concurrency.limit`, else `connections.max`), all of its tier counted, in service or not: what it would carry at
+//! (`concurrency.limit`, streams apart), all of its tier counted, in service or not: what it would carry at
 //! full load if nobody was missing. So there is no cliff: the fewer are left, the earlier the others help, request by
 //! request. Rejected: a share of what is in flight just now (where one of three is out the others carry 1.5 x their
 //! share of it at any load, and a dead endpoint would always get requests); Envoy's threshold of 50 %, at which half
 //! of all requests go to endpoints that are known to be dead.
 //!
 //! **Tried** endpoints are left out while an untried one is in service; else the one that failed least recently is
-//! next.
+//! next. But where the last one tried was not even reached, an untried one that is out of service comes first: when
+//! replicas are restarted one after the other, the one that is back is still out when the next one goes.
 //!
 //! **Bounded load** (Mirrokni 2016): an endpoint that a key belongs to takes at most ceil(1.25 x its share of all in
 //! flight, this one included); more go on in an order seeded by the key, not to one neighbour for all.
@@ -140,6 +141,8 @@ pub struct Want<'a> {
     pub key: Option<u64>,
     /// Now, in `standing::nanos`.
     pub now: u64,
+    /// The endpoint that was tried last was not even reached.
+    pub unreached: bool,
 }
 
 /// Above this part of its fair share an endpoint needs help; by this factor a tier may be short of endpoints.
@@ -280,9 +283,10 @@ impl Tables {
         self.last_choice(&turn, &mut bits).map(|member| &member.endpoint)
     }
 
-    /// Whether an untried endpoint is in service.
-    pub fn has_untried(&self, tried: &[u64]) -> bool {
-        self.members().any(|member| member.is_in_service() && !tried.contains(&member.endpoint.id))
+    /// Whether an untried endpoint is in service; where the last one was not even reached any will do.
+    pub fn has_untried(&self, tried: &[u64], unreached: bool) -> bool {
+        self.members()
+            .any(|member| (unreached || member.is_in_service()) && !tried.contains(&member.endpoint.id))
     }
 
     fn members(&self) -> impl Iterator<Item = &Member> {
@@ -308,18 +312,24 @@ impl Tables {
 
     /// All that are in service were tried, or none is.
     fn last_choice(&self, turn: &Turn<'_>, bits: &mut Bits) -> Option<&Member> {
+        let mut untried = || {
+            self.tiers.iter().find_map(|tier| {
+                let number = tier.draw(turn, bits, |_, member| !turn.has_tried(member))?;
+                Some(&tier.members[number])
+            })
+        };
+        if turn.want.unreached
+            && let Some(member) = untried()
+        {
+            return Some(member);
+        }
         for tier in &self.tiers {
             let in_service = tier.members.iter().filter(|member| member.is_in_service());
             if let Some(member) = in_service.min_by_key(|member| member.endpoint.last_failure()) {
                 return Some(member);
             }
         }
-        for tier in &self.tiers {
-            if let Some(number) = tier.draw(turn, bits, |_, member| !turn.has_tried(member)) {
-                return Some(&tier.members[number]);
-            }
-        }
-        self.members().min_by_key(|member| member.endpoint.last_failure())
+        untried().or_else(|| self.members().min_by_key(|member| member.endpoint.last_failure()))
     }
 
     /// Looks at all, if it is time.
@@ -381,7 +391,7 @@ impl Member {
     }
 
     fn is_above(&self, part: f32) -> bool {
-        self.endpoint.in_flight() as f32 >= self.fair * part
+        self.endpoint.load.in_flight_without_streams() as f32 >= self.fair * part
     }
 
     fn ramp(&self, now: u64, window: u64) -> f32 {

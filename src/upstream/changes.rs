@@ -85,7 +85,7 @@ impl Upstream {
                 let mode = if enforced { "enforce" } else { "shadow" };
                 tracing::info!(upstream, endpoint = label, mode, "endpoint passes its health check");
                 if enforced {
-                    self.tell(self.outlier.check_recovered(endpoint, now, &self.peers()).as_slice());
+                    self.tell(self.outlier.check_recovered(endpoint, now).as_slice());
                 }
             }
             Verdict::Passing | Verdict::Unknown => {}

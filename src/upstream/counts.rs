@@ -26,6 +26,7 @@ pub struct Counted {
     counts: Arc<Counts>,
     is_stream: bool,
     is_idle: bool,
+    has_left: bool,
 }
 
 /// One of the upstream's streams, of several that share a connection, until dropped.
@@ -53,6 +54,7 @@ impl Counts {
             counts: Arc::clone(self),
             is_stream: false,
             is_idle: false,
+            has_left: false,
         })
     }
 }
@@ -85,12 +87,29 @@ impl Counted {
         self.is_stream
     }
 
+    /// The stream has ended, and the connection serves others again.
+    pub(super) fn end_stream(&mut self) {
+        if std::mem::take(&mut self.is_stream) {
+            self.counts.streams.fetch_sub(1, Relaxed);
+            self.counts.connections.fetch_add(1, Relaxed);
+        }
+    }
+
     /// The connection goes to a pool, or comes from it.
     pub(super) fn rest(&mut self, is_idle: bool) {
         match (std::mem::replace(&mut self.is_idle, is_idle), is_idle) {
             (false, true) => drop(self.counts.idle.fetch_add(1, Relaxed)),
             (true, false) => drop(self.counts.idle.fetch_sub(1, Relaxed)),
             _ => {}
+        }
+    }
+
+    /// The connection is being closed: others may have its place.
+    pub(super) fn leave(&mut self) {
+        self.rest(false);
+        if !std::mem::replace(&mut self.has_left, true) {
+            let count = if self.is_stream { &self.counts.streams } else { &self.counts.connections };
+            count.fetch_sub(1, Relaxed);
         }
     }
 
@@ -107,9 +126,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.rest(false);
-        let count = if self.is_stream { &self.counts.streams } else { &self.counts.connections };
-        count.fetch_sub(1, Relaxed);
+        self.leave();
     }
 }
 
@@ -157,6 +174,10 @@ mod tests {
         assert_eq!((counts.connections(), counts.streams()), (0, 1));
         let mut other = counts.add(1).expect("the stream holds no place");
         assert!(!other.become_stream(1), "one stream is all");
+        connection.end_stream();
+        assert_eq!((counts.connections(), counts.streams()), (2, 0));
+        assert!(!connection.is_within(1), "which is one too many");
+        assert!(other.become_stream(1), "there is room for another stream");
         drop((connection, other));
         assert_eq!((counts.connections(), counts.streams()), (0, 0));
     }

@@ -102,6 +102,7 @@ pub struct InFlight {
     era: u32,
     is_counted: bool,
     has_head: bool,
+    is_stream: bool,
 }
 
 impl Endpoint {
@@ -198,7 +199,13 @@ impl Endpoint {
     /// Counts an attempt in flight from `now` on.
     pub fn enter(self: &Arc<Self>, now: Instant) -> InFlight {
         self.load.enter(nanos(now));
-        InFlight { endpoint: Arc::clone(self), era: self.traffic.era(), is_counted: true, has_head: false }
+        InFlight {
+            endpoint: Arc::clone(self),
+            era: self.traffic.era(),
+            is_counted: true,
+            has_head: false,
+            is_stream: false,
+        }
     }
 
     /// Attempts in flight.
@@ -230,6 +237,13 @@ impl InFlight {
         }
     }
 
+    /// Its answer has become a stream.
+    pub fn becomes_stream(&mut self) {
+        if self.is_counted && !std::mem::replace(&mut self.is_stream, true) {
+            self.endpoint.load.stream_began();
+        }
+    }
+
     /// Whether its endpoint has gone out of service, was probed, or came back since it began: then its outcome says
     /// nothing about now.
     pub fn is_outdated(&self) -> bool {
@@ -240,6 +254,9 @@ impl InFlight {
     pub fn release(&mut self) {
         if std::mem::take(&mut self.is_counted) {
             self.endpoint.load.leave(self.has_head);
+            if self.is_stream {
+                self.endpoint.load.stream_ended();
+            }
         }
     }
 }

@@ -62,8 +62,11 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(60);
 /// How long an idle session is kept where `idle_timeout` is `auto`. What HTTP/1.1 must learn, an endpoint of HTTP/2
 /// says: GOAWAY comes before the end.
 const KEPT_IDLE: Duration = Duration::from_secs(60);
-/// Idle for longer than this, a session is asked for at the kernel before it takes what cannot be sent twice.
+/// Idle for longer than this, a session is asked for at the kernel before it takes what cannot be sent twice; idle for
+/// less, it may be on its way to who waited for it.
 const FRESH: Duration = Duration::from_millis(50);
+/// How many new sessions a request waits for where others take all their streams first.
+const ROUNDS: usize = 8;
 
 /// What an answer of HTTP/1 begins with.
 const HTTP1: &[u8] = b"HTTP/1";
@@ -99,6 +102,8 @@ pub struct Session {
     stalled: Cell<u32>,
     requests: Cell<u32>,
     idle_since: Cell<Instant>,
+    /// Since when it has streams again, after it was idle; none: it has been idle only before its first.
+    busy_again: Cell<Option<Instant>>,
     /// When something was last heard.
     heard: Rc<Cell<Instant>>,
     /// What moves it, while no stream is open: the first one wakes it.
@@ -109,8 +114,6 @@ pub struct Session {
 pub struct Lease {
     session: Rc<Session>,
     is_stalled: bool,
-    /// Whether the session had served others before: then the endpoint may have closed it just now.
-    pub reused: bool,
     counted: Option<CountedStream>,
 }
 
@@ -159,17 +162,21 @@ impl Sessions {
         let of = self.of.borrow();
         let sessions = &of.get(&wanted.endpoint.id)?.sessions;
         let fits = |session: &&Rc<Session>| {
-            session.introduction == wanted.introduction && session.has_room(now, careful)
+            session.introduction == wanted.introduction
+                && !session.is_worn(now)
+                && session.has_room()
+                && !(careful && session.may_be_stale(now))
         };
         sessions.iter().find(fits).map(Rc::clone)
     }
 
-    /// A session to an endpoint that no session has room for: a new one, for which others may wait too.
+    /// A session to an endpoint that no session has room for: a new one, for which others may wait too. Who waited for
+    /// it has it, worn or not: where nothing else is to be had, another would be no better.
     ///
     /// # Errors
     /// [`NoSession`]. How long it may take is the caller's affair.
     pub async fn connect(self: &Rc<Self>, wanted: &Wanted<'_>) -> Result<Rc<Session>, Rc<NoSession>> {
-        loop {
+        for _ in 0..ROUNDS {
             let connect = self.under_way(wanted);
             connect.waiting.set(connect.waiting.get() + 1);
             let leaving = Leaving(&connect);
@@ -179,16 +186,21 @@ impl Sessions {
             drop(leaving);
             let result = connect.result.borrow().clone();
             match result {
-                // Others were faster: then another connect is needed.
-                Some(Ok(session)) if !session.has_room(Instant::now(), false) => {
+                Some(Ok(session)) if !session.has_room() => {
                     if let Some(other) = self.take(&wanted.connection, Instant::now(), false) {
                         return Ok(other);
                     }
+                    if session.has_never_served() {
+                        break;
+                    }
+                    // Others were faster: then another connect is needed.
                 }
                 Some(result) => return result,
                 None => {}
             }
         }
+        let error = io::Error::new(io::ErrorKind::ConnectionReset, "its new sessions take no streams");
+        Err(Rc::new(NoSession::Connect(ConnectError::Io(error))))
     }
 
     /// The connect under way that has a place for another, or a new one.
@@ -231,7 +243,7 @@ impl Sessions {
     pub fn sweep(&self, now: Instant) -> usize {
         self.of.borrow_mut().retain(|_, of| {
             of.sessions.retain(|session| {
-                if session.is_worn(now) {
+                if session.is_worn(now) || session.is_in_the_way(now) {
                     session.leave();
                 }
                 session.sender.borrow().is_some()
@@ -391,6 +403,7 @@ impl Making {
             stalled: Cell::new(0),
             requests: Cell::new(0),
             idle_since: Cell::new(now),
+            busy_again: Cell::new(None),
             heard,
             sleeper: RefCell::new(None),
         });
@@ -406,47 +419,67 @@ impl Session {
     }
 
     /// Whether it takes another stream.
-    fn has_room(&self, now: Instant, careful: bool) -> bool {
-        let open = self.open.get();
-        if self.is_worn(now) || self.stalled.get() >= MAX_STALLED {
+    fn has_room(&self) -> bool {
+        if self.is_used_up() || self.stalled.get() >= MAX_STALLED {
             return false;
         }
         let mut sender = self.sender.borrow_mut();
         let Some(ready) = sender.as_mut() else { return false };
         match ready.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Ok(())) => (self.open.get() as usize) < ready.current_max_send_streams(),
             Poll::Ready(Err(_)) => {
                 // GOAWAY, or broken.
                 *sender = None;
-                return false;
+                false
             }
-            Poll::Pending => return false,
+            Poll::Pending => false,
         }
-        if open as usize >= ready.current_max_send_streams() {
-            return false;
-        }
-        let ask = careful && open == 0 && now.saturating_duration_since(self.idle_since.get()) > FRESH;
-        !ask || self.connection.borrow_mut().wire.is_reusable(true)
+    }
+
+    /// Whether the endpoint ended it before it served anybody.
+    fn has_never_served(&self) -> bool {
+        self.sender.borrow().is_none() && self.requests.get() == 0
+    }
+
+    /// Whether the endpoint may have closed it unheard.
+    fn may_be_stale(&self, now: Instant) -> bool {
+        self.idle(now) > FRESH && !self.connection.borrow_mut().wire.is_reusable(true)
     }
 
     /// Whether it has had its time.
     fn is_worn(&self, now: Instant) -> bool {
+        let max_idle = self.limits.idle_timeout.map_or(KEPT_IDLE, |span| *span);
+        self.is_used_up()
+            || self.connection.borrow().is_worn_out(now, &self.limits)
+            || self.open.get() == 0 && self.idle(now) >= max_idle
+    }
+
+    /// Whether it has served `max_requests`.
+    fn is_used_up(&self) -> bool {
         let max_requests = self.limits.max_requests;
-        if max_requests > 0 && self.requests.get() >= max_requests {
-            return true;
+        max_requests > 0 && self.requests.get() >= max_requests
+    }
+
+    /// Whether it is idle and stands in the way of those that are needed more. A reason to end it, none to refuse what
+    /// comes to it: all that are idle stand in each other's way, and a new one would too.
+    fn is_in_the_way(&self, now: Instant) -> bool {
+        self.idle(now) > FRESH && !self.connection.borrow().counted.is_within(self.limits.max)
+    }
+
+    /// For how long it has had no stream.
+    fn idle(&self, now: Instant) -> Duration {
+        match self.open.get() {
+            0 => now.saturating_duration_since(self.idle_since.get()),
+            _ => Duration::ZERO,
         }
-        let connection = self.connection.borrow();
-        let idle = now.saturating_duration_since(self.idle_since.get());
-        let is_done = || {
-            idle >= self.limits.idle_timeout.map_or(KEPT_IDLE, |span| *span)
-                || !connection.counted.is_within(self.limits.max)
-        };
-        connection.is_worn_out(now, &self.limits) || self.open.get() == 0 && is_done()
     }
 
     /// Takes no new streams, and ends with the last of those that it has.
     fn leave(&self) {
         self.sender.borrow_mut().take();
+        if self.open.get() == 0 {
+            self.connection.borrow_mut().counted.leave();
+        }
     }
 
     /// Opens a stream for this request. `ends`: no body follows. None where the endpoint takes no more after all.
@@ -458,13 +491,13 @@ impl Session {
         let requests = self.requests.replace(self.requests.get() + 1);
         let open = self.open.replace(self.open.get() + 1);
         if open == 0 {
+            self.busy_again.set((requests > 0).then(Instant::now));
             self.connection.borrow_mut().leaves_the_pool();
             if let Some(sleeper) = self.sleeper.borrow_mut().take() {
                 sleeper.wake();
             }
         }
-        let lease =
-            Lease { session: Rc::clone(self), is_stalled: false, reused: requests > 0, counted: None };
+        let lease = Lease { session: Rc::clone(self), is_stalled: false, counted: None };
         Some((Stream::new(answer, send, is_head), lease))
     }
 
@@ -519,6 +552,12 @@ impl Drop for Session {
 }
 
 impl Lease {
+    /// Whether the session was idle before and nothing has been heard since: then the endpoint may have closed it in
+    /// the moment in which the request came.
+    pub fn may_be_stale(&self) -> bool {
+        self.session.busy_again.get().is_some_and(|since| self.session.heard.get() <= since)
+    }
+
     /// The stream is one without a foreseeable end; false where its upstream has `max_streams` of those.
     pub fn become_stream(&mut self, max_streams: u32) -> bool {
         if self.counted.is_none() {

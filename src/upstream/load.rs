@@ -25,7 +25,7 @@
 //! loop: of two samples in the same nanoseconds one may get lost. That is exact enough for a hint: the next sample
 //! is milliseconds away, and no count depends on it. `in_flight` is exact.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// The decay of latency where lower samples come.
@@ -60,6 +60,8 @@ pub struct Load {
     failures: AtomicU64,
     /// Attempts in flight: with a head (low half), without (high half).
     attempts: AtomicU64,
+    /// Those of them that are streams: long, and bounded apart.
+    streams: AtomicU32,
     /// When the last head came, or the first attempt that waits for one was sent.
     silent_since: AtomicU64,
     /// Its time in service counts from here without slow start.
@@ -118,6 +120,21 @@ impl Load {
     pub fn in_flight(&self) -> u32 {
         let attempts = self.attempts.load(Relaxed);
         (attempts >> 32) as u32 + attempts as u32
+    }
+
+    /// Attempts in flight without streams: what the upstream's bound is for.
+    pub(super) fn in_flight_without_streams(&self) -> u32 {
+        self.in_flight().saturating_sub(self.streams.load(Relaxed))
+    }
+
+    /// An attempt has become a stream.
+    pub(super) fn stream_began(&self) {
+        self.streams.fetch_add(1, Relaxed);
+    }
+
+    /// A stream is over.
+    pub(super) fn stream_ended(&self) {
+        self.streams.fetch_sub(1, Relaxed);
     }
 
     /// A good answer's head took `latency`.

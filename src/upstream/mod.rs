@@ -131,6 +131,8 @@ pub struct Ask<'a> {
     pub may_probe: bool,
     /// Whether ejections are enforced for it (`outlier.rollout`).
     pub heeds_ejections: bool,
+    /// The endpoint that was tried last was not even reached.
+    pub unreached: bool,
 }
 
 /// What an attempt shows of its endpoint.
@@ -200,7 +202,13 @@ impl Upstream {
 
     /// The same, but never an ejected endpoint whose probe this would be: for what is no request.
     pub fn pick(&self, ask: &Ask<'_>) -> Option<Arc<Endpoint>> {
-        let want = Want { tried: ask.tried, draw: ask.draw, key: ask.key, now: nanos(ask.now) };
+        let want = Want {
+            tried: ask.tried,
+            draw: ask.draw,
+            key: ask.key,
+            now: nanos(ask.now),
+            unreached: ask.unreached,
+        };
         self.endpoints().balance.pick(&want).map(Arc::clone)
     }
 
@@ -390,7 +398,7 @@ impl Upstream {
 }
 
 impl Settings {
-    /// The most attempts that may be in flight; [`u32::MAX`] where nothing bounds them.
+    /// The most attempts that may be in flight, streams apart; [`u32::MAX`] where nothing bounds them.
     fn capacity(&self) -> u32 {
         let concurrency::Limit::Fixed { max } = self.concurrency.limit;
         let by_connections = if self.shares_connections() { u32::MAX } else { self.connections.max };

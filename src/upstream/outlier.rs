@@ -251,6 +251,8 @@ pub enum EventKind {
 
 /// The outlier ejection of one upstream. A reload makes a new one that goes on with the state of the old.
 pub struct Outlier {
+    /// Which of the configurations it belongs to.
+    generation: u64,
     settings: Settings,
     /// Nanoseconds of a bucket of the window.
     bucket: u64,
@@ -260,10 +262,12 @@ pub struct Outlier {
 struct State {
     /// When the latencies are looked at next, in nanoseconds.
     next_look: AtomicU64,
-    /// Until when nobody is judged: a verdict that was just refused would be refused again.
-    quiet_until: AtomicU64,
     /// When the first ejection's time is over; `u64::MAX` without one.
     due: AtomicU64,
+    /// The same for requests that cannot be sent again, which probe only where no other came.
+    overdue: AtomicU64,
+    /// Counts configurations: who holds an earlier one knows an earlier list, and judges nobody by it.
+    generation: AtomicU64,
     /// How many are out.
     ejected: AtomicUsize,
     turn: Mutex<Turn>,
@@ -306,14 +310,17 @@ impl Outlier {
     pub fn new(settings: &Settings, previous: Option<&Outlier>, seed: u64) -> Self {
         let state = || State {
             next_look: AtomicU64::new(0),
-            quiet_until: AtomicU64::new(0),
             due: AtomicU64::new(u64::MAX),
+            overdue: AtomicU64::new(u64::MAX),
+            generation: AtomicU64::new(0),
             ejected: AtomicUsize::new(0),
             turn: Mutex::new(Turn { ejected: Vec::new(), random: fastrand::Rng::with_seed(seed) }),
         };
+        let state = previous.map_or_else(|| Arc::new(state()), |previous| Arc::clone(&previous.state));
         Self {
+            generation: state.generation.fetch_add(1, Relaxed) + 1,
             bucket: (settings.failure_ratio.window.as_nanos() as u64 / BUCKETS).max(1),
-            state: previous.map_or_else(|| Arc::new(state()), |previous| Arc::clone(&previous.state)),
+            state,
             settings: settings.clone(),
         }
     }
@@ -332,7 +339,7 @@ impl Outlier {
             }
         }
         self.keep_bound(&mut turn, peers, now, &mut events);
-        self.set_due(&turn, peers);
+        self.set_due(&turn);
         events
     }
 
@@ -398,7 +405,7 @@ impl Outlier {
         let (endpoint, mut turn) = (attempt.endpoint(), self.turn());
         if endpoint.traffic.is_probed.swap(false, Relaxed) {
             let event = self.eject_again(&mut turn, endpoint, now);
-            self.set_due(&turn, peers);
+            self.set_due(&turn);
             return event;
         }
         self.eject(&mut turn, endpoint, peers, now, (Why::ImmediateFail, Numbers::default()))
@@ -412,7 +419,8 @@ impl Outlier {
         may_resend: bool,
         peers: impl Fn() -> Vec<Peer>,
     ) -> Option<Arc<Endpoint>> {
-        if nanos(now) < self.state.due.load(Relaxed) {
+        let due = if may_resend { &self.state.due } else { &self.state.overdue };
+        if nanos(now) < due.load(Relaxed) || self.is_superseded() {
             return None;
         }
         self.claim(now, may_resend, &peers())
@@ -429,16 +437,21 @@ impl Outlier {
     }
 
     /// The health check of `endpoint` passes after it had failed: so it saw what traffic saw, and it is over.
-    pub fn check_recovered(&self, endpoint: &Endpoint, now: Instant, peers: &[Peer]) -> Option<Event> {
+    pub fn check_recovered(&self, endpoint: &Endpoint, now: Instant) -> Option<Event> {
         let mut turn = self.turn();
         let event = turn.bring_back(endpoint, now);
-        self.set_due(&turn, peers);
+        self.set_due(&turn);
         event
     }
 
     /// How `endpoint` is ejected, if it is.
     pub fn ejection(&self, endpoint: &Endpoint) -> Option<Ejection> {
         self.turn().of(endpoint).cloned()
+    }
+
+    /// Whether a reload has put another in its place, and only requests that began before it hold this one.
+    fn is_superseded(&self) -> bool {
+        self.state.generation.load(Relaxed) != self.generation
     }
 
     fn turn(&self) -> MutexGuard<'_, Turn> {
@@ -460,7 +473,7 @@ impl Outlier {
         let own = endpoint.traffic.tally(at / self.bucket);
         let ratio = own.ratio().unwrap_or(0.0);
         let by_ratio = own.requests >= u64::from(min_requests) && ratio >= threshold.get();
-        if !(by_run || by_ratio) || at < self.state.quiet_until.load(Relaxed) {
+        if !(by_run || by_ratio) || at < endpoint.traffic.quiet_until.load(Relaxed) {
             return None;
         }
         self.judge(endpoint, (run, by_run), (own, by_ratio), now, &peers())
@@ -475,6 +488,9 @@ impl Outlier {
         now: Instant,
         peers: &[Peer],
     ) -> Option<Event> {
+        if self.is_superseded() {
+            return None;
+        }
         let mut turn = self.turn();
         let bucket = nanos(now) / self.bucket;
         let priority = priority_of(endpoint, peers)?;
@@ -523,7 +539,7 @@ impl Outlier {
         };
         let event = verdict.and_then(|verdict| self.eject(&mut turn, endpoint, peers, now, verdict));
         if event.is_none() {
-            self.state.quiet_until.store(nanos(now + QUIET), Relaxed);
+            endpoint.traffic.quiet_until.store(nanos(now + QUIET), Relaxed);
         }
         event
     }
@@ -532,6 +548,9 @@ impl Outlier {
     /// in shadow.
     #[cold]
     fn look(&self, now: Instant, peers: &[Peer]) -> Vec<Event> {
+        if self.is_superseded() {
+            return Vec::new();
+        }
         let Ok(mut turn) = self.state.turn.try_lock() else { return Vec::new() };
         let at = nanos(now);
         if at < self.state.next_look.load(Relaxed) {
@@ -636,7 +655,7 @@ impl Outlier {
             endpoint.traffic.begin_era();
             endpoint.standing.set(Out::Ejected, true, now);
         }
-        self.set_due(turn, peers);
+        self.set_due(turn);
         Some(Event { kind: EventKind::Ejected, at: now, ejection })
     }
 
@@ -662,7 +681,7 @@ impl Outlier {
                 Arc::clone(&peer.endpoint)
             })
         });
-        self.set_due(&turn, peers);
+        self.set_due(&turn);
         found
     }
 
@@ -681,16 +700,21 @@ impl Outlier {
         let ejection = ejection.filter(|ejection| ejection.probing.is_some())?;
         endpoint.traffic.is_probed.store(false, Relaxed);
         ejection.probing = None;
-        let others = peers.iter().filter(|peer| peer.endpoint.id != endpoint.id);
-        let others = others.filter_map(|peer| peer.endpoint.traffic.slowest_since(0));
+        let priority = priority_of(endpoint, peers);
+        let others = peers
+            .iter()
+            .filter(|peer| Some(peer.priority) == priority && peer.endpoint.id != endpoint.id)
+            .filter_map(|peer| peer.endpoint.traffic.slowest_since(0));
         let usual = median(others.map(|p50| p50.as_secs_f64())).map(Duration::from_secs_f64);
-        let crawls = usual.is_some_and(|usual| self.is_slow(latency, usual));
+        // One answer is held against a median only where that was the fault: some requests are slow by nature.
+        let was_slow = ejection.why == Why::Slow;
+        let crawls = was_slow && usual.is_some_and(|usual| self.is_slow(latency, usual));
         let event = match shown {
             Shown::Nothing => None,
             Shown::Success if !crawls => turn.bring_back(endpoint, now),
             Shown::Success | Shown::Failure => self.eject_again(&mut turn, endpoint, now),
         };
-        self.set_due(&turn, peers);
+        self.set_due(&turn);
         event
     }
 
@@ -707,7 +731,6 @@ impl Outlier {
         Some(Event { kind: EventKind::Ejected, at: now, ejection: again })
     }
 
-    /// Brings back what the bound no longer allows, those first that have been out the longest.
     /// How many of the `count` endpoints of a priority may be out.
     fn most(&self, turn: &Turn, peers: &[Peer], priority: u8, count: usize) -> usize {
         let stands_by = peers.iter().any(|peer| {
@@ -718,6 +741,7 @@ impl Outlier {
         self.settings.most(count).max(usize::from(stands_by))
     }
 
+    /// Brings back what the bound no longer allows, those first that have been out the longest.
     fn keep_bound(&self, turn: &mut Turn, peers: &[Peer], now: Instant, events: &mut Vec<Event>) {
         if turn.ejected.is_empty() {
             return;
@@ -740,15 +764,17 @@ impl Outlier {
         }
     }
 
-    fn set_due(&self, turn: &Turn, peers: &[Peer]) {
+    fn set_due(&self, turn: &Turn) {
         let waits = |ejection: &&Ejection| {
-            ejection.enforced
-                && peers.iter().any(|peer| {
-                    peer.endpoint.id == ejection.endpoint.id && !peer.endpoint.standing.is_out(Out::Unhealthy)
-                })
+            let endpoint = &ejection.endpoint;
+            ejection.enforced && !endpoint.is_gone() && !endpoint.standing.is_out(Out::Unhealthy)
         };
-        let due = turn.ejected.iter().filter(waits).map(|ejection| nanos(ejection.next_probe())).min();
-        self.state.due.store(due.unwrap_or(u64::MAX), Relaxed);
+        let first = |at: fn(&Ejection) -> Instant| {
+            let first = turn.ejected.iter().filter(waits).map(at).min();
+            first.map_or(u64::MAX, nanos)
+        };
+        self.state.due.store(first(Ejection::next_probe), Relaxed);
+        self.state.overdue.store(first(|one| one.next_probe().max(one.until + one.lasts)), Relaxed);
         self.state.ejected.store(turn.ejected.len(), Relaxed);
     }
 }

@@ -230,6 +230,7 @@ impl Pool {
     /// Keeps a connection whose last response has ended, if it may serve another.
     pub fn give_back(&self, mut connection: Box<ToEndpoint>, settings: &Settings, now: Instant) {
         connection.requests += 1;
+        connection.counted.end_stream();
         let has_served = settings.max_requests > 0 && connection.requests >= settings.max_requests;
         if has_served
             || connection.is_worn_out(now, settings)

@@ -48,6 +48,8 @@ pub struct Broken {
     pub unprocessed: bool,
     /// Whether the endpoint closes the connection and has not begun with this stream.
     pub left_behind: bool,
+    /// Whether the connection broke off, without a word about this stream.
+    pub connection_broke: bool,
 }
 
 impl Stream {
@@ -244,8 +246,9 @@ impl Broken {
             // will process. The others go on.
             let error =
                 reset("the endpoint closes its connection and has not begun with the request".to_owned());
-            return Self { error, unprocessed: true, left_behind: true };
+            return Self { error, unprocessed: true, left_behind: true, connection_broke: false };
         }
+        let connection_broke = error.reason().is_none();
         let unprocessed = error.is_remote() && error.is_reset() && is_refused;
         let error = match error.reason() {
             Some(h2::Reason::HTTP_1_1_REQUIRED) if error.is_remote() => {
@@ -260,7 +263,7 @@ impl Broken {
             }
             None => reset("the connection broke off".to_owned()),
         };
-        Self { error, unprocessed, left_behind: false }
+        Self { error, unprocessed, left_behind: false, connection_broke }
     }
 }
 
@@ -281,6 +284,7 @@ fn build(
         error: Error::new(Reason::ProtocolError, detail),
         unprocessed: false,
         left_behind: false,
+        connection_broke: false,
     };
     if parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
         return Err(refused("the endpoint switches protocols, which HTTP/2 cannot"));

@@ -46,6 +46,8 @@ pub struct Traffic {
     era: AtomicU32,
     /// Whether a probe of it is on its way.
     pub is_probed: AtomicBool,
+    /// Until when it is not judged, in nanoseconds: a verdict that was just refused would be refused again.
+    pub quiet_until: AtomicU64,
     past: Mutex<Past>,
 }
 
@@ -100,6 +102,7 @@ impl Default for Traffic {
             took: std::array::from_fn(|_| AtomicU32::new(0)),
             era: AtomicU32::new(0),
             is_probed: AtomicBool::new(false),
+            quiet_until: AtomicU64::new(0),
             past: Mutex::default(),
         }
     }
@@ -214,6 +217,7 @@ impl Traffic {
         self.begin_era();
         self.last.store(0, Relaxed);
         self.answers.store(0, Relaxed);
+        self.quiet_until.store(0, Relaxed);
         self.window.iter().for_each(|word| word.store(0, Relaxed));
         self.took.iter().for_each(|count| count.store(0, Relaxed));
         let mut past = self.past();

@@ -115,6 +115,26 @@ async fn while_a_large_upload_waits_for_the_head() {
 }
 
 #[tokio::test]
+async fn because_the_body_hangs_which_is_the_upstreams_failure() {
+    let app = (0..20).fold(Upstream::that(), |app, _| app.answers(200));
+    let hangs = "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nhello";
+    let app = app.answers_raw(hangs).then_hangs().start().await;
+    let proxy = Config::over([&app]).one_worker().start().await;
+    let mut client = proxy.connect().await;
+    for _ in 0..20 {
+        assert_eq!(client.exchange(&get("/")).await.status, 200);
+    }
+    // By then it is known how long answers take.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    client.send(get("/")).await;
+    client.head().await.expect("a head");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    drop(client);
+    proxy.metric_becomes("outrigger_attempts_total{outcome=client_disconnected}", 1.0).await;
+    nothing_is_left(&proxy, &app).await;
+}
+
+#[tokio::test]
 async fn while_the_body_comes() {
     let answers = [
         ("of known length", "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhello"),

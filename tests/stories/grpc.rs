@@ -148,6 +148,43 @@ soon(lambda: asked(b"Cancelled") == b"4")
 }
 
 #[tokio::test]
+async fn own_timeouts_do_not_shorten_what_a_caller_gave_its_call() {
+    let (_server, address) = server("one").await;
+    let own = "timeout = { request = \"4s\", attempt = \"2s\" }";
+    let proxy = Config::over_addresses(&[address]).plain().upstream(own).start().await;
+    client(
+        &proxy,
+        r#"
+left = float(unary("Left")(b"", timeout=3600))
+assert 3000 < left <= 3600, left
+assert float(unary("Left")(b"")) > 3600, "none is made up"
+
+start = time.time()
+drops = 0
+for answer in channel.unary_stream("/pkg.Echo/Drip")(b"", timeout=3600):
+    drops += 1
+    if time.time() - start > 2.5:
+        break
+assert drops > 0
+"#,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn streams_that_live_to_their_deadline_open_no_breaker() {
+    let head = Http2Upstream::that().answers(200).with_field("content-type", "application/grpc");
+    let app = head.with_body("\0\0\0\0\x01a").holds_its_end().start().await;
+    let proxy = over(&[&app]).upstream("retry.attempts = 1").start().await;
+    let mut client = Http2::connect(proxy.listener()).await;
+    for _ in 0..25 {
+        let head = client.request("POST", "/pkg.Echo/Watch").header("content-type", "application/grpc");
+        let whole = client.exchange(head.header("grpc-timeout", "150m"), "\0\0\0\0\0").await;
+        assert_eq!((status(&whole).0.as_deref(), whole.body.len()), (Some("4"), 6), "none is refused");
+    }
+}
+
+#[tokio::test]
 async fn calls_that_are_named_are_retried() {
     let (_server, address) = server("one").await;
     let config = Config::over_addresses(&[address]);

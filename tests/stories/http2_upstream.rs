@@ -242,6 +242,45 @@ async fn another_session_is_made_when_streams_run_out() {
 }
 
 #[tokio::test]
+async fn idle_sessions_over_the_bound_cost_nobody_more_than_a_connect() {
+    let apps =
+        [Http2Upstream::that().answers(200).start().await, Http2Upstream::that().answers(200).start().await];
+    let proxy = over(&apps).one_worker().plain().upstream("connections = { max = 1 }").start().await;
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/").await.status, 200);
+    }
+    let connects = proxy.metric("outrigger_upstream_connects_total{result=ok}").await;
+    assert!((2.0..=20.0).contains(&connects), "{connects}");
+    let idle = "outrigger_upstream_connections{state=idle}";
+    proxy.metric_becomes(idle, 1.0).await;
+    assert!(apps.iter().all(|app| app.seen() > 0), "both were asked");
+}
+
+#[tokio::test]
+async fn an_upstream_that_ends_every_session_at_once_is_not_asked_for_ever() {
+    let app = RawHttp2Upstream::start().await;
+    let proxy = over_raw(&app).one_worker().plain().start().await;
+    let asked = tokio::spawn(async move { (proxy.get("/").await, proxy) });
+    let mut peers = Vec::new();
+    let ends = async {
+        loop {
+            let mut peer = app.accept().await;
+            // SETTINGS and GOAWAY in one piece, so that both are read before the request can go up.
+            let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+            let go_away = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            peer.write(&[&settings[..], &go_away].concat()).await;
+            peers.push(peer);
+        }
+    };
+    let (response, proxy) = tokio::select! {
+        asked = asked => asked.expect("no panic"),
+        () = ends => unreachable!("it never ends"),
+    };
+    assert_eq!(response.status, 502);
+    assert!(proxy.metric("outrigger_upstream_connects_total{result=ok}").await <= 2.0);
+}
+
+#[tokio::test]
 async fn an_idle_session_ends_with_its_time_and_a_worn_one_with_its_requests() {
     let app = Http2Upstream::that().answers(200).start().await;
     let proxy =
@@ -297,14 +336,39 @@ async fn a_refused_stream_is_retried_whatever_its_method() {
 async fn a_reset_stream_is_an_upstreams_failure() {
     let app = Http2Upstream::that().resets(Reason::INTERNAL_ERROR).start().await;
     let proxy = over([&app]).plain().start().await;
-    let response = proxy.get("/").await;
-    response.must_be(502, "upstream_reset");
-    assert_eq!(app.seen(), 1);
+    for number in 1..=3 {
+        let response = proxy.get("/").await;
+        response.must_be(502, "upstream_reset");
+        assert_eq!(app.seen(), number, "whoever resets a stream has seen it");
+    }
 
     let flaky = Http2Upstream::that().resets(Reason::INTERNAL_ERROR).answers(200).start().await;
     let proxy = over([&flaky]).start().await;
     assert_eq!(proxy.get("/").await.status, 200, "a GET may go again");
     assert_eq!(flaky.connections(), 1, "the session has done nothing wrong");
+}
+
+#[tokio::test]
+async fn a_session_that_breaks_at_work_is_no_stale_one() {
+    let app = RawHttp2Upstream::start().await;
+    let proxy = over_raw(&app).one_worker().plain().start().await;
+    let mut long = proxy.connect().await;
+    long.send(get("/first")).await;
+    let mut peer = app.accept_with(&[]).await;
+    let first = peer.request().await;
+    peer.answer(first).await;
+    assert_eq!(long.response().await.status, 200);
+    long.send(get("/long")).await;
+    peer.request().await;
+    let mut quick = proxy.connect().await;
+    quick.send(get("/quick")).await;
+    let other = peer.request().await;
+    peer.answer(other).await;
+    assert_eq!(quick.response().await.status, 200);
+
+    drop(peer);
+
+    long.response().await.must_be(502, "upstream_reset");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::support::endpoints::{ejections, healthy, shown, told};
 use crate::support::http2::Http2;
+use crate::support::http2_upstream::Http2Upstream;
 use crate::support::upstream::Script;
 use crate::support::*;
 
@@ -219,6 +220,21 @@ async fn an_answer_may_take_its_endpoint_out() {
     assert_eq!(proxy.metric(&ejections(leaving.address(), "immediate_fail")).await, 1.0);
     assert_eq!(shown(&proxy, leaving.address()).await["ejection"]["reason"], "immediate_fail");
     assert_eq!(told(&proxy, "endpoint ejected", leaving.address()).len(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_of_http2_may_take_its_endpoint_out() {
+    let leaving =
+        Http2Upstream::that().answers(200).with_field("x-outrigger-immediate-fail", "true").start().await;
+    let good = Http2Upstream::that().answers(200).start().await;
+    let addresses = [leaving.address().to_string(), good.address().to_string()];
+    let proxy = Config::over_addresses(&addresses).http2().start().await;
+    let mut client = proxy.connect().await;
+    for _ in 0..40 {
+        let answer = client.exchange(&get("/")).await;
+        assert_eq!((answer.status, answer.field("x-outrigger-immediate-fail")), (200, None));
+    }
+    assert_eq!(leaving.seen(), 1);
 }
 
 #[tokio::test]

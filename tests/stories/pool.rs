@@ -6,6 +6,26 @@ use crate::support::client::post;
 use crate::support::*;
 
 #[tokio::test]
+async fn a_long_answer_leaves_no_stream_behind() {
+    let half = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab";
+    let app = Upstream::that()
+        .answers_raw(half)
+        .and_after(Duration::from_millis(600), "cd")
+        .answers(200)
+        .start()
+        .await;
+    let proxy =
+        Config::over([&app]).one_worker().upstream("concurrency.stream_after = \"200ms\"").start().await;
+    let mut client = proxy.connect().await;
+    client.send(get("/long")).await;
+    proxy.metric_becomes("outrigger_streams", 1.0).await;
+    assert_eq!(client.response().await.text(), "abcd");
+    proxy.metric_becomes("outrigger_streams", 0.0).await;
+    assert_eq!(client.exchange(&get("/")).await.status, 200);
+    assert_eq!((app.connections(), proxy.metric("outrigger_streams").await), (1, 0.0), "it was kept");
+}
+
+#[tokio::test]
 async fn connections_are_shared_by_clients() {
     let app = Upstream::that().answers(200).start().await;
     let proxy = Config::over([&app]).one_worker().start().await;

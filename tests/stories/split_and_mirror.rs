@@ -115,6 +115,32 @@ async fn a_mirror_that_hangs_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn a_copy_whose_answer_has_no_end_is_given_up() {
+    let real = Upstream::that().answers(200).start().await;
+    let events = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
+    let shadow = Upstream::that().answers_raw(events).then_hangs().start().await;
+    let slow = Upstream::that().answers_raw("HTTP/1.1 200 OK\r\n\r\nhello").then_hangs().start().await;
+    let proxy = Config::over([&real])
+        .routes_only()
+        .and("[[listener.route]]\nmatch = { path_prefix = \"/events\" }\nupstream = \"app\"\nmirror = { upstream = \"shadow\" }")
+        .and("[[listener.route]]\nupstream = \"app\"\nmirror = { upstream = \"slow\" }")
+        .and(&also("shadow", &shadow))
+        .and(&format!("{}\nconcurrency.stream_after = \"100ms\"", also("slow", &slow)))
+        .start()
+        .await;
+    let mut client = proxy.connect().await;
+    for (path, copied) in [("/events", &shadow), ("/slow", &slow)] {
+        assert_eq!(client.exchange(&get(path)).await.status, 200);
+        copied.has_seen(1).await;
+        copied.has_open(0).await;
+    }
+    // Nor does a copy ask for a protocol that nobody would speak.
+    let ask = "GET /slow HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(client.exchange(ask).await.status, 200);
+    assert_eq!(proxy.metric("outrigger_mirrored_total").await, 2.0);
+}
+
+#[tokio::test]
 async fn a_body_that_was_not_kept_is_not_copied() {
     let real = Upstream::that().answers(200).start().await;
     let shadow = Upstream::that().answers(200).start().await;

@@ -113,6 +113,40 @@ async fn whoever_leaves_takes_the_other_side_along() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_is_not_its_upstreams_failure() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut heard = Vec::new();
+                while !heard.ends_with(b"\r\n\r\n") {
+                    heard.push(stream.read_u8().await.expect("a head comes"));
+                }
+                let mut said = AGREE;
+                // Pushes, and does not look whether anybody is there.
+                while stream.write_all(said.as_bytes()).await.is_ok() {
+                    said = "news";
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                }
+            });
+        }
+    });
+    let proxy = Config::over_addresses(&[address]).start().await;
+    for number in 1..=3 {
+        let mut client = proxy.connect().await;
+        client.send(ASK).await;
+        assert_eq!(client.response().await.status, 101);
+        client.bytes(4).await;
+        drop(client);
+        proxy.rests().await;
+        let left = "outrigger_attempts_total{outcome=client_disconnected}";
+        proxy.metric_becomes(left, f64::from(number)).await;
+    }
+    assert_eq!(proxy.metric("outrigger_attempts_total{outcome=upstream_reset}").await, 0.0);
+}
+
+#[tokio::test]
 async fn an_upstream_that_says_no_is_heard() {
     let app = Upstream::that().answers(403).with_body("no").start().await;
     let proxy = Config::over([&app]).start().await;

@@ -1,10 +1,10 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::telemetry::metrics::{Metrics, Words};
-use crate::upstream::endpoint::{Address, Socket};
+use crate::upstream::endpoint::{Address, InFlight, Socket};
 use crate::upstream::load::Load;
 use crate::upstream::standing::{Out, instant};
 
@@ -61,7 +61,7 @@ impl House {
     }
 
     fn pick_with(&mut self, tried: &[u64], key: Option<u64>) -> usize {
-        let want = Want { tried, draw: self.bits.roll(), key, now: self.now };
+        let want = Want { tried, draw: self.bits.roll(), key, now: self.now, unreached: false };
         let picked = Arc::clone(self.tables.pick(&want).expect("there are endpoints"));
         self.number(&picked)
     }
@@ -198,7 +198,9 @@ fn of_none_none_is_picked_and_of_one_that_one() {
     for kind in [Kind::LeastLoaded, Kind::LeastRequest, Kind::RoundRobin, Kind::Random, Kind::Hash] {
         let none = House::equal(kind, 0);
         assert!(
-            none.tables.pick(&Want { tried: &[], draw: 1, key: Some(1), now: START }).is_none(),
+            none.tables
+                .pick(&Want { tried: &[], draw: 1, key: Some(1), now: START, unreached: false })
+                .is_none(),
             "{kind:?}"
         );
         let mut one = House::equal(kind, 1);
@@ -246,6 +248,32 @@ fn the_less_loaded_of_two_is_next() {
             assert_eq!(house.pick(), expected, "{why}");
         }
     }
+}
+
+#[test]
+fn who_is_out_comes_before_one_that_was_not_reached() {
+    let house = House::equal(Kind::LeastLoaded, 2);
+    house.set_out(0, true);
+    let tried = [house.endpoint(1).id];
+    let pick = |unreached| {
+        let want = Want { tried: &tried, draw: 7, key: None, now: house.now, unreached };
+        house.tables.pick(&want).expect("there are two").id
+    };
+    assert_eq!(pick(true), house.endpoint(0).id);
+    assert_eq!(pick(false), house.endpoint(1).id, "an answer, though a bad one, came from there");
+    assert!(house.tables.has_untried(&tried, true) && !house.tables.has_untried(&tried, false));
+}
+
+#[test]
+fn a_stream_takes_nothing_of_a_fair_share() {
+    let (mut house, now) = (House::equal(Kind::RoundRobin, 2), Instant::now());
+    let mut streams: Vec<_> = (0..2000).map(|_| house.usable[1].endpoint.enter(now)).collect();
+    house.set_out(0, true);
+    assert_eq!(house.pick(), 0, "the other is far above its share");
+    streams.iter_mut().for_each(InFlight::becomes_stream);
+    assert_eq!(house.pick(), 1);
+    drop(streams);
+    assert_eq!(house.endpoint(1).load.in_flight_without_streams(), 0);
 }
 
 #[test]
@@ -543,14 +571,14 @@ fn tried_ones_are_left_out() {
         for draw in 0..50 {
             assert_eq!(house.pick_with(&tried, Some(draw)), 1, "{kind:?}");
         }
-        assert!(house.tables.has_untried(&tried));
+        assert!(house.tables.has_untried(&tried, false));
         let all = [tried[0], tried[1], id(&house, 1)];
         for (number, at) in [(0, 3), (1, 1), (2, 2)] {
             house.endpoint(number).failed(instant(START + at));
         }
         assert_eq!(house.pick_with(&all, None), 1, "{kind:?}: it failed least recently");
         house.set_out(1, true);
-        assert!(!house.tables.has_untried(&tried), "one out of service is no choice");
+        assert!(!house.tables.has_untried(&tried, false), "one out of service is no choice");
         assert_eq!(house.pick_with(&tried, None), 2, "{kind:?}: rather again than one out of service");
     }
 }
@@ -563,7 +591,7 @@ fn a_thousand_endpoints_cost_a_few_looks() {
     house.pick();
     let looks = std::cell::Cell::new(0u32);
     let tier = &house.tables.tiers[0];
-    let want = Want { tried: &[], draw: 0, key: None, now: house.now };
+    let want = Want { tried: &[], draw: 0, key: None, now: house.now, unreached: false };
     let turn = Turn { tables: &house.tables, want: &want };
     const PICKS: u32 = 10_000;
     for _ in 0..PICKS {

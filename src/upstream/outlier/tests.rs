@@ -384,7 +384,7 @@ fn a_check_brings_back_only_what_checks_had_failed_too() {
     bench.now = bench.until(0);
     assert_eq!(bench.probes(true), None, "its check fails: no request is risked");
     endpoint.standing.set(Out::Unhealthy, false, bench.now);
-    let event = bench.outlier.check_recovered(&endpoint, bench.now, &bench.peers);
+    let event = bench.outlier.check_recovered(&endpoint, bench.now);
     assert_eq!(event.map(|event| event.kind), Some(EventKind::Returned));
     assert!(endpoint.standing.is_in_service());
 }
@@ -407,6 +407,34 @@ fn a_priority_that_fails_gives_way_to_those_that_stand_by() {
         bench.passes(ms(20));
     }
     assert_eq!(bench.out(), [0usize, 1]);
+}
+
+#[test]
+fn a_probe_of_a_far_endpoint_is_not_held_against_the_near_ones() {
+    // Two near ones of 2 ms, two far ones of 80 ms that stand by.
+    let mut bench = Bench::new(&Settings::default(), &[0, 0, 1, 1]);
+    for _ in 0..100 {
+        (0..2).for_each(|near| bench.shows_after(near, Shown::Success, ms(2)));
+        (2..4).for_each(|far| bench.shows_after(far, Shown::Success, ms(80)));
+        bench.passes(ms(20));
+    }
+    (0..40).for_each(|_| bench.shows(2, Shown::Failure));
+    assert_eq!(bench.out(), [2usize]);
+    bench.now = bench.until(2);
+    assert_eq!(bench.probes(true), Some(2));
+    bench.shows_after(2, Shown::Success, ms(80));
+    assert_eq!(bench.out(), [0usize; 0]);
+}
+
+#[test]
+fn a_verdict_that_is_refused_silences_no_other_endpoint() {
+    // One of four may go, in each of two priorities.
+    let settings = Settings { max_ejected: Ratio::new(0.25), ..Settings::default() };
+    let mut bench = Bench::new(&settings, &[0, 0, 0, 0, 1, 1, 1, 1]);
+    for endpoint in [0, 1, 4] {
+        (0..5).for_each(|_| bench.shows(endpoint, Shown::Failure));
+    }
+    assert_eq!(bench.out(), [0usize, 4], "all in the same moment");
 }
 
 #[test]
@@ -566,7 +594,8 @@ fn who_is_not_in_the_rollout_goes_on_as_before() {
         for _ in 0..900 {
             let draw = replicas.random.u64(..);
             let now = replicas.at(1.1);
-            let ask = Ask { tried: &[], draw, key: None, now, may_probe: false, heeds_ejections };
+            let ask =
+                Ask { tried: &[], draw, key: None, now, may_probe: false, heeds_ejections, unreached: false };
             let endpoint = replicas.upstream.choose(&ask).expect("there are three");
             asked[place] += usize::from(replicas.place(&endpoint) == 0);
         }
@@ -720,6 +749,7 @@ impl Replicas {
                 continue;
             }
             let ask = Ask {
+                unreached: false,
                 tried: &flights[which].tried,
                 draw: self.random.u64(..),
                 key: None,
