@@ -641,7 +641,7 @@ async fn a_listener_that_begins_to_ask_for_more_lets_go_who_has_not_shown_it() {
     app.release(1);
     assert_eq!(with.response().await.status, 200);
 
-    let bundle = scene.folder.write("bundle.pem", &Authority::new("Other CA").pem());
+    let bundle = scene.folder.write("bundle.pem", Authority::new("Other CA").pem());
     reload(&format!("{other}, client_ca = \"{bundle}\"")).await;
     with.closes().await;
 }
