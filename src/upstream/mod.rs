@@ -308,7 +308,7 @@ impl Upstream {
         Wanted {
             endpoint,
             counts: &self.counts,
-            max: connections.max,
+            limits: connections,
             within: *timeout.connect,
             introduction: proxy_protocol.map(|version| Introduction { version, ends }),
             only_http1: false,
