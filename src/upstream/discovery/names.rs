@@ -203,9 +203,12 @@ impl Names {
         }
     }
 
-    /// What was wrong with the last answer; empty before the first.
+    /// What was wrong with the last answer; before the first, that there was none yet.
     pub fn error(&self, question: &Question) -> String {
-        self.0.get(question).and_then(|name| name.error.clone()).unwrap_or_default()
+        match self.0.get(question).filter(|name| name.was_asked) {
+            Some(name) => name.error.clone().unwrap_or_default(),
+            None => "not looked up yet".to_owned(),
+        }
     }
 
     /// The age of the oldest answer in use: the time since DNS last said something definite of that name, or since it
