@@ -106,7 +106,7 @@ impl Chain {
         let endpoints = self.upstream.endpoints();
         let usable = endpoints.usable.iter().map(|choice| self.upstream.view(choice, now));
         let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
-            serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": or_waits(why) })
+            serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
         });
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
@@ -128,7 +128,7 @@ impl Chain {
         let endpoints = self.upstream.endpoints();
         if endpoints.usable.is_empty() {
             let known = self.upstream.known();
-            let why = endpoints.unresolved.first().map(|(_, why)| or_waits(why));
+            let why = endpoints.unresolved.first().map(|(_, why)| why.as_str());
             let why = why.or(known.list_error()).unwrap_or("it has none");
             return (false, format!("no usable endpoint: {why}"));
         }
@@ -148,11 +148,6 @@ impl Chain {
             state => (true, format!("ok, breaker {}", state.label())),
         }
     }
-}
-
-/// Why a name has no address.
-fn or_waits(why: &str) -> &str {
-    if why.is_empty() { "not looked up yet" } else { why }
 }
 
 /// Carries out what a policy has decided, as its mode for this request says: enforced, a refusal is the

@@ -174,7 +174,6 @@ impl Opening<'_> {
         let wanted = http2::Wanted {
             connection: *connection,
             metrics: &upstream.metrics,
-            limits: &upstream.settings.connections,
             timeout: self.clock.cuts(self.clock.connect),
             or_http1: way == Way::Settled,
         };

@@ -102,7 +102,8 @@ pub struct Session {
     sender: RefCell<Option<SendRequest<Bytes>>>,
     connection: Rc<RefCell<ToEndpoint>>,
     counts: Arc<Counts>,
-    limits: pool::Settings,
+    /// Those of the last request that looked for a session: a reload holds for those that stand, too.
+    limits: Cell<pool::Settings>,
     /// What its connection began with: whom it may serve.
     introduction: Option<Introduction>,
     open: Cell<u32>,
@@ -144,8 +145,6 @@ pub struct Wanted<'a> {
     pub connection: pool::Wanted<'a>,
     /// The upstream's series.
     pub metrics: &'a Arc<UpstreamMetrics>,
-    /// `connections`.
-    pub limits: &'a pool::Settings,
     /// `timeout.connect`, if it cuts.
     pub timeout: Option<Duration>,
     /// Whether HTTP/1.1 will do, if the endpoint settles for it.
@@ -175,6 +174,7 @@ impl Sessions {
         let of = self.of.borrow();
         let sessions = &of.get(&wanted.endpoint.id)?.sessions;
         let fits = |session: &&Rc<Session>| {
+            session.limits.set(*wanted.limits);
             session.introduction == wanted.introduction
                 && !session.is_worn(now)
                 && session.has_room()
@@ -243,7 +243,7 @@ impl Sessions {
             introduction,
             within,
             metrics: Arc::clone(wanted.metrics),
-            limits: *wanted.limits,
+            limits: *wanted.connection.limits,
             timeout: wanted.timeout.unwrap_or(CONNECT_WITHIN),
             or_http1: wanted.or_http1,
         };
@@ -343,7 +343,7 @@ impl Making {
         let wanted = pool::Wanted {
             endpoint: &self.endpoint,
             counts: &self.counts,
-            max: self.limits.max,
+            limits: &self.limits,
             within: self.within,
             introduction: self.introduction,
             only_http1: false,
@@ -411,7 +411,7 @@ impl Making {
             sender: RefCell::new(Some(sender)),
             connection,
             counts: Arc::clone(&self.counts),
-            limits: self.limits,
+            limits: Cell::new(self.limits),
             introduction: self.introduction,
             open: Cell::new(0),
             stalled: Cell::new(0),
@@ -465,24 +465,25 @@ impl Session {
 
     /// Whether it has had its time.
     fn is_worn(&self, now: Instant) -> bool {
+        let limits = self.limits.get();
         // One that serves a single client is not worth keeping for longer than usual, as in the pool.
         let usual = if self.introduction.is_some() { UNKNOWN } else { KEPT_IDLE };
-        let max_idle = self.limits.idle_timeout.map_or(usual, |span| *span);
+        let max_idle = limits.idle_timeout.map_or(usual, |span| *span);
         self.is_used_up()
-            || self.connection.borrow().is_worn_out(now, &self.limits)
+            || self.connection.borrow().is_worn_out(now, &limits)
             || self.open.get() == 0 && self.idle(now) >= max_idle
     }
 
     /// Whether it has served `max_requests`.
     fn is_used_up(&self) -> bool {
-        let max_requests = self.limits.max_requests;
+        let max_requests = self.limits.get().max_requests;
         max_requests > 0 && self.requests.get() >= max_requests
     }
 
     /// Whether it is idle and stands in the way of those that are needed more. A reason to end it, none to refuse what
     /// comes to it: all that are idle stand in each other's way, and a new one would too.
     fn is_in_the_way(&self, now: Instant) -> bool {
-        self.idle(now) > FRESH && !self.connection.borrow().counted.is_within(self.limits.max)
+        self.idle(now) > FRESH && !self.connection.borrow().counted.is_within(self.limits.get().max)
     }
 
     /// Whether it was idle for so long that what cannot be sent twice needs a sign of life first.

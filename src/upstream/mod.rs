@@ -111,7 +111,7 @@ pub struct Upstream {
 pub struct Endpoints {
     /// Those that have an address.
     pub usable: Vec<Weighted>,
-    /// Names without an address, and why; empty as to why until they have been looked up. An SRV name has port 0.
+    /// Names without an address, and why. An SRV name has port 0.
     pub unresolved: Vec<(Address, String)>,
     /// The tables by which one is picked.
     pub balance: Tables,
@@ -308,7 +308,7 @@ impl Upstream {
         Wanted {
             endpoint,
             counts: &self.counts,
-            max: connections.max,
+            limits: connections,
             within: *timeout.connect,
             introduction: proxy_protocol.map(|version| Introduction { version, ends }),
             only_http1: false,

@@ -91,8 +91,8 @@ pub struct Wanted<'a> {
     pub endpoint: &'a Arc<Endpoint>,
     /// What all workers hold of its upstream.
     pub counts: &'a Arc<Counts>,
-    /// `connections.max`.
-    pub max: u32,
+    /// Bounds, of the configuration in force.
+    pub limits: &'a Settings,
     /// `timeout.connect`, which the caller keeps; here it says when another address is tried.
     pub within: Duration,
     /// What it begins with.
@@ -191,8 +191,8 @@ impl Pool {
     /// # Errors
     /// [`ConnectError`]. How long it may take is the caller's affair.
     pub async fn connect(&self, wanted: Wanted<'_>) -> Result<Box<ToEndpoint>, ConnectError> {
-        let Wanted { endpoint, counts, max, within, introduction, only_http1 } = wanted;
-        let counted = counts.add(max);
+        let Wanted { endpoint, counts, limits, within, introduction, only_http1 } = wanted;
+        let counted = counts.add(limits.max);
         let counted = counted.ok_or(ConnectError::TooMany)?;
         let mut stream = connect::open(endpoint, within).await.map_err(ConnectError::Io)?;
         if let Some(introduction) = introduction {

@@ -297,6 +297,22 @@ async fn an_idle_session_ends_with_its_time_and_a_worn_one_with_its_requests() {
 }
 
 #[tokio::test]
+async fn a_reload_bounds_sessions_that_stand() {
+    let app = Http2Upstream::that().answers(200).start().await;
+    let config = |more: &str| over([&app]).one_worker().upstream(more);
+    let proxy = config("").start().await;
+    for _ in 0..3 {
+        assert_eq!(proxy.get("/").await.status, 200);
+    }
+    assert_eq!(app.connections(), 1);
+    proxy.rewrite(&config("connections = { max_requests = 2 }").text());
+    let answer = proxy.admin_post("/reload").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(proxy.get("/").await.status, 200);
+    assert_eq!(app.connections(), 2, "the session has served three");
+}
+
+#[tokio::test]
 async fn what_an_upstream_leaves_behind_goes_elsewhere_for_free() {
     let app = RawHttp2Upstream::start().await;
     let proxy = over_raw(&app).one_worker().plain().start().await;

@@ -370,6 +370,7 @@ mod tests {
         let names: Vec<String> =
             known.compose().unresolved.iter().map(|(name, _)| name.to_string()).collect();
         assert_eq!(names, ["b.internal:1", "a.internal:1"]);
+        assert_eq!(known.compose().unresolved[0].1, "not looked up yet");
         known.answer(&addresses_of("a.internal"), found(&[7, 3], &[]), (Instant::now(), 0.5));
         known.answer(&addresses_of("b.internal"), found(&[5], &[]), (Instant::now(), 0.5));
         let sockets = |known: &Known| {

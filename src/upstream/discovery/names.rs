@@ -3,6 +3,7 @@
 //! ```text
 //! asked --addresses--> known, asked again at 80 to 90 % of the TTL (from 1 s to 5 m), or after `refresh`
 //!       --nothing----> known addresses stay; asked again after 1 s: --nothing--> none are known any more
+//!       --no A, or no AAAA any more--> those known stay in the same way
 //!       --failure----> what is known stays and ages; asked again after 1 s, 2 s, 4 s … 30 s
 //! ```
 //! A name without addresses is asked again as after a failure: it shall be found soon after it appears. No wait is
@@ -124,10 +125,19 @@ pub struct Name {
     due: Instant,
     /// Answers in a row that were not good.
     failures: u32,
-    /// It said once that there is nothing, which has to be confirmed.
-    is_doubted: bool,
+    /// What DNS said once to be gone, which has to be confirmed.
+    doubt: Option<Doubt>,
     was_asked: bool,
     error: Option<String>,
+}
+
+/// What DNS said once to be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// The addresses of one family; the other's are there.
+    Family(Family),
+    /// All that was known.
+    All,
 }
 
 impl Names {
@@ -193,9 +203,12 @@ impl Names {
         }
     }
 
-    /// What was wrong with the last answer; empty before the first.
+    /// What was wrong with the last answer; before the first, that there was none yet.
     pub fn error(&self, question: &Question) -> String {
-        self.0.get(question).and_then(|name| name.error.clone()).unwrap_or_default()
+        match self.0.get(question).filter(|name| name.was_asked) {
+            Some(name) => name.error.clone().unwrap_or_default(),
+            None => "not looked up yet".to_owned(),
+        }
     }
 
     /// The age of the oldest answer in use: the time since DNS last said something definite of that name, or since it
@@ -217,7 +230,7 @@ impl Name {
             good_at: now,
             due: now,
             failures: 0,
-            is_doubted: false,
+            doubt: None,
             was_asked: false,
             error: None,
         }
@@ -231,20 +244,24 @@ impl Name {
         };
         let (told, after) = match answer {
             Answer::Found { mut records, ttl, failed: None } => {
+                let told = if self.failures > 0 { Told::Recovered } else { Told::Nothing };
+                let gone = self.gone(&records).filter(|_| self.doubt.is_none());
+                if let Some(family) = gone {
+                    self.keep(family, &mut records);
+                }
                 sort(&mut records);
                 *self = Self { records: Some(records), was_asked: true, ..Self::new(now) };
-                let told = if before.is_some() { Told::Recovered } else { Told::Nothing };
-                (told, refresh_after(ttl, refresh, draw))
-            }
-            Answer::Found { mut records, ttl, failed: Some((family, why)) } => {
-                if let (Records::Addresses(new), Some(Records::Addresses(old))) =
-                    (&mut records, &self.records)
-                {
-                    match family {
-                        Family::V4 => new.v4.clone_from(&old.v4),
-                        Family::V6 => new.v6.clone_from(&old.v6),
+                match gone {
+                    None => (told, refresh_after(ttl, refresh, draw)),
+                    Some(family) => {
+                        self.doubt = Some(Doubt::Family(family));
+                        self.error = Some(format!("no {family} any more (asked again before it counts)"));
+                        (told, CONFIRM)
                     }
                 }
+            }
+            Answer::Found { mut records, ttl, failed: Some((family, why)) } => {
+                self.keep(family, &mut records);
                 sort(&mut records);
                 let failures = self.failures.saturating_add(1);
                 let told = fails(&why, true);
@@ -258,21 +275,21 @@ impl Name {
                 };
                 (told, after)
             }
-            Answer::Empty(why) if self.records.is_some() && !self.is_doubted => {
-                self.is_doubted = true;
+            Answer::Empty(why) if self.records.is_some() && self.doubt != Some(Doubt::All) => {
+                self.doubt = Some(Doubt::All);
                 self.error = Some(format!("{why} (asked again before it counts)"));
                 (Told::Nothing, CONFIRM)
             }
             Answer::Empty(why) => {
                 self.records = None;
-                (self.good_at, self.is_doubted) = (now, false);
+                (self.good_at, self.doubt) = (now, None);
                 self.failures = self.failures.saturating_add(1);
                 let told = fails(&why, false);
                 self.error = Some(why);
                 (told, retry_after(self.failures, refresh, draw))
             }
             Answer::Failed(why) => {
-                self.is_doubted = false;
+                self.doubt = None;
                 self.failures = self.failures.saturating_add(1);
                 let told = fails(&why, self.records.is_some());
                 self.error = Some(why);
@@ -281,6 +298,28 @@ impl Name {
         };
         self.due = now + after;
         told
+    }
+
+    /// The family whose addresses are known and not among `records`, which have some of the other.
+    fn gone(&self, records: &Records) -> Option<Family> {
+        let (Records::Addresses(new), Some(Records::Addresses(old))) = (records, &self.records) else {
+            return None;
+        };
+        match (new.v4.is_empty() && !old.v4.is_empty(), new.v6.is_empty() && !old.v6.is_empty()) {
+            (true, _) => Some(Family::V4),
+            (_, true) => Some(Family::V6),
+            _ => None,
+        }
+    }
+
+    /// Puts what is known of one family among `records`.
+    fn keep(&self, family: Family, records: &mut Records) {
+        if let (Records::Addresses(new), Some(Records::Addresses(old))) = (records, &self.records) {
+            match family {
+                Family::V4 => new.v4.clone_from(&old.v4),
+                Family::V6 => new.v6.clone_from(&old.v6),
+            }
+        }
     }
 
     /// What is known.
@@ -333,6 +372,15 @@ fn retry_after(failures: u32, refresh: Option<Duration>, draw: f64) -> Duration 
     let doubled = RETRY.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(MAX_RETRY);
     let wait = doubled.mul_f64(0.75 + 0.25 * draw);
     refresh.map_or(wait, |refresh| wait.min(refresh))
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "A records",
+            Family::V6 => "AAAA records",
+        })
+    }
 }
 
 impl fmt::Display for Question {
@@ -480,12 +528,19 @@ mod tests {
         assert_eq!(known, Some(records(&[3], &[7])));
         assert_eq!(story.answer(2, half), 2000);
         let none = Answer::Found { records: records(&[3], &[]), ttl, failed: None };
-        story.answer(3, none);
-        assert_eq!(
-            story.names.addresses(NAME).map(|known| known.v6.len()),
-            Some(0),
-            "DNS says that it has none"
-        );
+        let known = |story: &Story| story.names.addresses(NAME).map(|known| (known.v4.len(), known.v6.len()));
+        assert_eq!(story.answer(3, none.clone()), 1000, "that it has none may be a mistake");
+        assert_eq!(known(&story), Some((1, 1)));
+        assert_eq!(story.answer_with(4, none, 1.0), (Told::Nothing, 54_000));
+        assert_eq!(known(&story), Some((1, 0)), "DNS says it twice");
+        assert_eq!(story.names.error(&question()), "");
+
+        let other = Answer::Found { records: records(&[], &[7]), ttl, failed: None };
+        story.answer(5, other);
+        story.answer(6, empty());
+        assert_eq!(known(&story), Some((1, 1)), "that all are gone was said once");
+        story.answer(7, empty());
+        assert_eq!(known(&story), None);
     }
 
     #[test]
