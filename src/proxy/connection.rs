@@ -45,7 +45,9 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, 
     let mut ends = Ends { client: peer, local };
     if settings.proxy_protocol {
         let until = Instant::now() + header_timeout;
-        let introduced = worker.timer().within(until, introduction(&mut stream, ends)).await;
+        // Boxed: it is over before anything is served, and an idle connection shall be small.
+        let introduction = Box::pin(introduction(&mut stream, ends));
+        let introduced = worker.timer().within(until, introduction).await;
         match introduced.unwrap_or(Err(Some(Refused::ProxyProtocolTimeout))) {
             Ok(introduced) => ends = introduced,
             Err(refused) => {
