@@ -12,6 +12,7 @@ pub mod concurrency;
 pub mod deadline;
 pub mod failure;
 pub mod latency;
+pub mod limit;
 pub mod mode;
 pub mod queue;
 pub mod retry;
