@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Steps to each doubling.
 const STEPS: usize = 16;
 /// Steps in all: up to 2^26 us (67 s); what took longer counts as that.
-const LEN: usize = (26 - 4) * STEPS + STEPS;
+pub(super) const LEN: usize = (26 - 4) * STEPS + STEPS;
 /// Slices that count, the one that is filled included.
 const SLICES: usize = 5;
 const SLICE_MICROS: u64 = 2_000_000;
@@ -153,7 +153,7 @@ fn known(micros: u64) -> Option<Duration> {
 }
 
 /// The step that counts `latency`: microseconds below 16 have their own, then 16 to each doubling.
-fn step_of(latency: Duration) -> usize {
+pub(super) fn step_of(latency: Duration) -> usize {
     let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
     if micros < STEPS as u64 {
         return micros as usize;
@@ -164,12 +164,17 @@ fn step_of(latency: Duration) -> usize {
 
 /// The middle of a step, in microseconds.
 fn middle_of(step: usize) -> u64 {
+    let first = first_of(step);
+    first + (first_of(step + 1) - first) / 2
+}
+
+/// Where a step begins, in microseconds.
+pub(super) fn first_of(step: usize) -> u64 {
     if step < STEPS {
         return step as u64;
     }
     let doublings = step / STEPS - 1;
-    let first = ((step % STEPS + STEPS) as u64) << doublings;
-    first + (1 << doublings) / 2
+    ((step % STEPS + STEPS) as u64) << doublings
 }
 
 /// The middle of the step in which `percent` of all samples are reached.

@@ -1,0 +1,467 @@
+//! `gradient`: as many as the upstream works on without a queue of its own, found from the latency.
+//!
+//! What one attempt takes when nothing queues is the *base*. While slots are asked for in vain, a latency above the base
+//! is a queue in the upstream, and the limit falls in proportion; at the base, it rises. A queue of about √L / 2 is
+//! left to stand, so that no worker of the upstream is ever idle, and so that sidecars that share an upstream come
+//! to equal shares. A limit that nobody runs into is never raised.
+//!
+//! The ratio alone cannot see a level that is steadily wrong (Netflix's Gradient2 climbs in a standing overload,
+//! Envoy's limit in a long degradation), so the base is anchored by experiments, made only while requests are refused
+//! or wait anyway:
+//!
+//! - **Search**, at once, when the latency is twice the base, or nothing is known yet: the limit is halved until the
+//!   latency falls no more in proportion. Where it did not fall there was no queue to remove: the base itself has moved
+//!   (a service that has become eight times slower still has its eight workers), and is what is seen now. Then
+//!   Little's law says where to go: what was done before the cut x how long a slot is held after it.
+//! - **Probe**, each 10 to 40 s: a fifth less. If as much is done as before, it was queue: the cut stays, and the next
+//!   one follows soon. If less is done it was capacity: the limit is restored, and the base follows by what may be noise.
+//!
+//! Why only the search raises the base by much: to one of many sidecars that share an upstream, its own cut never
+//! moves the latency, and it would take the queue of all for the upstream's own time, and all of them would climb.
+//! But what doubles the latency meets all of them at once, so in a search they all cut together.
+//!
+//! Rejected: Envoy's probe, which pins the limit to 3 and refuses healthy traffic; a minimum of latencies, which one
+//! cheap request poisons; a goodput's slope alone, which is a coin's throw at 100 requests a second.
+
+use std::time::{Duration, Instant};
+
+use super::window::{Seen, Window};
+use super::{Bounds, Dice, Sample};
+
+/// A latency up to this times the base is no queue: it is the noise of a window.
+const TOLERANCE: f64 = 1.15;
+/// Where the limit grows by a factor: a queue that this makes is twice as long.
+const WIDE_TOLERANCE: f64 = 1.3;
+/// A latency below this times the base is no noise either.
+const FASTER: f64 = 0.85;
+/// So many windows make a base that was found by a search.
+const FRESH: f64 = 4.0;
+/// The queue that may stand, times the root of the limit.
+const ROOM: f64 = 0.35;
+/// From this times the base the limit is searched for.
+const ALARM: f64 = 2.0;
+/// Up to this times the base the search is over.
+const CALM: f64 = 1.3;
+/// The way to the target that one window goes.
+const STEP: f64 = 0.3;
+/// A window closes with so many ends in it that lie so far apart, or the second pair.
+const WINDOW: [(u32, Duration); 2] = [(30, Duration::from_millis(100)), (10, Duration::from_secs(1))];
+/// What a probe needs to see.
+const PROBE: [(u32, Duration); 2] = [(200, Duration::from_millis(100)), (10, Duration::from_secs(1))];
+/// From one probe to the next: after a cut that stayed, at first, and at most.
+const PROBE_SOON: f64 = 0.5;
+const PROBE_FIRST: f64 = 10.0;
+const PROBE_LATEST: f64 = 40.0;
+/// So many windows at the base, one after the other, say that there is much more room.
+const STREAK: u32 = 8;
+/// The limit has fallen to this ratio of what it was: has the latency?
+const KEPT: f64 = 0.7;
+/// From this ratio of slots that are taken in the mean, all slots are wanted.
+const BUSY: f64 = 0.7;
+/// Ratio of refusals by the upstream and of timeouts from which they are a lesson.
+const BAD: f64 = 0.05;
+/// How long a number in flight that was well served counts.
+const PROVEN: Duration = Duration::from_secs(60);
+
+/// The state of a `gradient` limit.
+#[derive(Debug)]
+pub(super) struct Gradient {
+    limit: f64,
+    /// What an attempt takes without a queue, in seconds; not known yet.
+    base: Option<f64>,
+    /// How many windows it is the mean of.
+    anchored: f64,
+    window: Window,
+    /// The p50 of the last window: a shorter one would show what the limit before it did.
+    latency: Duration,
+    phase: Phase,
+    /// Good answers in a second while all slots were taken, in the mean; none: not seen at this limit.
+    goodput: Option<f64>,
+    /// Windows at the base, one after the other; while it ramps the limit grows by half.
+    streak: u32,
+    ramps: bool,
+    /// It has just grown by a factor.
+    grows: bool,
+    /// The limit and the goodput from which growth has to show that it is of use.
+    mark: Option<(f64, f64)>,
+    /// The p50 while all slots are taken, in the mean of so many windows; the most that the limit was since, and the highest p50 from
+    /// then on: if the limit falls and it does not, there is no queue to remove.
+    level: Option<(f64, f64)>,
+    height: Option<(f64, f64)>,
+    /// The base was raised while slots were wanted: up to here the limit may rise, until they are not.
+    ceiling: Option<f64>,
+    probe_at: Option<Instant>,
+    probe_gap: f64,
+    /// The most in flight that were well served, now and in the time before, and when now began.
+    proven: [u32; 2],
+    proven_since: Instant,
+    dice: Dice,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Follows the latency.
+    Steady,
+    /// The limit was cut, what was seen before the cut, and what was done at best.
+    Search { limit: f64, before: Option<Seen>, best: Best },
+    /// The limit has fallen from this, where p50 was so high: has the latency?
+    Verify { limit: f64, highest: f64 },
+    /// The limit is this for a moment; the learnt one stays.
+    Probe { limit: f64 },
+}
+
+/// The most good answers in a second that a search has seen, and at which limit.
+type Best = Option<(f64, f64)>;
+
+impl Gradient {
+    pub(super) fn new(initial: f64, now: Instant, dice: Dice) -> Self {
+        Self {
+            limit: initial,
+            base: None,
+            anchored: FRESH,
+            window: Window::new(now),
+            latency: Duration::ZERO,
+            phase: Phase::Steady,
+            goodput: None,
+            streak: 0,
+            ramps: true,
+            grows: false,
+            mark: None,
+            level: None,
+            height: None,
+            ceiling: None,
+            probe_at: None,
+            probe_gap: PROBE_FIRST,
+            proven: [0; 2],
+            proven_since: now,
+            dice,
+        }
+    }
+
+    pub(super) fn limit(&self) -> f64 {
+        if let Phase::Probe { limit } = self.phase { limit } else { self.limit }
+    }
+
+    pub(super) fn clamp(&mut self, bounds: &Bounds) {
+        self.limit = bounds.clamp(self.limit);
+    }
+
+    pub(super) fn window(&mut self) -> &mut Window {
+        &mut self.window
+    }
+
+    /// Nothing of what was sent before now is to be learnt from. `again`: it was not for the first time.
+    pub(super) fn forget(&mut self, now: Instant, again: bool, bounds: &Bounds) {
+        self.start_over();
+        if again {
+            self.cut(now, None, None, bounds);
+        } else {
+            self.phase = Phase::Steady;
+            self.window.clear(now, now);
+        }
+    }
+
+    pub(super) fn answered(&mut self, now: Instant, sample: &Sample, bounds: &Bounds) {
+        self.window.answered(now, sample, Duration::from_secs_f64(self.base.unwrap_or(0.0)));
+        let (ended, length) = self.window.size(now);
+        let least = self.latency;
+        let full = |sizes: [(u32, Duration); 2]| {
+            sizes.iter().any(|(enough, shortest)| ended >= *enough && length >= (*shortest).max(least))
+        };
+        // Two rounds are a picture, where one has to be quick.
+        let quick = (2 * self.limit as u32).clamp(WINDOW[1].0, 2 * WINDOW[0].0);
+        let is_quick = self.grows || matches!(self.phase, Phase::Search { .. });
+        if !full(if is_quick { [(quick, WINDOW[0].1), WINDOW[1]] } else { WINDOW }) {
+            return;
+        }
+        let Some(seen) = self.window.seen() else { return };
+        match self.phase {
+            Phase::Verify { .. } if self.is_busy(&seen) && !full(PROBE) && !self.alarming(&seen) => {}
+            Phase::Verify { limit, highest } => self.verify(now, &seen, limit, highest, bounds),
+            Phase::Steady => self.follow(now, &seen, bounds),
+            Phase::Search { limit, before, best } => self.search(now, &seen, (limit, before, best), bounds),
+            Phase::Probe { .. } if self.is_busy(&seen) && !full(PROBE) && !self.alarming(&seen) => {}
+            Phase::Probe { limit } => self.judge(now, &seen, limit, bounds),
+        }
+    }
+
+    fn alarming(&self, seen: &Seen) -> bool {
+        seen.cut_off || self.base.is_some_and(|base| seen.p50 >= ALARM * base)
+    }
+
+    /// Whether the limit is what bounds what is in flight, and not for moments alone.
+    fn is_busy(&self, seen: &Seen) -> bool {
+        seen.saturated && seen.mean >= BUSY * self.limit()
+    }
+
+    /// A window closes in good or bad times, without an experiment.
+    fn follow(&mut self, now: Instant, seen: &Seen, bounds: &Bounds) {
+        self.window.clear(now, self.window.from());
+        if !self.is_busy(seen) {
+            return self.idle(now, seen, bounds);
+        }
+        let Some(base) = self.base else { return self.cut(now, Some(*seen), None, bounds) };
+        if self.alarming(seen) {
+            return self.cut(now, Some(*seen), None, bounds);
+        }
+        if seen.bad > BAD {
+            return self.yields(now, bounds);
+        }
+        self.prove(now, seen);
+        let goodput = self.goodput.map_or(seen.rate, |goodput| goodput + STEP * (seen.rate - goodput));
+        self.goodput = Some(goodput);
+        let ratio = seen.p50 / base;
+        let is_unsure = self.anchored < FRESH || (self.grows && self.ramps);
+        let tolerance = if is_unsure { WIDE_TOLERANCE } else { TOLERANCE };
+        if ratio < FASTER {
+            self.base = Some(base + STEP * (seen.p50 - base));
+        } else if self.anchored < FRESH && ratio <= tolerance {
+            self.anchored += 1.0;
+            self.base = Some(base + (seen.p50 - base) / self.anchored);
+        }
+        if ratio <= tolerance {
+            self.grow(now, seen, bounds);
+        } else {
+            self.shrink(now, ratio, bounds);
+        }
+        self.watch(seen);
+        if matches!(self.phase, Phase::Verify { .. }) {
+            return self.window.clear(now, now);
+        }
+        match self.probe_at {
+            Some(at) if now >= at => self.probe(now, ratio, bounds),
+            Some(_) => {}
+            // Not all at the same time after what met all of them.
+            None => self.schedule(now, PROBE_FIRST * 0.8, 1.0),
+        }
+    }
+
+    /// Too many attempts are refused or time out: less, but not below what was well served of late. In a brownout
+    /// without overload it is not the limit that is too high.
+    fn yields(&mut self, now: Instant, bounds: &Bounds) {
+        let proven = f64::from(self.proven[0].max(self.proven[1]));
+        self.limit = bounds.clamp((self.limit * 0.9).max(proven.min(self.limit)));
+        self.ceiling = Some(self.limit);
+        (self.ramps, self.grows, self.streak, self.mark) = (false, false, 0, None);
+        self.window.clear(now, now);
+    }
+
+    /// Nobody needs more: the latency is the upstream's own, and the limit is not raised.
+    fn idle(&mut self, now: Instant, seen: &Seen, bounds: &Bounds) {
+        self.start_over();
+        if !seen.saturated {
+            self.ceiling = None;
+        }
+        if seen.bad <= BAD {
+            self.prove(now, seen);
+        }
+        let base = self.base.unwrap_or(seen.p50);
+        if seen.saturated && seen.p50 <= TOLERANCE * base {
+            self.limit = bounds.clamp(self.limit + STEP * ROOM * self.limit.sqrt());
+        }
+        if !seen.cut_off && (seen.p50 < base || !seen.swells()) {
+            // More than half full, a part of it may be queue.
+            let pace = if seen.p50 < base || seen.mean < self.limit / 2.0 { STEP } else { STEP / 3.0 };
+            self.base = Some(base + pace * (seen.p50 - base));
+        }
+        let wide = f64::from(seen.peak.max(self.proven[0]).max(self.proven[1])) * 4.0;
+        let wide = wide.max(bounds.initial);
+        if self.limit > wide {
+            self.limit = bounds.clamp(self.limit - 0.05 * (self.limit - wide));
+        }
+    }
+
+    /// Looks whether the limit has fallen by a quarter: then the latency must have fallen too.
+    fn watch(&mut self, seen: &Seen) {
+        let (level, windows) = self.level.map_or((seen.p50, 1.0), |(level, windows)| {
+            let share = STEP.max(1.0 / (windows + 1.0));
+            (level + share * (seen.p50 - level), windows + 1.0)
+        });
+        self.level = Some((level, windows));
+        let (limit, highest) = match self.height {
+            Some((limit, highest)) if self.limit < limit && windows > 3.0 => (limit, highest.max(level)),
+            Some((limit, _)) => (limit.max(self.limit), level),
+            None => (self.limit, level),
+        };
+        self.height = Some((limit, highest));
+        if self.limit <= KEPT * limit {
+            self.phase = Phase::Verify { limit, highest };
+            self.height = None;
+        }
+    }
+
+    /// The limit has fallen. If the latency has not, there was no queue: the base has moved, and the limit comes back.
+    fn verify(&mut self, now: Instant, seen: &Seen, limit: f64, highest: f64, bounds: &Bounds) {
+        self.phase = Phase::Steady;
+        if self.is_busy(seen) && !self.alarming(seen) {
+            let fell = seen.p50 < highest * (1.0 + self.limit / limit) / 2.0;
+            if !fell {
+                self.base = Some(seen.p50);
+                self.limit = bounds.clamp(limit);
+                self.ceiling = Some(self.limit);
+                self.goodput = None;
+            }
+            return self.window.clear(now, now);
+        }
+        self.follow(now, seen, bounds);
+    }
+
+    /// What was seen at other limits is no measure any more.
+    fn start_over(&mut self) {
+        (self.goodput, self.mark, self.level, self.height) = (None, None, None, None);
+        (self.streak, self.grows) = (0, false);
+    }
+
+    fn prove(&mut self, now: Instant, seen: &Seen) {
+        if now.saturating_duration_since(self.proven_since) > PROVEN / 2 {
+            self.proven = [0, self.proven[0]];
+            self.proven_since = now;
+        }
+        self.proven[0] = self.proven[0].max(seen.peak);
+    }
+
+    /// There is no queue: more, unless more has been of no use.
+    fn grow(&mut self, now: Instant, seen: &Seen, bounds: &Bounds) {
+        let ceiling = self.ceiling.unwrap_or(f64::INFINITY).max(self.limit);
+        let (at, done) = *self.mark.get_or_insert((self.limit, seen.rate));
+        let grown = self.limit / at;
+        let rate = if self.grows { seen.rate } else { self.goodput.unwrap_or(seen.rate) };
+        if grown >= if self.grows { 1.05 } else { 1.5 } {
+            let more = rate / done;
+            let enough = if self.grows { 0.4 } else { 0.3 };
+            if more < 1.0 + (grown - 1.0) * enough {
+                // So many as there is use for.
+                self.limit = bounds.clamp(at * more.max(1.0));
+                (self.ramps, self.grows, self.streak, self.mark) = (false, false, 0, None);
+                self.goodput = None;
+                return self.window.clear(now, now);
+            }
+            self.mark = Some((self.limit, rate));
+        }
+        self.streak += 1;
+        if self.ramps || self.streak >= STREAK {
+            let factor = if self.ramps { 1.5 } else { 1.25 };
+            self.multiply(rate, factor, bounds);
+            self.goodput = None;
+            self.window.clear(now, now);
+        } else {
+            self.limit = bounds.clamp((self.limit + STEP * ROOM * self.limit.sqrt()).min(ceiling));
+        }
+    }
+
+    /// Grows by a factor, from where so much was done.
+    fn multiply(&mut self, rate: f64, factor: f64, bounds: &Bounds) {
+        self.mark = Some((self.limit, rate));
+        self.grows = true;
+        let ceiling = self.ceiling.unwrap_or(f64::INFINITY).max(self.limit);
+        self.limit = bounds.clamp((self.limit * factor).min(ceiling));
+    }
+
+    /// There is a queue: towards where the latency is what it should be.
+    fn shrink(&mut self, now: Instant, ratio: f64, bounds: &Bounds) {
+        let target = self.limit * TOLERANCE / ratio + ROOM * self.limit.sqrt();
+        if self.grows {
+            // What it has just grown by is known to be too much.
+            self.limit = bounds.clamp(target.min(self.limit));
+            self.goodput = None;
+            self.window.clear(now, now);
+        } else {
+            self.limit = bounds.clamp(self.limit + STEP * (target - self.limit));
+        }
+        (self.ramps, self.grows, self.streak, self.mark) = (false, false, 0, None);
+    }
+
+    /// Begins a search, or goes on with it.
+    fn cut(&mut self, now: Instant, before: Option<Seen>, best: Best, bounds: &Bounds) {
+        self.phase = Phase::Search { limit: self.limit, before, best };
+        self.limit = bounds.clamp(self.limit / 2.0);
+        self.start_over();
+        self.ceiling = None;
+        self.window.clear(now, now);
+    }
+
+    /// A window closes after a cut.
+    fn search(&mut self, now: Instant, seen: &Seen, last: (f64, Option<Seen>, Best), bounds: &Bounds) {
+        let (limit, before, best) = last;
+        if !self.is_busy(seen) {
+            self.phase = Phase::Steady;
+            return self.follow(now, seen, bounds);
+        }
+        if seen.cut_off {
+            return self.cut(now, None, best, bounds);
+        }
+        let is_calm = self.base.is_some_and(|base| seen.p50 <= CALM * base);
+        // Of a cut that could not be made, or where nothing was left to compare with, no fall is expected.
+        let fell = before.is_some_and(|before| {
+            let kept = seen.mean / before.mean;
+            kept < 0.9 && before.falls_to(seen) < (1.0 + kept) / 2.0
+        });
+        let more = best.filter(|(_, done)| *done >= seen.rate).or(Some((self.limit, seen.rate)));
+        if fell && !is_calm {
+            return self.cut(now, Some(*seen), more, bounds);
+        }
+        if !is_calm {
+            (self.base, self.anchored) = (Some(seen.p50), 1.0);
+            self.proven = [0; 2];
+        }
+        // Little's law: where what was done can be done without a queue. What was done before the search may have been
+        // done by a better upstream.
+        let (most, done) = match (best, before) {
+            (Some(best), _) => best,
+            (None, Some(before)) => (limit, before.rate),
+            (None, None) => (self.limit, 0.0),
+        };
+        self.ramps = !is_calm || before.is_none();
+        let little = done * seen.hold;
+        if self.ramps && little <= self.limit {
+            self.multiply(seen.rate, 1.5, bounds);
+        } else {
+            self.limit = bounds.clamp(little.clamp(self.limit, most.max(self.limit)));
+        }
+        self.phase = Phase::Steady;
+        self.window.clear(now, now);
+        self.probe_gap = PROBE_FIRST;
+        self.schedule(now, PROBE_FIRST * 0.8, 1.0);
+    }
+
+    /// `gap` in seconds, and what part of it chance decides: sidecars should not probe in step.
+    fn schedule(&mut self, now: Instant, gap: f64, spread: f64) {
+        let gap = gap * (1.0 + spread * (self.dice.draw() - 0.5));
+        self.probe_at = Some(now + Duration::from_secs_f64(gap));
+    }
+
+    fn probe(&mut self, now: Instant, ratio: f64, bounds: &Bounds) {
+        let limit = bounds.clamp(self.limit * (0.9 / ratio).clamp(0.6, 0.8));
+        if limit.round() < self.limit.round() && self.goodput.is_some() {
+            self.phase = Phase::Probe { limit };
+            self.window.clear(now, now);
+        } else {
+            self.schedule(now, PROBE_FIRST, 0.4);
+        }
+    }
+
+    /// A probe at `limit` is over.
+    fn judge(&mut self, now: Instant, seen: &Seen, limit: f64, bounds: &Bounds) {
+        self.phase = Phase::Steady;
+        if self.alarming(seen) || !self.is_busy(seen) {
+            self.schedule(now, PROBE_FIRST, 0.4);
+            return self.follow(now, seen, bounds);
+        }
+        self.window.clear(now, now);
+        self.ceiling = None;
+        let (Some(base), Some(goodput)) = (self.base, self.goodput) else { return };
+        let kept = limit / self.limit;
+        if seen.rate >= goodput * (1.0 + kept) / 2.0 {
+            self.limit = bounds.clamp(limit);
+            self.base = Some(base.min(seen.p50));
+            self.probe_gap = PROBE_FIRST;
+            self.ramps = false;
+            return self.schedule(now, PROBE_SOON, 0.4);
+        }
+        if seen.p50 < base * 1.1 {
+            self.base = Some(base + STEP * (seen.p50 - base));
+        }
+        self.schedule(now, self.probe_gap, 0.4);
+        self.probe_gap = (self.probe_gap * 2.0).min(PROBE_LATEST);
+    }
+}
