@@ -15,6 +15,16 @@ fn show(run: &Run, step: f64) {
     let began = std::time::Instant::now();
     let record = run.go();
     println!("took {:?}", began.elapsed());
+    if std::env::var("SHARES").is_ok() {
+        let n = record.seconds() as usize;
+        for k in 0..10 {
+            println!(
+                "{:?} {:?}",
+                record.shares(n * k / 10..n * (k + 1) / 10),
+                record.limits.iter().map(|l| l[(l.len() - 1) * (k + 1) / 10]).collect::<Vec<_>>()
+            );
+        }
+    }
     let mut t = 0.0;
     while t < record.seconds() {
         let r = t..t + step;
@@ -99,6 +109,34 @@ fn explore() {
             rate: |t| if t < 30.0 { 800.0 } else { 3200.0 },
             seconds: 300.0,
             sidecars: 10,
+            upstream: upstream::Shape { workers: |_| 80, ..twenty.upstream.clone() },
+            ..twenty
+        },
+        "ten_b" => Run {
+            rate: |t| if t < 30.0 { 800.0 } else { 3200.0 },
+            seconds: 150.0,
+            sidecars: 10,
+            queue: 100,
+            upstream: upstream::Shape { workers: |_| 80, ..twenty.upstream.clone() },
+            ..twenty
+        },
+        "ten_c" => Run {
+            rate: |t| if t < 30.0 { 800.0 } else { 3200.0 },
+            seconds: 150.0,
+            sidecars: 10,
+            queue: 100,
+            upstream: upstream::Shape {
+                workers: |_| 80,
+                service: upstream::Service::Fixed,
+                ..twenty.upstream.clone()
+            },
+            ..twenty
+        },
+        "ten_d" => Run {
+            rate: |_| 3200.0,
+            seconds: 150.0,
+            sidecars: 10,
+            queue: 100,
             upstream: upstream::Shape { workers: |_| 80, ..twenty.upstream.clone() },
             ..twenty
         },

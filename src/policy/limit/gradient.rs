@@ -38,30 +38,70 @@ const FASTER: f64 = 0.85;
 const FRESH: f64 = 4.0;
 /// The queue that may stand, times the root of the limit.
 const ROOM: f64 = 0.35;
+/// The same where others send to the upstream too: the longer the queue that all keep, the less an error in one's base
+/// changes one's share.
+const SHARED_ROOM: f64 = 1.0;
 /// From this times the base the limit is searched for.
 const ALARM: f64 = 2.0;
+const SHARED_ALARM: f64 = 2.5;
+const SHARED_QUEUE: f64 = 1.3;
 /// Up to this times the base the search is over.
 const CALM: f64 = 1.3;
 /// The way to the target that one window goes.
 const STEP: f64 = 0.3;
+/// The same for the base, where what is seen is near it.
+const SLOW_STEP: f64 = 0.05;
 /// A window closes with so many ends in it that lie so far apart, or the second pair.
 const WINDOW: [(u32, Duration); 2] = [(30, Duration::from_millis(100)), (10, Duration::from_secs(1))];
 /// What a probe needs to see.
 const PROBE: [(u32, Duration); 2] = [(200, Duration::from_millis(100)), (10, Duration::from_secs(1))];
 /// From one probe to the next: after a cut that stayed, at first, and at most.
 const PROBE_SOON: f64 = 0.5;
+const PROBE_NEW: f64 = 2.0;
 const PROBE_FIRST: f64 = 10.0;
 const PROBE_LATEST: f64 = 40.0;
 /// So many windows at the base, one after the other, say that there is much more room.
 const STREAK: u32 = 8;
 /// The limit has fallen to this ratio of what it was: has the latency?
 const KEPT: f64 = 0.7;
+/// Below this ratio of slots that are taken in the mean, the latency is the upstream's own.
+const FREE: f64 = 0.4;
+/// From this part of the latency that follows the limit, nobody else sends to the upstream.
+const ALONE: f64 = 0.6;
 /// From this ratio of slots that are taken in the mean, all slots are wanted.
 const BUSY: f64 = 0.7;
 /// Ratio of refusals by the upstream and of timeouts from which they are a lesson.
 const BAD: f64 = 0.05;
 /// How long a number in flight that was well served counts.
 const PROVEN: Duration = Duration::from_secs(60);
+
+/// Of what was needed without overload, what an upstream that may be shared leaves to everybody.
+const NEEDED: f64 = 0.7;
+
+/// The most in flight of the last half to whole [`PROVEN`].
+#[derive(Clone, Copy, Debug)]
+struct Most {
+    /// Of this half, and of the one before.
+    halves: [u32; 2],
+    since: Instant,
+}
+
+impl Most {
+    fn new(now: Instant) -> Self {
+        Self { halves: [0; 2], since: now }
+    }
+
+    fn count(&mut self, now: Instant, in_flight: u32) {
+        if now.saturating_duration_since(self.since) > PROVEN / 2 {
+            *self = Self { halves: [0, self.halves[0]], since: now };
+        }
+        self.halves[0] = self.halves[0].max(in_flight);
+    }
+
+    fn most(&self) -> u32 {
+        self.halves[0].max(self.halves[1])
+    }
+}
 
 /// The state of a `gradient` limit.
 #[derive(Debug)]
@@ -71,6 +111,11 @@ pub(super) struct Gradient {
     base: Option<f64>,
     /// How many windows it is the mean of.
     anchored: f64,
+    /// The base of times in which slots were free, in a longer mean of so many windows.
+    trusted: Option<(f64, f64)>,
+    /// How much of the latency follows the limit: 1 where nobody else sends to the upstream, 0 where many do.
+    alone: f64,
+    probed: bool,
     window: Window,
     /// The p50 of the last window: a shorter one would show what the limit before it did.
     latency: Duration,
@@ -90,11 +135,17 @@ pub(super) struct Gradient {
     height: Option<(f64, f64)>,
     /// The base was raised while slots were wanted: up to here the limit may rise, until they are not.
     ceiling: Option<f64>,
+    /// It was too much for some; no more until the next probe.
+    hold: bool,
     probe_at: Option<Instant>,
     probe_gap: f64,
     /// The most in flight that were well served, now and in the time before, and when now began.
-    proven: [u32; 2],
-    proven_since: Instant,
+    proven: Most,
+    /// The same, of times in which nobody was without a slot.
+    needed: Most,
+    /// Good answers in a second, of times in which nobody was without a slot; and when the last search began.
+    usual: Option<f64>,
+    done: f64,
     dice: Dice,
 }
 
@@ -119,6 +170,9 @@ impl Gradient {
             limit: initial,
             base: None,
             anchored: FRESH,
+            trusted: None,
+            alone: 1.0,
+            probed: false,
             window: Window::new(now),
             latency: Duration::ZERO,
             phase: Phase::Steady,
@@ -130,10 +184,13 @@ impl Gradient {
             level: None,
             height: None,
             ceiling: None,
+            hold: false,
             probe_at: None,
             probe_gap: PROBE_FIRST,
-            proven: [0; 2],
-            proven_since: now,
+            proven: Most::new(now),
+            needed: Most::new(now),
+            usual: None,
+            done: 0.0,
             dice,
         }
     }
@@ -164,34 +221,44 @@ impl Gradient {
     pub(super) fn answered(&mut self, now: Instant, sample: &Sample, bounds: &Bounds) {
         self.window.answered(now, sample, Duration::from_secs_f64(self.base.unwrap_or(0.0)));
         let (ended, length) = self.window.size(now);
-        let least = self.latency;
-        let full = |sizes: [(u32, Duration); 2]| {
-            sizes.iter().any(|(enough, shortest)| ended >= *enough && length >= (*shortest).max(least))
-        };
-        // Two rounds are a picture, where one has to be quick.
-        let quick = (2 * self.limit as u32).clamp(WINDOW[1].0, 2 * WINDOW[0].0);
+        let enough =
+            |(enough, shortest): (u32, Duration)| ended >= enough && length >= shortest.max(self.latency);
+        // Two rounds are a picture, where it has to be quick.
+        let rounds = (2 * self.limit as u32).clamp(2 * WINDOW[1].0, 2 * WINDOW[0].0);
         let is_quick = self.grows || matches!(self.phase, Phase::Search { .. });
-        if !full(if is_quick { [(quick, WINDOW[0].1), WINDOW[1]] } else { WINDOW }) {
+        let first = if is_quick { (rounds, WINDOW[0].1) } else { WINDOW[0] };
+        // PERF: to look costs as much as ten answers.
+        let is_long = matches!(self.phase, Phase::Probe { .. } | Phase::Verify { .. });
+        let is_over =
+            if is_long { PROBE.into_iter().any(enough) } else { enough(first) || enough(WINDOW[1]) };
+        if !is_over && !(is_long && ended.is_multiple_of(WINDOW[0].0) && enough(WINDOW[0])) {
             return;
         }
         let Some(seen) = self.window.seen() else { return };
+        let goes_on = is_long && !is_over && self.is_busy(&seen) && !self.alarming(&seen);
+        if goes_on {
+            return;
+        }
+        self.latency = Duration::from_secs_f64(seen.p50).min(WINDOW[1].1);
         match self.phase {
-            Phase::Verify { .. } if self.is_busy(&seen) && !full(PROBE) && !self.alarming(&seen) => {}
-            Phase::Verify { limit, highest } => self.verify(now, &seen, limit, highest, bounds),
             Phase::Steady => self.follow(now, &seen, bounds),
             Phase::Search { limit, before, best } => self.search(now, &seen, (limit, before, best), bounds),
-            Phase::Probe { .. } if self.is_busy(&seen) && !full(PROBE) && !self.alarming(&seen) => {}
+            Phase::Verify { limit, highest } => self.verify(now, &seen, limit, highest, bounds),
             Phase::Probe { limit } => self.judge(now, &seen, limit, bounds),
         }
     }
 
     fn alarming(&self, seen: &Seen) -> bool {
-        seen.cut_off || self.base.is_some_and(|base| seen.p50 >= ALARM * base)
+        let alarm = if self.is_alone() { ALARM } else { SHARED_ALARM };
+        seen.cut_off || self.base.is_some_and(|base| seen.p50 >= alarm * base)
     }
 
     /// Whether the limit is what bounds what is in flight, and not for moments alone.
     fn is_busy(&self, seen: &Seen) -> bool {
-        seen.saturated && seen.mean >= BUSY * self.limit()
+        let used = seen.mean / self.limit();
+        // Of an upstream that others wait for, nobody should have all that they want.
+        let others_wait = !self.is_proven() && self.base.is_some_and(|base| seen.p50 > base * TOLERANCE);
+        (seen.saturated && used >= BUSY) || (others_wait && used >= FREE)
     }
 
     /// A window closes in good or bad times, without an experiment.
@@ -202,12 +269,13 @@ impl Gradient {
         }
         let Some(base) = self.base else { return self.cut(now, Some(*seen), None, bounds) };
         if self.alarming(seen) {
+            self.done = seen.rate;
             return self.cut(now, Some(*seen), None, bounds);
         }
         if seen.bad > BAD {
             return self.yields(now, bounds);
         }
-        self.prove(now, seen);
+        self.proven.count(now, seen.peak);
         let goodput = self.goodput.map_or(seen.rate, |goodput| goodput + STEP * (seen.rate - goodput));
         self.goodput = Some(goodput);
         let ratio = seen.p50 / base;
@@ -224,7 +292,7 @@ impl Gradient {
         } else {
             self.shrink(now, ratio, bounds);
         }
-        self.watch(seen);
+        self.watch(now, seen);
         if matches!(self.phase, Phase::Verify { .. }) {
             return self.window.clear(now, now);
         }
@@ -232,16 +300,16 @@ impl Gradient {
             Some(at) if now >= at => self.probe(now, ratio, bounds),
             Some(_) => {}
             // Not all at the same time after what met all of them.
-            None => self.schedule(now, PROBE_FIRST * 0.8, 1.0),
+            None => self.schedule(now, if self.probed { PROBE_FIRST } else { PROBE_NEW }, 1.0),
         }
     }
 
     /// Too many attempts are refused or time out: less, but not below what was well served of late. In a brownout
     /// without overload it is not the limit that is too high.
     fn yields(&mut self, now: Instant, bounds: &Bounds) {
-        let proven = f64::from(self.proven[0].max(self.proven[1]));
+        let proven = f64::from(self.proven.most());
         self.limit = bounds.clamp((self.limit * 0.9).max(proven.min(self.limit)));
-        self.ceiling = Some(self.limit);
+        self.hold = true;
         (self.ramps, self.grows, self.streak, self.mark) = (false, false, 0, None);
         self.window.clear(now, now);
     }
@@ -253,18 +321,40 @@ impl Gradient {
             self.ceiling = None;
         }
         if seen.bad <= BAD {
-            self.prove(now, seen);
+            self.proven.count(now, seen.peak);
+            if !seen.saturated {
+                self.needed.count(now, seen.peak);
+                let usual = self.usual.unwrap_or(seen.rate);
+                self.usual = Some(usual + SLOW_STEP * (seen.rate - usual));
+            }
         }
         let base = self.base.unwrap_or(seen.p50);
         if seen.saturated && seen.p50 <= TOLERANCE * base {
-            self.limit = bounds.clamp(self.limit + STEP * ROOM * self.limit.sqrt());
+            self.limit = bounds.clamp(self.limit + STEP * self.room());
         }
-        if !seen.cut_off && (seen.p50 < base || !seen.swells()) {
-            // More than half full, a part of it may be queue.
-            let pace = if seen.p50 < base || seen.mean < self.limit / 2.0 { STEP } else { STEP / 3.0 };
-            self.base = Some(base + pace * (seen.p50 - base));
+        if !seen.cut_off && (seen.p50 < base || (!seen.saturated && !seen.swells())) {
+            // More than half full, a part of it may be queue; and what is near may be noise.
+            let is_free = seen.mean < FREE * self.limit;
+            let is_noise = (FASTER..=TOLERANCE).contains(&(seen.p50 / base));
+            let pace = match () {
+                () if is_noise && is_free => SLOW_STEP,
+                () if is_free || seen.p50 < base => STEP,
+                () if self.is_proven() => STEP / 3.0,
+                // It may be the queue of others.
+                () => SLOW_STEP / 10.0,
+            };
+            let base = base + pace * (seen.p50 - base);
+            self.base = Some(base);
+            if is_free {
+                self.trusted = Some(match self.trusted {
+                    Some((mean, windows)) if (base / mean - 1.0).abs() < 0.2 => {
+                        (mean + (seen.p50 - mean) / (windows + 1.0), (windows + 1.0).min(100.0))
+                    }
+                    _ => (base, FRESH),
+                });
+            }
         }
-        let wide = f64::from(seen.peak.max(self.proven[0]).max(self.proven[1])) * 4.0;
+        let wide = f64::from(seen.peak.max(self.proven.most())) * 4.0;
         let wide = wide.max(bounds.initial);
         if self.limit > wide {
             self.limit = bounds.clamp(self.limit - 0.05 * (self.limit - wide));
@@ -272,7 +362,7 @@ impl Gradient {
     }
 
     /// Looks whether the limit has fallen by a quarter: then the latency must have fallen too.
-    fn watch(&mut self, seen: &Seen) {
+    fn watch(&mut self, now: Instant, seen: &Seen) {
         let (level, windows) = self.level.map_or((seen.p50, 1.0), |(level, windows)| {
             let share = STEP.max(1.0 / (windows + 1.0));
             (level + share * (seen.p50 - level), windows + 1.0)
@@ -284,7 +374,9 @@ impl Gradient {
             None => (self.limit, level),
         };
         self.height = Some((limit, highest));
-        if self.limit <= KEPT * limit {
+        if self.limit <= KEPT * limit && !self.probed {
+            self.schedule(now, 0.0, 0.0);
+        } else if self.limit <= KEPT * limit && self.is_alone() {
             self.phase = Phase::Verify { limit, highest };
             self.height = None;
         }
@@ -295,8 +387,8 @@ impl Gradient {
         self.phase = Phase::Steady;
         if self.is_busy(seen) && !self.alarming(seen) {
             let fell = seen.p50 < highest * (1.0 + self.limit / limit) / 2.0;
-            if !fell {
-                self.base = Some(seen.p50);
+            if !fell && self.may_move(seen.rate) {
+                self.anchor(seen);
                 self.limit = bounds.clamp(limit);
                 self.ceiling = Some(self.limit);
                 self.goodput = None;
@@ -306,22 +398,47 @@ impl Gradient {
         self.follow(now, seen, bounds);
     }
 
+    /// It is known to be alone.
+    fn is_proven(&self) -> bool {
+        self.probed && self.is_alone()
+    }
+
+    fn is_alone(&self) -> bool {
+        self.alone >= ALONE
+    }
+
+    /// The queue that may stand.
+    fn room(&self) -> f64 {
+        self.limit.sqrt() * if self.is_alone() { ROOM } else { SHARED_ROOM }
+    }
+
+    /// Whether the base may be higher than it was: not while more is done than when it was found. Who does more, and more
+    /// slowly, has a queue.
+    fn may_move(&self, rate: f64) -> bool {
+        self.usual.is_none_or(|usual| rate <= 1.1 * usual)
+    }
+
+    /// The base has moved. Where others send too, a part of what is seen is the queue that all keep.
+    fn anchor(&mut self, seen: &Seen) {
+        if self.is_alone() {
+            (self.base, self.anchored) = (Some(seen.p50), 1.0);
+            self.trusted = None;
+        } else {
+            (self.base, self.anchored) = (Some(seen.p50 / SHARED_QUEUE), FRESH);
+        }
+    }
+
     /// What was seen at other limits is no measure any more.
     fn start_over(&mut self) {
         (self.goodput, self.mark, self.level, self.height) = (None, None, None, None);
-        (self.streak, self.grows) = (0, false);
-    }
-
-    fn prove(&mut self, now: Instant, seen: &Seen) {
-        if now.saturating_duration_since(self.proven_since) > PROVEN / 2 {
-            self.proven = [0, self.proven[0]];
-            self.proven_since = now;
-        }
-        self.proven[0] = self.proven[0].max(seen.peak);
+        (self.streak, self.grows, self.hold) = (0, false, false);
     }
 
     /// There is no queue: more, unless more has been of no use.
     fn grow(&mut self, now: Instant, seen: &Seen, bounds: &Bounds) {
+        if self.hold {
+            return;
+        }
         let ceiling = self.ceiling.unwrap_or(f64::INFINITY).max(self.limit);
         let (at, done) = *self.mark.get_or_insert((self.limit, seen.rate));
         let grown = self.limit / at;
@@ -345,7 +462,7 @@ impl Gradient {
             self.goodput = None;
             self.window.clear(now, now);
         } else {
-            self.limit = bounds.clamp((self.limit + STEP * ROOM * self.limit.sqrt()).min(ceiling));
+            self.limit = bounds.clamp((self.limit + STEP * self.room()).min(ceiling));
         }
     }
 
@@ -359,14 +476,18 @@ impl Gradient {
 
     /// There is a queue: towards where the latency is what it should be.
     fn shrink(&mut self, now: Instant, ratio: f64, bounds: &Bounds) {
-        let target = self.limit * TOLERANCE / ratio + ROOM * self.limit.sqrt();
+        let target = self.limit * TOLERANCE / ratio + self.room();
         if self.grows {
             // What it has just grown by is known to be too much.
             self.limit = bounds.clamp(target.min(self.limit));
             self.goodput = None;
             self.window.clear(now, now);
         } else {
-            self.limit = bounds.clamp(self.limit + STEP * (target - self.limit));
+            // Where it may be others whose queue it is, not below what was needed when there was none: if they are none,
+            // and the upstream has become slower, nearly as much is done as could be.
+            let needed = if self.is_proven() { 0.0 } else { NEEDED * f64::from(self.needed.most()) };
+            let next = self.limit + STEP * (target - self.limit);
+            self.limit = bounds.clamp(next.max(needed.min(self.limit)));
         }
         (self.ramps, self.grows, self.streak, self.mark) = (false, false, 0, None);
     }
@@ -400,9 +521,10 @@ impl Gradient {
         if fell && !is_calm {
             return self.cut(now, Some(*seen), more, bounds);
         }
-        if !is_calm {
-            (self.base, self.anchored) = (Some(seen.p50), 1.0);
-            self.proven = [0; 2];
+        let moves = !is_calm && self.may_move(self.done);
+        if moves {
+            self.anchor(seen);
+            self.proven = Most::new(now);
         }
         // Little's law: where what was done can be done without a queue. What was done before the search may have been
         // done by a better upstream.
@@ -411,7 +533,7 @@ impl Gradient {
             (None, Some(before)) => (limit, before.rate),
             (None, None) => (self.limit, 0.0),
         };
-        self.ramps = !is_calm || before.is_none();
+        self.ramps = moves || before.is_none();
         let little = done * seen.hold;
         if self.ramps && little <= self.limit {
             self.multiply(seen.rate, 1.5, bounds);
@@ -421,7 +543,7 @@ impl Gradient {
         self.phase = Phase::Steady;
         self.window.clear(now, now);
         self.probe_gap = PROBE_FIRST;
-        self.schedule(now, PROBE_FIRST * 0.8, 1.0);
+        self.schedule(now, if self.probed { PROBE_FIRST } else { PROBE_NEW }, 1.0);
     }
 
     /// `gap` in seconds, and what part of it chance decides: sidecars should not probe in step.
@@ -436,6 +558,8 @@ impl Gradient {
             self.phase = Phase::Probe { limit };
             self.window.clear(now, now);
         } else {
+            // With so little, it is not the limit that makes the queue.
+            self.alone /= 2.0;
             self.schedule(now, PROBE_FIRST, 0.4);
         }
     }
@@ -448,9 +572,23 @@ impl Gradient {
             return self.follow(now, seen, bounds);
         }
         self.window.clear(now, now);
-        self.ceiling = None;
+        self.hold = false;
         let (Some(base), Some(goodput)) = (self.base, self.goodput) else { return };
         let kept = limit / self.limit;
+        let level = self.level.map_or(seen.p50, |(level, _)| level);
+        // What of the queue should have gone with the cut, and what has.
+        let should = 1.0 - kept.max(base / level);
+        if should > 0.12 {
+            let has = ((1.0 - seen.p50 / level) / should).clamp(0.0, 1.0);
+            let was_alone = self.is_alone();
+            self.alone += if self.probed { 0.5 } else { 1.0 } * (has - self.alone);
+            self.probed = true;
+            if was_alone && !self.is_alone() {
+                // What was taken for the base was the others' queue.
+                self.base = self.trusted.map_or(Some(base), |(trusted, _)| Some(trusted));
+                self.ceiling = None;
+            }
+        }
         if seen.rate >= goodput * (1.0 + kept) / 2.0 {
             self.limit = bounds.clamp(limit);
             self.base = Some(base.min(seen.p50));

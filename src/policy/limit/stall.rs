@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::policy::latency::{LEN, first_of, step_of};
+
 /// Fewer in flight say nothing by their silence.
 const ENOUGH: u32 = 4;
 const SHORTEST: Duration = Duration::from_millis(50);
@@ -14,9 +16,6 @@ const PATIENCE: u32 = 5;
 const PROBE: Duration = Duration::from_millis(100);
 /// Latencies that are remembered; then the older ones count half.
 const MEMORY: u32 = 1024;
-/// A step for each half doubling, from a microsecond to some 70 s.
-const STEPS: usize = 53;
-
 /// Whether anything comes back.
 #[derive(Debug)]
 pub(super) struct Stall {
@@ -24,7 +23,7 @@ pub(super) struct Stall {
     silent: Option<Instant>,
     /// While nothing comes back: when the last attempt was let through.
     probed: Option<Instant>,
-    counts: [u32; STEPS],
+    counts: [u16; LEN],
     counted: u32,
     /// How long a silence may last; none: not known yet.
     patience: Option<Duration>,
@@ -32,7 +31,7 @@ pub(super) struct Stall {
 
 impl Stall {
     pub(super) fn new() -> Self {
-        Self { silent: None, probed: None, counts: [0; STEPS], counted: 0, patience: None }
+        Self { silent: None, probed: None, counts: [0; LEN], counted: 0, patience: None }
     }
 
     /// Nothing comes back.
@@ -84,10 +83,7 @@ impl Stall {
 
     /// How long an answer took.
     pub(super) fn took(&mut self, latency: Duration) {
-        let micros = (latency.as_micros() as u64).clamp(1, 1 << 26);
-        let doublings = micros.ilog2();
-        let upper = micros >> doublings.saturating_sub(1) & 1;
-        self.counts[(doublings * 2) as usize + upper as usize * usize::from(doublings > 0)] += 1;
+        self.counts[step_of(latency)] += 1;
         self.counted += 1;
         if self.counted.is_multiple_of(64) {
             self.learn();
@@ -98,17 +94,14 @@ impl Stall {
         let rank = self.counted.div_ceil(100);
         let mut above = 0;
         let step = self.counts.iter().rposition(|count| {
-            above += count;
+            above += u32::from(*count);
             above >= rank
         });
-        let step = step.unwrap_or(STEPS - 1) as u32;
-        // The end of the step.
-        let p99 =
-            Duration::from_micros((1 << (step / 2)) + ((1 << (step / 2)) / 2) * u64::from(step % 2 + 1));
+        let p99 = Duration::from_micros(first_of(step.unwrap_or(LEN - 1) + 1));
         self.patience = Some(SHORTEST.max(p99 * PATIENCE));
         if self.counted >= MEMORY {
             self.counts.iter_mut().for_each(|count| *count /= 2);
-            self.counted = self.counts.iter().sum();
+            self.counted = self.counts.iter().map(|count| u32::from(*count)).sum();
         }
     }
 }
