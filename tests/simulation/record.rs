@@ -39,6 +39,7 @@ struct Slice {
 
 const SLICE: u64 = 100_000_000;
 const PER_SECOND: f64 = 10.0;
+const LOOKS_PER_SECOND: f64 = 100.0;
 
 impl Record {
     pub fn new(seconds: f64, sidecars: usize) -> Self {
@@ -186,6 +187,20 @@ impl Record {
             .iter()
             .map(|share| share[seconds.clone()].iter().map(|good| f64::from(*good)).sum())
             .collect()
+    }
+
+    /// How many sidecars had their limit a seventh below what it was a second before and after, at most at once.
+    pub fn most_cut_at_once(&self, seconds: Range<f64>) -> usize {
+        let place = |time: f64| (time * LOOKS_PER_SECOND) as usize;
+        let second = LOOKS_PER_SECOND as usize;
+        let is_cut = |limits: &[u16], now: usize| {
+            let around = limits[now - second].min(*limits.get(now + second).unwrap_or(&u16::MAX));
+            f64::from(limits[now]) * 7.0 < f64::from(around) * 6.0
+        };
+        (place(seconds.start)..place(seconds.end) - 1)
+            .map(|now| self.limits.iter().filter(|limits| is_cut(limits, now)).count())
+            .max()
+            .unwrap_or_default()
     }
 
     pub fn seconds(&self) -> f64 {
