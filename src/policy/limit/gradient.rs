@@ -495,7 +495,9 @@ impl Gradient {
     /// Begins a search, or goes on with it.
     fn cut(&mut self, now: Instant, before: Option<Seen>, best: Best, bounds: &Bounds) {
         self.phase = Phase::Search { limit: self.limit, before, best };
-        self.limit = bounds.clamp(self.limit / 2.0);
+        // Where nothing comes in time there is nothing to lose.
+        let is_late = self.window.is_late();
+        self.limit = bounds.clamp(self.limit / if is_late { 4.0 } else { 2.0 });
         self.start_over();
         self.ceiling = None;
         self.window.clear(now, now);
@@ -554,7 +556,9 @@ impl Gradient {
 
     fn probe(&mut self, now: Instant, ratio: f64, bounds: &Bounds) {
         let limit = bounds.clamp(self.limit * (0.9 / ratio).clamp(0.6, 0.8));
-        if limit.round() < self.limit.round() && self.goodput.is_some() {
+        if self.goodput.is_none() {
+            // To be compared with what is seen soon.
+        } else if limit.round() < self.limit.round() {
             self.phase = Phase::Probe { limit };
             self.window.clear(now, now);
         } else {
@@ -589,7 +593,8 @@ impl Gradient {
                 self.ceiling = None;
             }
         }
-        if seen.rate >= goodput * (1.0 + kept) / 2.0 {
+        let fell = seen.p50 < level * (1.0 + kept) / 2.0;
+        if fell && seen.rate >= goodput * (1.0 + kept) / 2.0 {
             self.limit = bounds.clamp(limit);
             self.base = Some(base.min(seen.p50));
             self.probe_gap = PROBE_FIRST;
@@ -597,6 +602,7 @@ impl Gradient {
             return self.schedule(now, PROBE_SOON, 0.4);
         }
         if seen.p50 < base * 1.1 {
+            self.ceiling = None;
             self.base = Some(base + STEP * (seen.p50 - base));
         }
         self.schedule(now, self.probe_gap, 0.4);

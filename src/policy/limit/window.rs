@@ -23,6 +23,8 @@ pub(super) struct Window {
     /// taken longer still.
     counted: u32,
     cut_off: u32,
+    /// All that ended after the first one, and those of them that were served.
+    all: u32,
     served: u32,
     /// Attempts that the upstream refused.
     refused: u32,
@@ -86,6 +88,7 @@ impl Window {
             counts: [0; LEN],
             counted: 0,
             cut_off: 0,
+            all: 0,
             served: 0,
             refused: 0,
             ended: 0,
@@ -133,6 +136,11 @@ impl Window {
 
     /// Counts an attempt, if it does. `usual`: what half of them take; a refusal that comes sooner is no latency.
     pub(super) fn answered(&mut self, now: Instant, sample: &Sample, usual: Duration) {
+        // Who was sent before has had a slot of the new limit too, as soon as the first one was sent after.
+        if self.first.is_some() {
+            self.all += 1;
+            self.served += u32::from(sample.lesson == Lesson::Served);
+        }
         if sample.began < self.from {
             return;
         }
@@ -143,7 +151,7 @@ impl Window {
         self.last = now;
         self.ended += 1;
         match sample.lesson {
-            Lesson::Served => self.served += 1,
+            Lesson::Served => {}
             Lesson::Overloaded if sample.latency > usual => self.cut_off += 1,
             Lesson::Overloaded => return self.refused += 1,
             Lesson::Nothing => return,
@@ -159,6 +167,11 @@ impl Window {
         (self.ended, since)
     }
 
+    /// Half of the attempts, or more, were cut off.
+    pub(super) fn is_late(&self) -> bool {
+        self.cut_off * 2 > self.counted
+    }
+
     /// None: nobody was served or cut off.
     pub(super) fn seen(&self) -> Option<Seen> {
         let (first, seconds) = (self.first?, |span: Duration| span.as_secs_f64());
@@ -168,9 +181,9 @@ impl Window {
         let held = self.held as f64 / 1e9;
         Some(Seen {
             p50,
-            cut_off: self.cut_off * 2 > self.counted,
-            rate: f64::from(self.served) * (1.0 - 1.0 / f64::from(self.ended)) / length,
-            throughput: f64::from(self.ended - 1).max(1.0) / length,
+            cut_off: self.is_late(),
+            rate: f64::from(self.served) / length,
+            throughput: f64::from(self.all).max(1.0) / length,
             refused: f64::from(self.refused) / f64::from(self.ended),
             bad: f64::from(self.refused + self.cut_off) / f64::from(self.ended),
             hold: if self.left > 0 { held / f64::from(self.left) } else { p50 },
