@@ -13,6 +13,7 @@ pub mod deadline;
 pub mod failure;
 pub mod latency;
 pub mod mode;
+pub mod priority;
 pub mod queue;
 pub mod retry;
 pub mod timeout;
