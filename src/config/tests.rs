@@ -1040,7 +1040,6 @@ fn what_is_not_built_is_known_by_its_place() {
         discovery = { kind = \"etcd\" }
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
         rate_limit = []
-        shed = {}
         hedge = {}
         fallback = {}
         fault = {}
@@ -1050,7 +1049,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 15);
+    assert_eq!(seen.len(), 14);
 }
 
 proptest! {

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use self::arrivals::{Arrivals, Window};
 use self::level::LEVELS;
 use self::share::{Seen, Share};
+use self::source::Source;
 use self::strain::Strain;
 use crate::policy::key::Key;
 use crate::policy::mode::Mode;
@@ -50,8 +51,8 @@ pub struct Settings {
     /// Whose requests live or die together: `header:NAME`, `cookie:NAME`, `path` or `client_ip`. Default: each request
     /// for itself.
     pub caller: Option<Key>,
-    /// How much memory this process may use before it sheds `low`, then `normal`: a ratio of its cgroup's limit (nothing
-    /// where there is none), a size, or `"none"`. Default 0.9.
+    /// How much memory may be used before `low` is shed, then `normal`: a ratio of the cgroup's limit (nothing where
+    /// there is none), a size of this process, or `"none"`. Default 0.9.
     pub memory: Memory,
     /// How late its event loop may be before it does the same, or `"none"`. Default `"50ms"`.
     pub lag: OrNone<Span>,
@@ -71,7 +72,7 @@ pub enum Memory {
 
 /// A bound of memory as it is written.
 #[derive(Deserialize, Serialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a ratio such as 0.9, a size such as \"64MiB\", or \"none\" is needed")]
 enum Written {
     Number(f64),
     Text(String),
@@ -86,6 +87,9 @@ impl TryFrom<Written> for Memory {
                 Err(format!("{share} is no memory at all; give a ratio such as 0.9, or \"none\""))
             }
             Written::Text(text) if text == "none" => Ok(Memory::None),
+            Written::Text(text) if text.parse::<f64>().is_ok() => {
+                Self::try_from(Written::Number(text.parse().unwrap_or_default()))
+            }
             Written::Text(text) => match text.parse::<Size>() {
                 Ok(size) if size.bytes() > 0 => Ok(Memory::Size(size)),
                 Ok(_) => {
@@ -135,13 +139,16 @@ impl Default for Settings {
 /// How often the cut-off is moved.
 pub const TICK: Duration = Duration::from_millis(500);
 
+/// Ticks without shedding until it is over: what begins again within 5 s goes on.
+const QUIET: u32 = 10;
+
 /// How the process itself does.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Health {
-    /// Bytes of memory in use; 0: not known.
+    /// Bytes of memory that the process uses; 0: not known.
     pub memory: u64,
-    /// The cgroup's limit of it; 0: there is none.
-    pub memory_limit: u64,
+    /// What of its cgroup's limit is used, by whoever is in it; 0: there is none.
+    pub memory_share: f64,
     /// How late the event loop is.
     pub lag: Duration,
 }
@@ -152,7 +159,7 @@ impl Settings {
         let of = |value: f64, bound: f64| if bound > 0.0 { value / bound } else { 0.0 };
         let memory = match self.memory {
             Memory::None => 0.0,
-            Memory::Share(share) => of(health.memory as f64, share.get() * health.memory_limit as f64),
+            Memory::Share(share) => of(health.memory_share, share.get()),
             Memory::Size(size) => of(health.memory as f64, size.bytes() as f64),
         };
         let lag = self.lag.map_or(0.0, |bound| of(health.lag.as_secs_f64(), bound.as_secs_f64()));
@@ -189,8 +196,8 @@ struct State {
     window: Window,
     /// The cut-off without the process's own need.
     cutoff: u16,
-    /// Since when anything is shed.
-    since: Option<Instant>,
+    /// Since when anything is shed, and for how many ticks nothing has been.
+    episode: Option<(Instant, u32)>,
 }
 
 /// A request that is shed.
@@ -202,7 +209,7 @@ pub struct Refusal {
     pub retry_after: Duration,
 }
 
-/// Shedding began or ended.
+/// Shedding began or ended, for the log: so it ends only when nothing was shed for 5 s.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
     /// It began.
@@ -232,6 +239,35 @@ pub struct View {
     pub cutoff: u16,
     /// The same for the process's own sake alone.
     pub own_cutoff: u16,
+    /// Levels of the upstream's own cut-off, where that is an Outrigger and says so.
+    pub source_cutoff: u16,
+}
+
+/// What sheds requests of one upstream.
+#[derive(Debug)]
+pub struct Shedding {
+    /// What is found out here.
+    pub own: Shed,
+    /// What the upstream says.
+    pub source: Source,
+}
+
+impl Shedding {
+    /// Sheds nothing. `seconds`: since 1970.
+    pub fn new(now: Instant, seconds: u64) -> Self {
+        Self { own: Shed::new(now, seconds), source: Source::default() }
+    }
+
+    /// What the admin API shows of it.
+    pub fn view(&self) -> View {
+        let Shed { state, cutoff, own, .. } = &self.own;
+        View {
+            share: state.lock().unwrap_or_else(PoisonError::into_inner).share.get(),
+            cutoff: cutoff.load(Relaxed),
+            own_cutoff: own.load(Relaxed),
+            source_cutoff: self.source.cutoff(),
+        }
+    }
 }
 
 impl Shed {
@@ -253,7 +289,7 @@ impl Shed {
                 strain: Strain::default(),
                 window: Window::default(),
                 cutoff: LEVELS,
-                since: None,
+                episode: None,
             }),
         }
     }
@@ -309,8 +345,8 @@ impl Shed {
         &self,
         (now, seconds): (Instant, u64),
         settings: &Settings,
-        gate: impl FnOnce() -> (u32, u32, u32),
-        health: &Health,
+        gate: impl FnOnce() -> (u32, u32, usize),
+        health: impl FnOnce() -> Health,
     ) -> Option<Change> {
         let mut state = match self.state.try_lock() {
             Ok(state) => state,
@@ -327,14 +363,14 @@ impl Shed {
             completed: self.completed.swap(0, Relaxed),
             refused: self.refused.swap(0, Relaxed),
             passed: self.passed.swap(0, Relaxed),
-            waiting,
+            waiting: waiting as u32,
             in_flight,
             limit,
         };
         state.window.turn(&self.arrivals);
         (state.share, state.strain) = match settings.mode {
             Mode::Off => Default::default(),
-            _ => (state.share.step(&seen), state.strain.step(settings.pressure(health))),
+            _ => (state.share.step(&seen), state.strain.step(settings.pressure(&health()))),
         };
         let own = state.strain.cutoff();
         let wanted = state.share.get();
@@ -346,24 +382,26 @@ impl Shed {
         self.retry_after.store(back.as_millis() as u32, Relaxed);
         self.own.store(own, Relaxed);
         self.cutoff.store(cutoff, Relaxed);
-        match (state.since, cutoff < LEVELS) {
+        match (&mut state.episode, cutoff < LEVELS) {
             (None, true) => {
-                state.since = Some(now);
+                state.episode = Some((now, 0));
                 Some(Change::Began { share: wanted, cutoff, own: own < LEVELS })
             }
-            (Some(since), false) => {
-                state.since = None;
-                let shed = self.shed.swap(0, Relaxed);
-                Some(Change::Ended { after: now.saturating_duration_since(since), shed })
+            (Some((_, quiet)), true) => {
+                *quiet = 0;
+                None
             }
-            _ => None,
+            (Some((since, quiet)), false) if *quiet >= QUIET => {
+                let after = now.saturating_duration_since(*since).saturating_sub(TICK * QUIET);
+                state.episode = None;
+                Some(Change::Ended { after, shed: self.shed.swap(0, Relaxed) })
+            }
+            (Some((_, quiet)), false) => {
+                *quiet += 1;
+                None
+            }
+            (None, false) => None,
         }
-    }
-
-    /// What the admin API shows of it.
-    pub fn view(&self) -> View {
-        let share = self.state.lock().unwrap_or_else(PoisonError::into_inner).share.get();
-        View { share, cutoff: self.cutoff(), own_cutoff: self.own.load(Relaxed) }
     }
 }
 

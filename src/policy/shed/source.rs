@@ -6,6 +6,10 @@
 //! can see, so only whole classes can be shed here), and what has no `x-priority` counts as `normal`. An answer without
 //! it sheds nothing.
 //!
+//! Where the other side has several upstreams behind one listener, an answer tells of the one that it came from. As the
+//! mildest word counts (below), their requests are safe from one another as long as each of them is asked now and then;
+//! where that is not so, give each an upstream of its own here.
+//!
 //! News is believed for [`VALID`], so whoever hears nothing asks again. An upstream may have several endpoints, and which
 //! of them a request will meet is not known here: of all that was said within the last one to two seconds the mildest
 //! counts. A sidecar sheds at the source only what none of them would have taken.
@@ -193,26 +197,17 @@ impl Source {
         self.owes.store(true, Relaxed);
     }
 
-    /// Appends what was shed here since the last report; false where nothing was, which costs a load.
-    pub fn report(&self, out: &mut Vec<u8>) -> bool {
+    /// What was shed here since the last report; mostly nothing, which costs a load.
+    pub fn report(&self) -> Option<String> {
         if !self.owes.load(Relaxed) || !self.owes.swap(false, Relaxed) {
-            return false;
+            return None;
         }
-        use std::io::Write;
-        let mut report = lock(&self.report);
-        for (place, (level, count)) in report.drain(..).enumerate() {
-            let comma = if place > 0 { "," } else { "" };
-            let _ = match count {
-                1 => write!(out, "{comma}{level}"),
-                _ => write!(out, "{comma}{level}*{count}"),
-            };
-        }
-        true
-    }
-
-    /// Whether there is something to report.
-    pub fn owes(&self) -> bool {
-        self.owes.load(Relaxed)
+        let entries = std::mem::take(&mut *lock(&self.report));
+        let entry = |(level, count)| match count {
+            1 => format!("{level}"),
+            _ => format!("{level}*{count}"),
+        };
+        Some(entries.into_iter().map(entry).collect::<Vec<_>>().join(","))
     }
 }
 
