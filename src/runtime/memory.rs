@@ -6,7 +6,7 @@
 //! groups the fullest one counts. Version 2 and version 1 of cgroups; where neither says a limit, there is no share.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ fn group(line: &str) -> Option<(&'static Version, &str)> {
     }
 }
 
-fn of_group(folder: &PathBuf, version: &Version) -> Option<f64> {
+fn of_group(folder: &Path, version: &Version) -> Option<f64> {
     let number = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
     // "max" is no number; version 1 says a number beyond all memory instead.
     let limit = number(version.limit).filter(|limit| (1..1 << 60).contains(limit))?;
@@ -104,7 +104,12 @@ fn of_group(folder: &PathBuf, version: &Version) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+
+    /// Why, the files, and the share that they tell.
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<f64>);
 
     /// A file system with these files, gone with the test.
     struct Root(PathBuf);
@@ -133,7 +138,7 @@ mod tests {
         const LINE: &str = "proc/self/cgroup";
         const STAT: &str = "anon 7\ninactive_file 100\nactive_file 9\n";
         #[rustfmt::skip]
-        let cases: &[(&str, &[(&str, &str)], Option<f64>)] = &[
+        let cases: &[Case] = &[
             ("no cgroup at all", &[], None),
             ("a container sees its own group as the root", &[
                 (LINE, "0::/\n"),

@@ -80,6 +80,9 @@ mod tests {
 
     use super::*;
 
+    /// Why, levels with their counts, the share, and the cut-off.
+    type Case<'a> = (&'a str, &'a [(u16, u32)], f64, Option<u16>);
+
     fn window(arrived: &[(u16, u32)]) -> Window {
         let (arrivals, mut window) = (Arrivals::default(), Window::default());
         arrived.iter().for_each(|(level, count)| arrivals.add(*level, *count));
@@ -90,7 +93,7 @@ mod tests {
     #[test]
     fn a_share_is_cut_off_from_below() {
         #[rustfmt::skip]
-        let cases: &[(&str, &[(u16, u32)], f64, Option<u16>)] = &[
+        let cases: &[Case] = &[
             // why                                      level and count             share   cut-off
             ("nobody came",                             &[],                        0.5,    None),
             ("nothing is shed",                         &[(10, 5), (500, 5)],       0.0,    Some(501)),

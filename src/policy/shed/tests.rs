@@ -299,6 +299,9 @@ fn after(millis: u64) -> Instant {
     start() + Duration::from_millis(millis)
 }
 
+/// Why, what was said at which millisecond, and the cut-off in force at another.
+type Case<'a> = (&'a str, Vec<(u64, Option<&'a str>)>, u64, Option<u16>);
+
 /// The cut-off that is in force after these words at these milliseconds, at the last time.
 fn heard(words: &[(u64, Option<&str>)], at: u64) -> Option<u16> {
     let source = Source::default();
@@ -316,7 +319,7 @@ fn news_is_believed_for_two_seconds_and_the_mildest_counts() {
             _ => "512;key=path",
         })
     };
-    let cases: &[(&str, Vec<(u64, Option<&str>)>, u64, Option<u16>)] = &[
+    let cases: Vec<Case<'_>> = vec![
         ("nothing was said", vec![(0, None)], 0, None),
         ("said", vec![(0, said(200))], 0, Some(200)),
         ("still believed", vec![(0, said(200))], 2000, Some(200)),
@@ -359,7 +362,7 @@ fn news_is_believed_for_two_seconds_and_the_mildest_counts() {
         ("a part of the last class", vec![(0, Some("400;key=class"))], 0, None),
     ];
     for (why, words, at, cutoff) in cases {
-        assert_eq!(heard(words, *at), *cutoff, "{why}");
+        assert_eq!(heard(&words, at), cutoff, "{why}");
     }
 }
 
