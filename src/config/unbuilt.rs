@@ -15,7 +15,6 @@ const REMOVE: &str = "remove it";
 const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
-    ("listener.*.route.*.hedge",              &[], REMOVE),
     ("listener.*.route.*.fallback",           &[], REMOVE),
     ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
@@ -24,7 +23,6 @@ const ROWS: &[Row] = &[
     ("upstream.*.concurrency.queue.order",    &["priority", "lifo_when_full"], "give \"fifo\""),
     ("upstream.*.rate_limit",                 &[], REMOVE),
     ("upstream.*.shed",                       &[], REMOVE),
-    ("upstream.*.hedge",                      &[], REMOVE),
     ("upstream.*.fallback",                   &[], REMOVE),
     ("upstream.*.fault",                      &[], REMOVE),
     ("upstream.*.slo",                        &[], REMOVE),

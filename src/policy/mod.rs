@@ -11,6 +11,8 @@ pub mod budget;
 pub mod concurrency;
 pub mod deadline;
 pub mod failure;
+pub mod hedge;
+mod histogram;
 pub mod latency;
 pub mod mode;
 pub mod priority;
