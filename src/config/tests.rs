@@ -127,8 +127,8 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "t.toml:6:16: error: \"least_requests\" is not one of \"least_loaded\", \"least_request\", \"round_robin\", \"random\", \"hash\" (upstream.app.balance.kind); did you mean \"least_request\"?",
         ),
         (
-            "[defaults.hedge]",
-            "t.toml:6:11: error: `hedge` is not part of this version (defaults.hedge); remove it",
+            "[defaults.slo]",
+            "t.toml:6:11: error: `slo` is not part of this version (defaults.slo); remove it",
         ),
         (
             "discovery = { kind = \"kubernetes\" }",
@@ -1031,7 +1031,6 @@ fn what_is_not_built_is_known_by_its_place() {
         address = \"127.0.0.1:1\"
         [[listener.route]]
         upstream = \"a\"
-        hedge = {}
         fallback = {}
         fault = {}
         slo = {}
@@ -1041,7 +1040,6 @@ fn what_is_not_built_is_known_by_its_place() {
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
         rate_limit = []
         shed = {}
-        hedge = {}
         fallback = {}
         fault = {}
         slo = {}
@@ -1050,7 +1048,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 15);
+    assert_eq!(seen.len(), 13);
 }
 
 proptest! {
