@@ -126,10 +126,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "balance.kind = \"least_requests\"",
             "t.toml:6:16: error: \"least_requests\" is not one of \"least_loaded\", \"least_request\", \"round_robin\", \"random\", \"hash\" (upstream.app.balance.kind); did you mean \"least_request\"?",
         ),
-        (
-            "[defaults.slo]",
-            "t.toml:6:11: error: `slo` is not part of this version (defaults.slo); remove it",
-        ),
+        ("[defaults.slo]", "t.toml:6:11: error: `slo` is not part of this version (defaults.slo); remove it"),
         (
             "discovery = { kind = \"kubernetes\" }",
             "t.toml:6:22: error: `kind = \"kubernetes\"` is not part of this version (upstream.app.discovery.kind); give \"dns\", \"dns_srv\" or \"file\"",

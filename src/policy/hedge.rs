@@ -418,7 +418,7 @@ impl FromStr for After {
         let Some(number) = text.strip_prefix('p') else {
             return text.parse().map(After::Time).map_err(|_| {
                 format!(
-                    "{text:?} is neither a percentile such as \"p95\" nor a length of time such as \"50ms\""
+                    "{text:?} is neither a percentile nor a length of time; write one such as \"p95\" or \"50ms\""
                 )
             });
         };

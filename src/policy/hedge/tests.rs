@@ -51,9 +51,9 @@ fn a_percentile_or_a_length_of_time() {
         ("p+95", Err("write one from \"p50\" to \"p99.9\""), ""),
         ("p95.", Err("write one from \"p50\" to \"p99.9\""), ""),
         ("p", Err("write one from \"p50\" to \"p99.9\""), ""),
-        ("95", Err("neither a percentile such as \"p95\" nor a length of time"), ""),
-        ("0ms", Err("neither a percentile such as \"p95\" nor a length of time"), ""),
-        ("", Err("neither a percentile such as \"p95\" nor a length of time"), ""),
+        ("95", Err("neither a percentile nor a length of time"), ""),
+        ("0ms", Err("neither a percentile nor a length of time"), ""),
+        ("", Err("neither a percentile nor a length of time"), ""),
     ];
     for (text, means, printed) in cases {
         let parsed = text.parse::<After>();
