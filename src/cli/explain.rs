@@ -455,6 +455,7 @@ retry.backoff = { base = "100ms", jitter = "none" }
             "limits",
             "timeout",
             "retry",
+            "hedge",
             "breaker",
             "concurrency",
             "balance",

@@ -184,6 +184,18 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "t.toml:6:9: error: `retry` is 3, but a table is needed (upstream.app.retry); write it as a table: { key = … }",
         ),
         (
+            "hedge.after = \"p101\"",
+            "t.toml:6:15: error: \"p101\" is not a percentile (upstream.app.hedge.after); write one from \"p50\" to \"p99.9\", such as \"p95\"",
+        ),
+        (
+            "hedge.after = \"95\"",
+            "t.toml:6:15: error: \"95\" is neither a percentile nor a length of time (upstream.app.hedge.after); write one such as \"p95\" or \"50ms\"",
+        ),
+        (
+            "hedge.budget = 1.5",
+            "t.toml:6:16: error: 1.5 is not a ratio (upstream.app.hedge.budget); give a number from 0 to 1",
+        ),
+        (
             "retry.attempts = -1",
             "t.toml:6:18: error: -1 is out of range (upstream.app.retry.attempts); give a whole number from 1 to 20",
         ),
@@ -537,6 +549,22 @@ fn what_contradicts_itself_is_told_by_both_paths() {
         (
             "timeout.request = \"30s\"",
             "warning: `upstream.app.timeout.request` (\"30s\") is longer than `server.drain_timeout` (\"20s\", built in)",
+        ),
+        (
+            "hedge = { mode = \"enforce\", after = \"7500ms\" }",
+            "error: `upstream.app.hedge.after` (\"7500ms\") is not below `upstream.app.timeout.attempt` (7.5s, built in)",
+        ),
+        (
+            "hedge = { mode = \"shadow\", after = \"1s\" }\ntimeout.attempt = \"1s\"",
+            "error: `upstream.app.hedge.after` (\"1s\") is not below `upstream.app.timeout.attempt` (\"1s\")",
+        ),
+        (
+            "hedge.mode = \"enforce\"\nretry.methods = [\"GET\", \"PUT\", \"POST\"]",
+            "error: `upstream.app.retry.methods[2]` (\"POST\") is not safe, and hedged by `upstream.app.hedge.mode` (\"enforce\")",
+        ),
+        (
+            "hedge = { mode = \"enforce\", after = \"p90\" }",
+            "warning: `upstream.app.hedge.after` (\"p90\") is earlier than can be paid for by `upstream.app.hedge.budget` (0.05, built in)",
         ),
         (
             "breaker.slow_request = \"7500ms\"",
@@ -946,8 +974,8 @@ fn every_key(
     missing: &mut BTreeSet<String>,
 ) {
     if let Some(name) = schema["$ref"].as_str() {
-        let elsewhere =
-            path.starts_with("/defaults") || path.contains("/route/timeout") || path.contains("/route/retry");
+        let of_route = ["timeout", "retry", "hedge"].map(|policy| format!("/route/{policy}"));
+        let elsewhere = path.starts_with("/defaults") || of_route.iter().any(|table| path.contains(table));
         if !elsewhere && seen.insert(format!("{name} at {path}")) {
             let name = name.trim_start_matches("#/definitions/");
             every_key(&self::schema()["definitions"][name], path, value, seen, missing);

@@ -107,9 +107,18 @@ impl<const SLICES: usize> Histogram<SLICES> {
 }
 
 impl Counts {
-    /// The middle of the step in which so many of a thousand are reached, in microseconds, for each of `permilles`,
-    /// which ascend.
+    /// What so many of a thousand need at most, in microseconds, for each of `permilles`, which ascend: the middle of the
+    /// step in which they are reached.
     pub(super) fn quantiles(&self, permilles: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
+        self.steps_of(permilles).map(middle_of)
+    }
+
+    /// The same, never too low: the end of that step.
+    pub(super) fn bounds(&self, permilles: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
+        self.steps_of(permilles).map(|step| first_of(step + 1))
+    }
+
+    fn steps_of(&self, permilles: impl Iterator<Item = u64>) -> impl Iterator<Item = usize> {
         let (mut step, mut seen) = (0, self.steps[0]);
         permilles.map(move |permille| {
             let rank = (self.total * permille).div_ceil(1000);
@@ -117,7 +126,7 @@ impl Counts {
                 step += 1;
                 seen += self.steps[step];
             }
-            middle_of(step)
+            step
         })
     }
 }

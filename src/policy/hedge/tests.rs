@@ -76,7 +76,7 @@ fn below_fifty_samples_of_the_last_thirty_seconds_no_percentile_is_known() {
     assert_eq!(hedge.delay(now, &after("70ms")), Some(ms(70)), "a length of time needs none");
     hedge.record(now, ms(20));
     let delay = hedge.delay(now + ms(100), &after("p95")).expect("fifty samples");
-    assert!((ms(19)..ms(21)).contains(&delay), "{delay:?}");
+    assert!((ms(20)..ms(22)).contains(&delay), "{delay:?}");
     assert_eq!(hedge.delay(now + ms(30_100), &after("p95")), None, "they are too old");
 }
 
@@ -99,7 +99,7 @@ fn a_hedge_waits_for_the_percentile_but_not_less_than_its_budget_pays_for() {
         let settings = Settings { budget: Ratio::new(budget), ..after(text) };
         let delay = hedge.delay(start() + ms(200), &settings).expect("many samples").as_millis() as f64;
         let expected = millis as f64;
-        assert!((delay - expected).abs() <= expected * 0.032 + 1.0, "{why}: {delay} ms");
+        assert!((expected..=expected * 1.063 + 1.0).contains(&delay), "{why}: {delay} ms");
     }
     let fast = Hedge::new(start());
     (0..100).for_each(|_| fast.record(start(), Duration::from_micros(80)));
@@ -278,7 +278,7 @@ proptest! {
     /// Hedges breed no hedges: with losers counted at their age the share of attempts that are slower than the delay
     /// stays what it would be without hedges.
     #[test]
-    fn the_percentile_stays_honest_while_slow_attempts_are_cancelled(seed: u64, slow_percent in 1u64..8) {
+    fn the_percentile_stays_honest_while_slow_attempts_are_cancelled(seed: u64, slow_percent in 1u64..5) {
         let mut random = numbers(seed);
         let settings = Settings { budget: Ratio::new(0.05), ..after("p95") };
         let hedge = Hedge::new(start());
@@ -301,7 +301,7 @@ proptest! {
             counted += u32::from(number >= 5_000);
         }
         let share = f64::from(due) / f64::from(counted);
-        prop_assert!((0.035..0.06).contains(&share), "{share} of the attempts were due");
+        prop_assert!((0.035..0.053).contains(&share), "{share} of the attempts were due");
     }
 }
 
