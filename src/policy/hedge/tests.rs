@@ -158,7 +158,8 @@ fn both_gates_of_the_retries_must_be_open_and_what_they_refuse_costs_nothing() {
 
 #[test]
 fn who_wins_gives_the_yield_gate_back_what_it_took() {
-    let cases: [(&str, fn(Paid), f64, f64); 3] = [
+    type End = fn(Paid);
+    let cases: [(&str, End, f64, f64); 3] = [
         // why                      what becomes of it              hedges left  tokens of the gate
         ("it won", |paid| paid.settle(true), 19.0, 50.0),
         ("it lost", |paid| paid.settle(false), 19.0, 49.0),
@@ -276,7 +277,7 @@ proptest! {
     }
 
     /// Hedges breed no hedges: with losers counted at their age the share of attempts that are slower than the delay
-    /// stays what it would be without hedges.
+    /// stays what it would be without hedges, whoever is cancelled; and all that are really slow are among them.
     #[test]
     fn the_percentile_stays_honest_while_slow_attempts_are_cancelled(seed: u64, slow_percent in 1u64..5) {
         let mut random = numbers(seed);
@@ -301,7 +302,8 @@ proptest! {
             counted += u32::from(number >= 5_000);
         }
         let share = f64::from(due) / f64::from(counted);
-        prop_assert!((0.035..0.053).contains(&share), "{share} of the attempts were due");
+        let slow = slow_percent as f64 / 100.0 * 0.75;
+        prop_assert!((slow..0.053).contains(&share), "{share} of the attempts were due");
     }
 }
 
