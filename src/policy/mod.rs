@@ -16,6 +16,7 @@ pub mod latency;
 pub mod mode;
 pub mod priority;
 pub mod queue;
+pub mod rate_limit;
 pub mod retry;
 pub mod timeout;
 mod words;
