@@ -13,6 +13,7 @@ pub mod deadline;
 pub mod failure;
 pub mod key;
 pub mod latency;
+pub mod limit;
 pub mod mode;
 pub mod priority;
 pub mod queue;
