@@ -61,6 +61,7 @@ fn line() -> Line<'static> {
         status: 503,
         outcome: RequestOutcome::Rejected,
         reason: Some(Reason::BreakerOpen),
+        rate_limit: "",
         attempts: 2,
         head: Duration::from_micros(12_034),
         total: Duration::from_micros(12_310),

@@ -91,7 +91,7 @@ impl TryFrom<String> for By {
         if text == "route" {
             return Ok(By::Route);
         }
-        let or_route = |wrong: String| wrong.replace("or \"client_ip\"", "\"client_ip\" or \"route\"");
+        let or_route = |wrong: String| wrong.replace(" or \"client_ip\"", ", \"client_ip\" or \"route\"");
         Key::try_from(text).map(By::Part).map_err(or_route)
     }
 }
@@ -118,8 +118,11 @@ impl JsonSchema for By {
     }
 }
 
+/// The name of a limit that has none.
+pub const DEFAULT_NAME: &str = "default";
+
 fn default_name() -> String {
-    "default".to_owned()
+    DEFAULT_NAME.to_owned()
 }
 
 fn all() -> Ratio {
@@ -159,7 +162,9 @@ impl Settings {
     pub fn max_memory(&self) -> usize {
         match self.key {
             None => 0,
-            Some(_) => shards(self.max_keys) * (Table::bytes(share(self.max_keys)) + size_of::<Apart<Shard>>()),
+            Some(_) => {
+                shards(self.max_keys) * (Table::bytes(share(self.max_keys)) + size_of::<Apart<Shard>>())
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
+use crate::policy::rate_limit::{Limit, Limits};
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::standing::Out;
@@ -23,6 +24,8 @@ use super::queue::Gate;
 pub struct Chain {
     /// Who can answer, and what is in force.
     pub upstream: Upstream,
+    /// How much each key may have in a time.
+    pub rate_limits: Limits,
     /// Whether to send at all.
     pub breaker: Arc<Breaker>,
     /// How many may be sent at once.
@@ -73,6 +76,11 @@ impl Chain {
         );
         budget.update(&settings.retry.budget, now);
         Self {
+            rate_limits: Limits::new(
+                &settings.rate_limit,
+                previous.map(|previous| &previous.rate_limits),
+                now,
+            ),
             breaker,
             gate,
             budget,
@@ -111,6 +119,7 @@ impl Chain {
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "discovery": self.upstream.known().view(now),
+            "rate_limits": self.rate_limits.iter().map(|limit: &Limit| limit.view(now)).collect::<Vec<_>>(),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
             "connections": self.upstream.counts.connections(),

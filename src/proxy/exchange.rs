@@ -1,6 +1,6 @@
 //! A request, from its complete head to the head of its answer.
 //!
-//! context -> route -> attempts: [ budget, back-off ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
+//! context -> route -> rate limit -> attempts: [ budget, back-off ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
 //!
 //! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
@@ -14,6 +14,7 @@ use super::context::Routed;
 use super::life::Stage;
 use super::mirror;
 use super::panics::survive;
+use super::rate_limit;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::retries::{Attempted, Retries, finish};
@@ -76,6 +77,7 @@ async fn serve(
     if worker.shared.life.stage() == Stage::Refusing {
         return Err(Reason::Draining.into());
     }
+    rate_limit::admit(worker, &routed, request)?; // rate_limited
     let target = routed.target();
     let timer = worker.timer();
     let mut retries = Retries::new(&routed, request);

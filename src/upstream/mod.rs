@@ -40,7 +40,7 @@ use self::pool::Wanted;
 use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::policy::{breaker, concurrency, failure, rate_limit, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 use crate::tls::client::{self, Client};
 use crate::transport::proxy_protocol::{Ends, Introduction, Version};
@@ -74,6 +74,8 @@ pub struct Settings {
     pub timeout: timeout::Settings,
     /// Which failed attempts are followed by another.
     pub retry: retry::Settings,
+    /// How much each key may have in a time; together with those of `[[defaults.rate_limit]]`, by name. Default `[]`.
+    pub rate_limit: Vec<rate_limit::Settings>,
     /// When to stop sending.
     pub breaker: breaker::Settings,
     /// How many attempts may be in flight.
