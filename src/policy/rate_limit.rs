@@ -220,13 +220,13 @@ impl Limits {
     pub fn new(settings: &[Settings], previous: Option<&Limits>, now: Instant) -> Self {
         let limit = |settings: &Settings| {
             let known = previous.into_iter().flat_map(|previous| &previous.0);
-            let known = known.filter(|known| {
+            let mut known = known.filter(|known| {
                 let before = &known.settings;
                 before.name == settings.name
                     && before.key == settings.key
                     && before.rate.amount().is_like(settings.rate.amount())
             });
-            let buckets = match known.last() {
+            let buckets = match known.next() {
                 None => Arc::new(Buckets::new(settings, now)),
                 Some(known) if known.settings.max_keys == settings.max_keys => {
                     known.buckets.update(settings, now);
