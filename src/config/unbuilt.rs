@@ -15,7 +15,6 @@ const REMOVE: &str = "remove it";
 const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
-    ("listener.*.route.*.priority",           &[], REMOVE),
     ("listener.*.route.*.hedge",              &[], REMOVE),
     ("listener.*.route.*.fallback",           &[], REMOVE),
     ("listener.*.route.*.fault",              &[], REMOVE),

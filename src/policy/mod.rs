@@ -14,6 +14,7 @@ pub mod failure;
 pub mod latency;
 pub mod limit;
 pub mod mode;
+pub mod priority;
 pub mod queue;
 pub mod retry;
 pub mod timeout;

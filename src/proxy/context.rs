@@ -13,6 +13,7 @@ use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::http1::head::{Framing, RequestHead, Version};
 use crate::policy::deadline;
+use crate::policy::priority::Priority;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
 use crate::upstream::key::{self, Key};
@@ -45,6 +46,8 @@ pub struct Context {
     pub deadline: Option<Instant>,
     /// How often the caller has sent it before.
     pub caller_attempt: u32,
+    /// How much it matters, as a caller that is obeyed says; [`Routed::priority`] is what counts.
+    pub priority: Option<Priority>,
     /// How long its clock stood still because its body was still flowing.
     pub stood_still: Duration,
     /// A hash of its id: decides what `rollout` does with it, in all attempts alike.
@@ -131,6 +134,7 @@ impl Context {
             tls,
             deadline: None,
             caller_attempt: 0,
+            priority: None,
             stood_still: Duration::ZERO,
             hash,
             id,
@@ -158,6 +162,12 @@ impl Context {
                 .get(Name::XRetryAttempt)
                 .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse().ok())
                 .unwrap_or(0);
+            if let Some(value) = fields.get(Name::XPriority) {
+                self.priority = Priority::parse(value);
+                if self.priority.is_none() {
+                    worker.shared.metrics.limit_reached(Limit::PriorityUnreadable).inc();
+                }
+            }
         }
         if let Some(value) = fields.get(Name::GrpcTimeout) {
             let left = deadline::parse_grpc_timeout(value)
@@ -268,6 +278,11 @@ impl Routed {
     /// Another target of the same listener.
     pub fn elsewhere(&self, target: usize) -> Self {
         Self { route: target, ..self.clone() }
+    }
+
+    /// How much the request matters: as its caller says, else its route.
+    pub fn priority(&self, context: &Context) -> Priority {
+        context.priority.unwrap_or(self.target().route.settings.priority)
     }
 
     /// The route.

@@ -171,11 +171,10 @@ const fn of_reason(reason: Reason) -> RequestOutcome {
     match reason {
         NoRoute | BadRequest | HeaderTimeout | BodyTooLarge | HeaderTooLarge | MethodNotAllowed
         | LoopDetected | ClientStalled => RequestOutcome::ClientError,
-        BreakerOpen | ConcurrencyLimited | QueueFull | QueueTimeout | NoHealthyEndpoint | Draining => {
-            RequestOutcome::Rejected
-        }
+        RateLimited | LoadShed | BreakerOpen | ConcurrencyLimited | QueueFull | QueueTimeout
+        | NoHealthyEndpoint | Draining => RequestOutcome::Rejected,
         ConnectError | DnsError | TlsError | UpstreamReset | ProtocolError | AttemptTimeout
-        | RequestTimeout | DeadlineExceeded | UpstreamStalled => RequestOutcome::Failed,
+        | RequestTimeout | DeadlineExceeded | UpstreamStalled | FaultInjected => RequestOutcome::Failed,
         ClientDisconnected => RequestOutcome::Cancelled,
     }
 }

@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::policy::priority::Priority;
 use crate::policy::{retry, timeout};
 use crate::units::{Ratio, within};
 use crate::upstream::check_authority;
@@ -46,6 +47,10 @@ pub struct Settings {
     /// Default: none.
     #[serde(default)]
     pub mirror: Option<Mirror>,
+    /// How much its requests matter where their callers do not say: `critical`, `high`, `normal` or `low`.
+    /// Default `normal`.
+    #[serde(default)]
+    pub priority: Priority,
     /// What of the request is changed on its way up. Default: nothing.
     #[serde(default)]
     pub rewrite: Rewrite,
@@ -161,6 +166,7 @@ impl Settings {
             split: Vec::new(),
             split_by: None,
             mirror: None,
+            priority: Priority::Normal,
             rewrite: Rewrite::default(),
             timeout: None,
             retry: None,

@@ -333,6 +333,8 @@ pub enum Limit {
     ResponseHeaderSize,
     /// A caller's deadline that could not be read, and was ignored.
     DeadlineUnreadable,
+    /// A caller's `x-priority` that names no class, and was ignored.
+    PriorityUnreadable,
     /// The cap on endpoints with series of their own.
     EndpointSeries,
     /// Connections to the admin address.
@@ -374,12 +376,12 @@ pub enum Limit {
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 30] = {
+    pub const ALL: [Self; 31] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
-            UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, EndpointSeries,
-            AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, Http2Resets, Http2StreamErrors, Http2Headers,
+            UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, PriorityUnreadable,
+            EndpointSeries, AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, Http2Resets, Http2StreamErrors, Http2Headers,
             Http2Pings, Http2Settings, Http2Priorities, Http2WindowUpdates, Http2EmptyFrames, Http2SmallFrames,
             Http2OtherFrames, Http2PingTimeout, Http2WriteTimeout,
         ]
@@ -400,6 +402,7 @@ impl Limit {
             Self::UpstreamStreams => "upstream_streams",
             Self::ResponseHeaderSize => "response_header_size",
             Self::DeadlineUnreadable => "deadline_unreadable",
+            Self::PriorityUnreadable => "priority_unreadable",
             Self::EndpointSeries => "endpoint_series",
             Self::AdminConnections => "admin_connections",
             Self::OpenFiles => "open_files",

@@ -71,7 +71,9 @@ families! {
 }
 
 /// Reasons for which a policy refuses a request of its upstream: their series exist from load on, in both modes.
-const POLICY_REJECTIONS: [Reason; 9] = [
+const POLICY_REJECTIONS: [Reason; 11] = [
+    Reason::RateLimited,
+    Reason::LoadShed,
     Reason::BreakerOpen,
     Reason::ConcurrencyLimited,
     Reason::QueueFull,
