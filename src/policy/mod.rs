@@ -11,6 +11,7 @@ pub mod budget;
 pub mod concurrency;
 pub mod deadline;
 pub mod failure;
+pub mod key;
 pub mod latency;
 pub mod limit;
 pub mod mode;

@@ -12,7 +12,6 @@ pub mod endpoint;
 pub mod health;
 pub mod http2;
 pub mod keep_alive;
-pub mod key;
 pub mod load;
 pub mod maglev;
 pub mod outlier;
