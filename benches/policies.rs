@@ -13,16 +13,18 @@ use std::time::{Duration, Instant};
 use gungraun::prelude::*;
 use outrigger::policy::breaker::{self, Breaker, Outcome};
 use outrigger::policy::budget::Budget;
-use outrigger::policy::concurrency::{self, Entry, Gate};
+use outrigger::policy::concurrency::{self, Ask, Entry, Gate};
 use outrigger::policy::deadline::Feasibility;
 use outrigger::policy::failure::{self, Classifier, Verdict};
 use outrigger::policy::latency::Latency;
+use outrigger::policy::limit::{Lesson, Sample};
 use outrigger::policy::mode::Mode;
+use outrigger::policy::priority::Priority;
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
 use outrigger::policy::{backoff, deadline};
 use outrigger::telemetry::metrics::{Metrics, Words};
 use outrigger::units::Ratio;
-use outrigger::upstream::balance::{self, Kind, Tables, Want, Weighted};
+use outrigger::upstream::balance::{self, Capacity, Kind, Tables, Want, Weighted};
 use outrigger::upstream::endpoint::{Address, Endpoint, InFlight};
 use outrigger::upstream::standing::nanos;
 
@@ -96,31 +98,39 @@ fn budget_withdraw((budget, now): (Arc<Budget>, Instant)) {
 
 fn gate(in_flight: u32) -> (Gate, Instant) {
     let now = Instant::now();
-    let mut gate = Gate::new(&concurrency::Settings::default());
+    let mut gate = Gate::new(&concurrency::Settings::default(), now, 1);
     for _ in 0..in_flight {
-        assert_eq!(gate.enter(now, now + LEASE, true, None), Entry::Slot);
+        assert_eq!(gate.enter(&ask(now)), Entry::Slot);
     }
     (gate, now)
+}
+
+fn ask(now: Instant) -> Ask {
+    Ask { now, deadline: now + LEASE, priority: Priority::Normal, may_queue: true, p50: None }
+}
+
+fn sample(now: Instant) -> Option<Sample> {
+    Some(Sample { began: now, latency: Duration::from_millis(5), lesson: Lesson::Served })
 }
 
 #[library_benchmark]
 #[bench::free(gate(0))]
 fn gate_enter_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
-        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        let entry = gate.enter(black_box(&ask(now)));
         black_box(entry == Entry::Slot);
-        let _ = black_box(gate.leave(now, None));
+        let _ = black_box(gate.leave(now, sample(now), None));
     }
 }
 
 // Somebody comes, and a slot comes back.
 #[library_benchmark]
-#[bench::full(gate(1000))]
+#[bench::full(gate(20))]
 fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
-        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        let entry = gate.enter(black_box(&ask(now)));
         black_box(entry == Entry::Slot);
-        let _ = black_box(gate.leave(now, None));
+        let _ = black_box(gate.leave(now, sample(now), None));
     }
 }
 
@@ -226,7 +236,11 @@ fn tables((kind, count): (Kind, u16)) -> (Tables, Vec<InFlight>, u64) {
         })
         .collect();
     let in_flight = usable.iter().map(|choice| choice.endpoint.enter(now)).collect();
-    let tables = Tables::new(&balance::Settings { kind, ..balance::Settings::default() }, &usable, 1000);
+    let tables = Tables::new(
+        &balance::Settings { kind, ..balance::Settings::default() },
+        &usable,
+        &Capacity { limit: None, most: 1000 },
+    );
     (tables, in_flight, nanos(now))
 }
 

@@ -179,6 +179,11 @@ impl Gate {
         leave
     }
 
+    /// How long a newcomer would wait for a slot, as far as that can be told.
+    pub fn wait(&self, now: Instant, priority: Priority, p50: Option<Duration>) -> Option<Duration> {
+        self.queue.wait(now, priority, self.pace(now, p50))
+    }
+
     /// Frees the place of a request that waits no more. False: it had left the queue already, evicted, skipped or with
     /// a slot; whose the slot is must [`Gate::leave`].
     pub fn give_up(&mut self, ticket: Ticket) -> bool {

@@ -245,7 +245,8 @@ impl Queue {
         let turn = self.turn(now);
         if turn == Turn::Youngest {
             // Nobody comes back to those who were first, so they are let go of here.
-            while let Some((_, first)) = self.next(Turn::Oldest).filter(|(_, first)| now > first.ticket.until) {
+            while let Some((_, first)) = self.next(Turn::Oldest).filter(|(_, first)| now > first.ticket.until)
+            {
                 skipped.push(first.ticket);
                 self.places.remove(first.ticket);
             }

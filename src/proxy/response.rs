@@ -7,7 +7,7 @@
 //! than `stream_after`) the slot comes back at once and the stream is counted apart.
 
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -28,6 +28,7 @@ use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::backoff;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
+use crate::policy::limit::Lesson;
 use crate::policy::mode::Mode;
 use crate::policy::retry::{Cause, Skip};
 use crate::policy::timeout::is_evidence;
@@ -147,6 +148,13 @@ impl Hold {
         }
         if let Some(slot) = self.slot.take() {
             slot.leave(now);
+        }
+    }
+
+    /// Tells the concurrency limit what the head has shown, where the body takes longer.
+    fn tell_limit(&mut self) {
+        if let Some(slot) = &mut self.slot {
+            slot.tell();
         }
     }
 
@@ -289,7 +297,11 @@ impl FromUpstream {
         let Some(remaining) = wire.remaining().filter(|remaining| *remaining <= bound) else {
             return Poll::Ready(Ok(wire.is_done()));
         };
-        match ready!(wire.poll_gather(cx, remaining)) {
+        let Poll::Ready(gathered) = wire.poll_gather(cx, remaining) else {
+            self.hold.tell_limit();
+            return Poll::Pending;
+        };
+        match gathered {
             Ok(is_whole) => Poll::Ready(Ok(is_whole)),
             Err(error) => Poll::Ready(Err(self.broken(error))),
         }
@@ -420,6 +432,7 @@ impl FromUpstream {
         let (idle, stream_idle) = (*target.timeout.idle, *target.timeout.stream_idle);
         let stream_after = *target.chain.upstream.settings.concurrency.stream_after;
         self.has_waited = true;
+        self.hold.tell_limit();
         self.for_upstream = side == Reason::UpstreamStalled;
         if !std::mem::replace(&mut self.waiting, true) {
             self.moved_at = Instant::now();
@@ -621,6 +634,30 @@ pub const WHOLE_WITHIN: Duration = Duration::from_millis(100);
 fn is_event_stream(content_type: &[u8]) -> bool {
     const EVENTS: &[u8] = b"text/event-stream";
     content_type.get(..EVENTS.len()).is_some_and(|start| start.eq_ignore_ascii_case(EVENTS))
+}
+
+/// What an answer's head says of the upstream to its concurrency limit. `grpc`: the call's status, where it has come.
+pub fn lesson(head: &ResponseHead, grpc: Option<u8>, verdict: Verdict) -> Lesson {
+    const RESOURCE_EXHAUSTED: u8 = 8;
+    const UNAVAILABLE: u8 = 14;
+    let fields = &head.fields;
+    let is_refusal = match (grpc, head.status) {
+        (Some(RESOURCE_EXHAUSTED), _) | (None, 429) => return Lesson::Nothing,
+        (Some(UNAVAILABLE), _) => fields.has(Name::GrpcRetryPushbackMs) || is_from_outrigger(fields),
+        (None, 503) => fields.has(Name::RetryAfter) || is_from_outrigger(fields),
+        _ => false,
+    };
+    match verdict {
+        _ if is_refusal => Lesson::Overloaded,
+        Verdict::Success => Lesson::Served,
+        // It may have done no work.
+        Verdict::Failure | Verdict::Throttled | Verdict::Ignored => Lesson::Nothing,
+    }
+}
+
+/// Whether another Outrigger made the answer.
+pub fn is_from_outrigger(fields: &Fields) -> bool {
+    fields.find(b"proxy-status").any(|value| value.starts_with(b"outrigger; error="))
 }
 
 /// How long an answer asks to be left alone.

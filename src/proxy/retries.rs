@@ -9,7 +9,7 @@ use super::attempt::{Failed, Turn};
 use super::context::Routed;
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{FromUpstream, retry_after};
+use super::response::{FromUpstream, is_from_outrigger, retry_after};
 use super::send::Clock;
 use super::words;
 use super::worker::Worker;
@@ -242,8 +242,9 @@ impl<'a> Retries<'a> {
             Attempted::Answered(answer) => answer.put_aside(now),
             Attempted::Failed(failed) => failed.slot.take(),
         };
-        if !wait.is_zero() {
-            self.slot = None;
+        match &mut self.slot {
+            Some(slot) if wait.is_zero() => slot.tell(),
+            slot => *slot = None,
         }
         Some(wait)
     }
@@ -317,7 +318,7 @@ fn answer_cause(answer: &FromUpstream) -> Option<Cause> {
 fn pushback(answer: &FromUpstream) -> (Option<Duration>, bool) {
     let fields = &answer.head.fields;
     // Another Outrigger's refusal is an overload that a retry would add to.
-    let refused = fields.find(b"proxy-status").any(|value| value.starts_with(b"outrigger; error="));
+    let refused = is_from_outrigger(fields);
     if let Some(value) = answer.says(Name::GrpcRetryPushbackMs) {
         return match backoff::parse_pushback(value) {
             Pushback::After(after) => (Some(after), refused),

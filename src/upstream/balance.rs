@@ -202,8 +202,25 @@ struct Member {
     weight: u32,
     /// The weight in terms of the tier's mean.
     relative: f32,
-    /// The fair share, in attempts in flight.
-    fair: f32,
+    /// The part of the capacity that is its fair share.
+    part: f32,
+    capacity: Capacity,
+}
+
+/// How many attempts an upstream may have in flight, streams apart.
+#[derive(Clone)]
+pub struct Capacity {
+    /// Its concurrency limit as it moves; none: there is none.
+    pub limit: Option<Arc<AtomicU32>>,
+    /// What else bounds it; [`u32::MAX`]: nothing does.
+    pub most: u32,
+}
+
+impl Capacity {
+    /// At present.
+    pub fn get(&self) -> u32 {
+        self.limit.as_ref().map_or(self.most, |limit| limit.load(Relaxed).min(self.most))
+    }
 }
 
 /// What the last look at all of a tier showed. Each by itself is right enough: they steer, none counts.
@@ -241,8 +258,8 @@ struct State {
 }
 
 impl Tables {
-    /// The tables of `usable` for an upstream that may have `capacity` attempts in flight.
-    pub fn new(settings: &Settings, usable: &[Weighted], capacity: u32) -> Self {
+    /// The tables of `usable` for an upstream with this capacity.
+    pub fn new(settings: &Settings, usable: &[Weighted], capacity: &Capacity) -> Self {
         let mut priorities: Vec<u8> = usable.iter().map(|choice| choice.priority).collect();
         priorities.sort_unstable();
         priorities.dedup();
@@ -390,8 +407,10 @@ impl Member {
         self.endpoint.standing.is_in_service()
     }
 
-    fn is_above(&self, part: f32) -> bool {
-        self.endpoint.load.in_flight_without_streams() as f32 >= self.fair * part
+    /// Whether it has so many times its fair share in flight, which is one at least, however small the limit is.
+    fn is_above(&self, times: f32) -> bool {
+        let fair = (self.capacity.get() as f32 * self.part).max(1.0);
+        self.endpoint.load.in_flight_without_streams() as f32 >= fair * times
     }
 
     fn ramp(&self, now: u64, window: u64) -> f32 {
@@ -400,7 +419,7 @@ impl Member {
 }
 
 impl Tier {
-    fn new<'a>(kind: Kind, usable: impl Iterator<Item = &'a Weighted>, capacity: u32) -> Self {
+    fn new<'a>(kind: Kind, usable: impl Iterator<Item = &'a Weighted>, capacity: &Capacity) -> Self {
         let usable: Vec<&Weighted> = usable.collect();
         let weights: Vec<u32> = usable.iter().map(|choice| choice.weight).collect();
         let weight: u64 = weights.iter().copied().map(u64::from).sum();
@@ -418,7 +437,8 @@ impl Tier {
             endpoint: Arc::clone(&choice.endpoint),
             weight: choice.weight,
             relative: choice.weight as f32 / mean,
-            fair: capacity as f32 * choice.weight as f32 / weight as f32,
+            part: choice.weight as f32 / weight as f32,
+            capacity: capacity.clone(),
         });
         Self {
             members: members.collect(),

@@ -78,7 +78,12 @@ impl Places {
     }
 
     /// Takes the last place of `list`; the ticket is made for its number.
-    pub(super) fn push(&mut self, list: usize, deadline: Instant, ticket: impl FnOnce(u32) -> Ticket) -> Ticket {
+    pub(super) fn push(
+        &mut self,
+        list: usize,
+        deadline: Instant,
+        ticket: impl FnOnce(u32) -> Ticket,
+    ) -> Ticket {
         let place = self.free.unwrap_or(self.slab.len() as u32);
         let waiting = Waiting { ticket: ticket(place), deadline };
         let previous = self.lists[list].last;
