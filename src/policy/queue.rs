@@ -197,7 +197,8 @@ impl Queue {
             Order::LifoWhenFull if self.stands(now) => (0, 0.0),
             Order::LifoWhenFull | Order::Fifo => (self.places.len(), 0.0),
         };
-        let wait = interval.saturating_mul(ahead as u32 + 1).div_f32(1.0 - above);
+        let wait = interval.saturating_mul(ahead as u32 + 1);
+        let wait = if above > 0.0 { wait.div_f64(f64::from(1.0 - above)) } else { wait };
         // Where nothing has come back for a while, nothing suggests that it will sooner.
         let quiet = self.standing_since.zip(pace.last).map(|(since, last)| since.max(last));
         let quiet = quiet.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));

@@ -313,12 +313,16 @@ impl Admitted {
         }
         chain.upstream.metrics.shard(worker.index).attempts(counted_as).inc();
         self.in_flight.endpoint().metrics.shard(worker.index).attempts(counted_as).inc();
-        if let Some(slot) = &mut self.slot {
-            let is_timeout = matches!(
-                error.reason,
-                Reason::AttemptTimeout | Reason::RequestTimeout | Reason::DeadlineExceeded
-            );
-            let lesson = if is_timeout && evidence { Lesson::Overloaded } else { Lesson::Nothing };
+        let lesson = match error.reason {
+            Reason::AttemptTimeout | Reason::RequestTimeout | Reason::DeadlineExceeded if evidence => {
+                Some(Lesson::Overloaded)
+            }
+            Reason::ConnectError if !connect_timeout => Some(Lesson::Nothing),
+            Reason::TlsError | Reason::UpstreamReset | Reason::ProtocolError => Some(Lesson::Nothing),
+            // It was given up before the upstream said a word.
+            _ => None,
+        };
+        if let (Some(slot), Some(lesson)) = (&mut self.slot, lesson) {
             slot.shows(Sample { began: now - latency, latency, lesson });
         }
         Failed { error, unprocessed, slot: self.slot.take() }

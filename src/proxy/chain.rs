@@ -43,12 +43,9 @@ impl Chain {
         let now = Instant::now();
         let gate =
             previous.map_or_else(|| Gate::new(&settings.concurrency, now), |old| Arc::clone(&old.gate));
-        let upstream = Upstream::new(
-            name,
-            settings.clone(),
-            previous.map(|previous| &previous.upstream),
-            (metrics, gate.limit()),
-        );
+        gate.update(&settings.concurrency, now);
+        let upstream =
+            Upstream::new(name, settings.clone(), previous.map(|previous| &previous.upstream), metrics);
         upstream.metrics.set_breaker_mode(word(settings.breaker.mode));
         let breaker = match previous {
             Some(previous) => Arc::clone(&previous.breaker),
@@ -71,7 +68,6 @@ impl Chain {
             }
         };
         breaker.update(&settings.breaker, now);
-        gate.update(&settings.concurrency, now);
         let budget = previous.map_or_else(
             || Arc::new(Budget::new(&settings.retry.budget, now)),
             |old| Arc::clone(&old.budget),

@@ -7,7 +7,6 @@
 //! ([`Slot::tell`]).
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -19,11 +18,7 @@ use crate::reason::{Error, Reason};
 use crate::timer::Timer;
 
 /// An upstream's concurrency limit with its queue. One for the process.
-pub struct Gate {
-    inner: Mutex<Inner>,
-    /// The present limit, for whoever only wants to know it.
-    limit: Arc<AtomicU32>,
-}
+pub struct Gate(Mutex<Inner>);
 
 struct Inner {
     decisions: Decisions,
@@ -91,8 +86,7 @@ impl Gate {
     pub fn new(settings: &Settings, now: Instant) -> Arc<Self> {
         // Sidecars that start together draw apart, so that they do not try their limits in step.
         let decisions = Decisions::new(settings, now, fastrand::u64(..));
-        let limit = Arc::new(AtomicU32::new(decisions.limit()));
-        Arc::new(Self { inner: Mutex::new(Inner { decisions, waiting: Waiting::default() }), limit })
+        Arc::new(Self(Mutex::new(Inner { decisions, waiting: Waiting::default() })))
     }
 
     /// New settings; whoever is in flight or waits stays.
@@ -107,11 +101,6 @@ impl Gate {
     pub fn counts(&self) -> (u32, u32, usize) {
         let inner = self.lock();
         (inner.decisions.in_flight(), inner.decisions.limit(), inner.decisions.depth())
-    }
-
-    /// The limit as it moves.
-    pub fn limit(&self) -> &Arc<AtomicU32> {
-        &self.limit
     }
 
     /// A slot at once, whether `ask` may wait or not.
@@ -195,22 +184,18 @@ impl Gate {
         });
     }
 
-    /// Does what may move the limit and let others in, and wakes them.
+    /// Does what may let others in, and wakes them.
     fn with(&self, act: impl FnOnce(&mut Inner, &mut Wakers)) {
         let mut wakers = Wakers::default();
         let mut inner = self.lock();
         act(&mut inner, &mut wakers);
-        let limit = inner.decisions.limit();
-        if self.limit.load(Relaxed) != limit {
-            self.limit.store(limit, Relaxed);
-        }
         drop(inner);
         wakers.wake();
     }
 
     /// A panic elsewhere leaves counts that are right: each change is complete before anything can panic.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -666,3 +666,46 @@ pub fn retry_after(fields: &Fields) -> Option<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     backoff::parse_retry_after(value, now)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_work_teaches_its_latency_and_what_is_overloaded_says_so() {
+        use Lesson::{Nothing, Overloaded, Served};
+        use Verdict::{Failure, Success, Throttled};
+        let (retry_after, pushback) = (("retry-after", "1"), ("grpc-retry-pushback-ms", "100"));
+        let outrigger = ("proxy-status", "outrigger; error=connection_limit_reached; details=\"queue_full\"");
+        let other = ("proxy-status", "squid; error=connection_timeout");
+        let none = ("x-none", "");
+        let cases = [
+            // why                                       status gRPC      verdict    field      lesson
+            ("an answer", 200, None, Success, none, Served),
+            ("no is an answer", 404, None, Success, none, Served),
+            ("a call", 200, Some(0), Success, none, Served),
+            ("a call whose status is to come", 200, None, Success, none, Served),
+            ("a failure may have done nothing", 500, None, Failure, none, Nothing),
+            ("so may a 503", 503, None, Failure, none, Nothing),
+            ("unless it says when to come back", 503, None, Failure, retry_after, Overloaded),
+            ("whatever a failure is here", 503, None, Success, retry_after, Overloaded),
+            ("or is another Outrigger's", 503, None, Failure, outrigger, Overloaded),
+            ("not any proxy's", 503, None, Failure, other, Nothing),
+            ("a 500 of an Outrigger is none", 502, None, Failure, outrigger, Nothing),
+            ("one caller asks too much", 429, None, Throttled, retry_after, Nothing),
+            ("even if that counts as a failure", 429, None, Failure, outrigger, Nothing),
+            ("the same of a call", 200, Some(8), Throttled, pushback, Nothing),
+            ("a call is refused", 200, Some(14), Failure, none, Nothing),
+            ("and told when to come back", 200, Some(14), Failure, pushback, Overloaded),
+            ("or by another Outrigger", 200, Some(14), Failure, outrigger, Overloaded),
+        ];
+        for (why, status, grpc, verdict, (name, value), expected) in cases {
+            let mut head = ResponseHead::default();
+            head.status = status;
+            let known =
+                [Name::RetryAfter, Name::GrpcRetryPushbackMs].into_iter().find(|known| known.text() == name);
+            head.fields.push(known.unwrap_or(Name::Other), name.as_bytes(), value.as_bytes());
+            assert_eq!(lesson(&head, grpc, verdict), expected, "{why}");
+        }
+    }
+}

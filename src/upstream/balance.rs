@@ -40,11 +40,12 @@
 //!
 //! **The last choice.** Endpoints out of service are asked where all in service are at 1.4 x their fair share or more,
 //! and up to their own. An endpoint's fair share is its weight's part of all that the upstream may have in flight
-//! (`concurrency.limit`, streams apart), all of its tier counted, in service or not: what it would carry at
+//! (the `max` of `concurrency.limit`, streams apart), all of its tier counted, in service or not: what it would carry at
 //! full load if nobody was missing. So there is no cliff: the fewer are left, the earlier the others help, request by
 //! request. Rejected: a share of what is in flight just now (where one of three is out the others carry 1.5 x their
-//! share of it at any load, and a dead endpoint would always get requests); Envoy's threshold of 50 %, at which half
-//! of all requests go to endpoints that are known to be dead.
+//! share of it at any load, and a dead endpoint would always get requests), or of a limit as it is learnt (that is what
+//! those in service can do, so the same happens whenever they have enough to do; such a limit refuses instead);
+//! Envoy's threshold of 50 %, at which half of all requests go to endpoints that are known to be dead.
 //!
 //! **Tried** endpoints are left out while an untried one is in service; else the one that failed least recently is
 //! next. But where the last one tried was not even reached, an untried one that is out of service comes first: when
@@ -202,25 +203,8 @@ struct Member {
     weight: u32,
     /// The weight in terms of the tier's mean.
     relative: f32,
-    /// The part of the capacity that is its fair share.
-    part: f32,
-    capacity: Capacity,
-}
-
-/// How many attempts an upstream may have in flight, streams apart.
-#[derive(Clone)]
-pub struct Capacity {
-    /// Its concurrency limit as it moves; none: there is none.
-    pub limit: Option<Arc<AtomicU32>>,
-    /// What else bounds it; [`u32::MAX`]: nothing does.
-    pub most: u32,
-}
-
-impl Capacity {
-    /// At present.
-    pub fn get(&self) -> u32 {
-        self.limit.as_ref().map_or(self.most, |limit| limit.load(Relaxed).min(self.most))
-    }
+    /// The fair share, in attempts in flight.
+    fair: f32,
 }
 
 /// What the last look at all of a tier showed. Each by itself is right enough: they steer, none counts.
@@ -258,8 +242,8 @@ struct State {
 }
 
 impl Tables {
-    /// The tables of `usable` for an upstream with this capacity.
-    pub fn new(settings: &Settings, usable: &[Weighted], capacity: &Capacity) -> Self {
+    /// The tables of `usable` for an upstream that may have `capacity` attempts in flight.
+    pub fn new(settings: &Settings, usable: &[Weighted], capacity: u32) -> Self {
         let mut priorities: Vec<u8> = usable.iter().map(|choice| choice.priority).collect();
         priorities.sort_unstable();
         priorities.dedup();
@@ -407,10 +391,8 @@ impl Member {
         self.endpoint.standing.is_in_service()
     }
 
-    /// Whether it has so many times its fair share in flight, which is one at least, however small the limit is.
-    fn is_above(&self, times: f32) -> bool {
-        let fair = (self.capacity.get() as f32 * self.part).max(1.0);
-        self.endpoint.load.in_flight_without_streams() as f32 >= fair * times
+    fn is_above(&self, part: f32) -> bool {
+        self.endpoint.load.in_flight_without_streams() as f32 >= self.fair * part
     }
 
     fn ramp(&self, now: u64, window: u64) -> f32 {
@@ -419,7 +401,7 @@ impl Member {
 }
 
 impl Tier {
-    fn new<'a>(kind: Kind, usable: impl Iterator<Item = &'a Weighted>, capacity: &Capacity) -> Self {
+    fn new<'a>(kind: Kind, usable: impl Iterator<Item = &'a Weighted>, capacity: u32) -> Self {
         let usable: Vec<&Weighted> = usable.collect();
         let weights: Vec<u32> = usable.iter().map(|choice| choice.weight).collect();
         let weight: u64 = weights.iter().copied().map(u64::from).sum();
@@ -437,8 +419,7 @@ impl Tier {
             endpoint: Arc::clone(&choice.endpoint),
             weight: choice.weight,
             relative: choice.weight as f32 / mean,
-            part: choice.weight as f32 / weight as f32,
-            capacity: capacity.clone(),
+            fair: capacity as f32 * choice.weight as f32 / weight as f32,
         });
         Self {
             members: members.collect(),

@@ -23,7 +23,6 @@ pub mod stream;
 pub mod traffic;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,7 +30,7 @@ use arc_swap::{ArcSwap, Guard};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::balance::{Capacity, Tables, Want, Weighted};
+use self::balance::{Tables, Want, Weighted};
 use self::counts::Counts;
 use self::discovery::Found;
 use self::discovery::known::Known;
@@ -104,8 +103,6 @@ pub struct Upstream {
     tls: Option<Arc<Client>>,
     /// Who is worse than its peers.
     outlier: Outlier,
-    /// The concurrency limit as it moves.
-    limit: Arc<AtomicU32>,
 }
 
 /// Who can answer at the moment.
@@ -262,13 +259,7 @@ impl Upstream {
 
     /// The upstream `name`. Of `previous`, one of the same name, it takes over the endpoints that stay and all
     /// counts, and what discovery knows. What is not known waits for its first look-up (`discovery::keep`).
-    /// `limit`: the concurrency limit as it moves.
-    pub fn new(
-        name: &str,
-        settings: Settings,
-        previous: Option<&Upstream>,
-        (registry, limit): (&Arc<Metrics>, &Arc<AtomicU32>),
-    ) -> Self {
+    pub fn new(name: &str, settings: Settings, previous: Option<&Upstream>, registry: &Arc<Metrics>) -> Self {
         let upstream = Self {
             name: name.into(),
             metrics: registry.upstream(name),
@@ -285,7 +276,6 @@ impl Upstream {
             ),
             counts: previous.map(|previous| Arc::clone(&previous.counts)).unwrap_or_default(),
             tls: tls(&settings, previous),
-            limit: Arc::clone(limit),
             settings,
         };
         let known = previous.map(|previous| previous.endpoints.load_full()).unwrap_or_default();
@@ -399,7 +389,7 @@ impl Upstream {
             endpoint.set_gone(true);
             changes.removed.push(Arc::clone(&endpoint.label));
         }
-        let balance = Tables::new(&self.settings.balance, &usable, &self.settings.capacity(&self.limit));
+        let balance = Tables::new(&self.settings.balance, &usable, self.settings.capacity());
         self.endpoints.store(Arc::new(Endpoints { usable, unresolved, balance }));
         self.tell(&self.outlier.adopt(&self.peers(), now));
         changes
@@ -407,12 +397,11 @@ impl Upstream {
 }
 
 impl Settings {
-    /// How many attempts may be in flight where `limit` is the concurrency limit.
-    fn capacity(&self, limit: &Arc<AtomicU32>) -> Capacity {
-        Capacity {
-            limit: (self.concurrency.mode == Mode::Enforce).then(|| Arc::clone(limit)),
-            most: if self.shares_connections() { u32::MAX } else { self.connections.max },
-        }
+    /// The most attempts that may be in flight, streams apart; [`u32::MAX`] where nothing bounds them.
+    fn capacity(&self) -> u32 {
+        let max = self.concurrency.limit.max();
+        let by_connections = if self.shares_connections() { u32::MAX } else { self.connections.max };
+        if self.concurrency.mode == Mode::Enforce { max.min(by_connections) } else { by_connections }
     }
 
     /// Whether attempts may share a connection, as they do over HTTP/2: then `connections.max` is no bound for them.
@@ -572,8 +561,6 @@ impl JsonSchema for Host {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering::Relaxed;
-
     use serde_json::json;
 
     use super::*;
@@ -598,10 +585,7 @@ mod tests {
         for (why, settings, expected) in cases {
             let settings: Settings =
                 serde_json::from_value(settings).unwrap_or_else(|error| panic!("{error}"));
-            let limit = Arc::new(AtomicU32::new(0));
-            let capacity = settings.capacity(&limit);
-            limit.store(1000, Relaxed);
-            assert_eq!(capacity.get(), expected, "{why}");
+            assert_eq!(settings.capacity(), expected, "{why}");
         }
     }
 }

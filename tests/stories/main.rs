@@ -28,6 +28,7 @@ mod outlier;
 mod path;
 mod pool;
 mod proxy_protocol;
+mod queue;
 mod real_components;
 mod reload;
 mod retries;

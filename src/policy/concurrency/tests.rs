@@ -97,25 +97,25 @@ fn busy() -> Gate {
 fn who_cannot_be_served_in_time_is_refused_at_entry() {
     // The fifth place comes up in 50 ms.
     let cases = [
-        // why                              at   deadline  p50       enters
-        ("enough time", 100, 200, None, true),
-        ("no time after the wait", 100, 150, None, false),
-        ("5 ms after the wait will do", 100, 155, None, true),
-        ("half of them need longer", 100, 200, Some(60), false),
-        ("it has stood for 99 ms", 199, 300, None, true),
-        ("it has stood for 100 ms", 200, 300, None, false),
-        ("then 2 x p50 is short enough", 200, 300, Some(25), true),
+        // why                                       at   deadline  p50    refused, to wait for
+        ("enough time", 100, 200, None, None),
+        ("no time after the wait", 100, 150, None, Some(50)),
+        ("5 ms after the wait will do", 100, 155, None, None),
+        ("half of them need longer", 100, 200, Some(60), Some(50)),
+        ("it has stood for 99 ms", 199, 300, None, None),
+        ("it has stood for 100 ms, and no slot came", 200, 300, None, Some(100)),
+        ("then 2 x p50 is short enough", 200, 400, Some(50), None),
     ];
-    for (why, now, deadline, p50, enters) in cases {
+    for (why, now, deadline, p50, refused) in cases {
         let mut gate = busy();
         let entry = gate.come(at(now), at(deadline), p50.map(ms));
-        assert_eq!(matches!(entry, Entry::Queued { .. }), enters, "{why}: {entry:?}");
-        if !enters {
-            assert_eq!(
+        match refused {
+            None => assert!(matches!(entry, Entry::Queued { .. }), "{why}: {entry:?}"),
+            Some(wait) => assert_eq!(
                 entry,
-                Entry::Rejected { reason: Reason::QueueFull, retry_after: Some(ms(50)) },
+                Entry::Rejected { reason: Reason::QueueFull, retry_after: Some(ms(wait)) },
                 "{why}"
-            );
+            ),
         }
     }
 }

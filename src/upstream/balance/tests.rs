@@ -48,7 +48,7 @@ impl House {
                 }
             })
             .collect();
-        let tables = Tables::new(settings, &usable, &Capacity { limit: None, most: 1000 });
+        let tables = Tables::new(settings, &usable, 1000);
         Self { usable, tables, now: START, bits: Bits(42) }
     }
 

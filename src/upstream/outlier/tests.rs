@@ -664,7 +664,7 @@ impl Replicas {
         let settings = toml::from_str(&text).expect("settings");
         let metrics = Metrics::new(1, "", "", Words::default());
         Self {
-            upstream: Upstream::new("app", settings, None, (&metrics, &Arc::default())),
+            upstream: Upstream::new("app", settings, None, &metrics),
             random: fastrand::Rng::with_seed(seed),
             faulty,
             fault,
