@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::places::{LISTS, Places, Waiting};
+use self::places::{LISTS, Places};
 use crate::policy::priority::Priority;
 use crate::units::{Span, within};
 
@@ -124,7 +124,7 @@ pub(super) struct Pace {
 #[derive(Debug)]
 pub(super) struct Queue {
     settings: Settings,
-    places: Places,
+    places: Places<Waiting>,
     next_number: u64,
     /// Since when it has not been empty.
     standing_since: Option<Instant>,
@@ -134,6 +134,14 @@ pub(super) struct Queue {
     above: [f32; LISTS],
     /// When the last one was served.
     served_at: Option<Instant>,
+}
+
+/// Who waits.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    ticket: Ticket,
+    /// The end of its time.
+    deadline: Instant,
 }
 
 /// A newcomer has a place.
@@ -230,7 +238,9 @@ impl Queue {
         let number = self.next_number;
         self.next_number += 1;
         let list = if self.settings.order == Order::Priority { need.priority.rank() } else { 0 };
-        let ticket = self.places.push(list, need.deadline, |place| Ticket { number, place, until });
+        let deadline = need.deadline;
+        let waiting = |place| Waiting { ticket: Ticket { number, place, until }, deadline };
+        let ticket = self.places.push(list, number, waiting).ticket;
         debug_assert!(is_full || self.places.len() <= self.settings.size as usize);
         Ok(Joined { ticket, evicted })
     }
@@ -249,12 +259,12 @@ impl Queue {
             while let Some((_, first)) = self.next(Turn::Oldest).filter(|(_, first)| now > first.ticket.until)
             {
                 skipped.push(first.ticket);
-                self.places.remove(first.ticket);
+                self.take_out(first.ticket);
             }
         }
         let mut next = None;
         while let Some((list, Waiting { ticket, deadline })) = self.next(turn) {
-            self.places.remove(ticket);
+            self.take_out(ticket);
             if now <= ticket.until && deadline.saturating_duration_since(now) >= need {
                 self.serve(now, list, turn);
                 next = Some(ticket);
@@ -268,7 +278,7 @@ impl Queue {
 
     /// Frees a place; false: it is not in the queue any more.
     pub(super) fn remove(&mut self, ticket: Ticket) -> bool {
-        let found = self.places.remove(ticket).is_some();
+        let found = self.take_out(ticket);
         self.left();
         found
     }
@@ -317,8 +327,12 @@ impl Queue {
         }
         let lower = (priority.rank() + 1..LISTS).rev();
         let evicted = lower.filter_map(|list| self.places.last(list)).next()?.ticket;
-        self.places.remove(evicted);
+        self.take_out(evicted);
         Some(evicted)
+    }
+
+    fn take_out(&mut self, ticket: Ticket) -> bool {
+        self.places.remove(ticket.number, ticket.place).is_some()
     }
 
     fn stands(&self, now: Instant) -> bool {

@@ -1,12 +1,8 @@
 //! How many attempts are in flight, who waits for a slot, and that every slot comes back.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
-
-const LIMIT: &str = "outrigger_concurrency_limit{upstream=app}";
 
 const IN_FLIGHT: &str = "outrigger_concurrency_in_flight{upstream=app}";
 const DEPTH: &str = "outrigger_queue_depth{upstream=app}";
@@ -312,65 +308,6 @@ async fn many_clients_share_few_slots() {
     assert!(app.connections() <= 8, "a few slots need few connections: {}", app.connections());
 }
 
-/// Clients that always want something, until told to stop.
-struct Crowd {
-    stop: Arc<AtomicBool>,
-    clients: Vec<tokio::task::JoinHandle<()>>,
-}
-
-impl Crowd {
-    async fn of(count: u32, proxy: &Proxy) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut clients = Vec::new();
-        for _ in 0..count {
-            let (mut client, stop) = (proxy.connect().await, Arc::clone(&stop));
-            clients.push(tokio::spawn(async move {
-                while !stop.load(Relaxed) {
-                    client.exchange(&get("/")).await;
-                }
-            }));
-        }
-        Self { stop, clients }
-    }
-
-    async fn leaves(self) {
-        self.stop.store(true, Relaxed);
-        for client in self.clients {
-            client.await.expect("no client panics");
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_limit_rises_where_it_is_needed_and_a_reload_keeps_it() {
-    let app = Upstream::that().answers(200).delays(Duration::from_millis(20)).start().await;
-    let config = Config::over([&app]).plain();
-    let proxy = config.start().await;
-    assert_eq!(proxy.metric(LIMIT).await, 20.0, "as it begins");
-    let mut client = proxy.connect().await;
-    for _ in 0..30 {
-        assert_eq!(client.exchange(&get("/")).await.status, 200);
-    }
-    assert_eq!(proxy.metric(LIMIT).await, 20.0, "nobody needs more");
-
-    let crowd = Crowd::of(60, &proxy).await;
-    eventually("the limit rises", async || proxy.metric(LIMIT).await > 20.0).await;
-    crowd.leaves().await;
-    let learnt = proxy.metric(LIMIT).await;
-    proxy.rewrite(&config.clone().upstream("concurrency.queue.size = 50").text());
-    assert_eq!(proxy.admin_post("/reload").await.status, 200);
-
-    assert_eq!(proxy.metric(LIMIT).await, learnt, "what was learnt stays");
-    let upstreams = proxy.admin_get("/upstreams").await.text();
-    assert!(upstreams.contains(&format!("\"limit\":{learnt}")), "{upstreams}");
-
-    proxy.rewrite(
-        &config.upstream("concurrency.limit = { kind = \"gradient\", initial = 5, max = 10 }").text(),
-    );
-    assert_eq!(proxy.admin_post("/reload").await.status, 200);
-    assert!(proxy.metric(LIMIT).await <= 10.0, "within its new bounds");
-}
-
 #[tokio::test]
 async fn twenty_streams_starve_nobody_at_a_small_limit() {
     let stream = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
@@ -396,46 +333,5 @@ async fn twenty_streams_starve_nobody_at_a_small_limit() {
     }
 
     drop(streams);
-    proxy.rests().await;
-}
-
-#[tokio::test]
-async fn while_an_upstream_stalls_others_wait_before_it_and_then_go_at_once() {
-    let app = (0..30).fold(Upstream::that(), |app, _| app.answers(200));
-    let app = app.answers(200).holds().start().await;
-    let proxy = Config::over([&app]).plain().upstream("concurrency.queue.timeout = \"10s\"").start().await;
-    let mut client = proxy.connect().await;
-    for _ in 0..30 {
-        assert_eq!(client.exchange(&get("/")).await.status, 200);
-    }
-    let mut clients = Vec::new();
-    for _ in 0..10 {
-        let mut client = proxy.connect().await;
-        client.send(get("/stalls")).await;
-        clients.push(client);
-    }
-    app.has_seen(40).await;
-    let start = Instant::now();
-    eventually("nothing has come back for a while", async || start.elapsed() > Duration::from_millis(200))
-        .await;
-    for _ in 0..8 {
-        let mut client = proxy.connect().await;
-        client.send(get("/waits")).await;
-        clients.push(client);
-    }
-
-    eventually("some of them wait though the limit is 20", async || {
-        let metrics = proxy.metrics().await;
-        metrics.sum(DEPTH) >= 1.0 && metrics.sum(DEPTH) + metrics.sum(IN_FLIGHT) == 18.0
-    })
-    .await;
-    assert_eq!(proxy.metric(LIMIT).await, 20.0);
-
-    app.release(1);
-    app.has_seen(48).await;
-    app.release(20);
-    for client in &mut clients {
-        assert_eq!(client.response().await.status, 200);
-    }
     proxy.rests().await;
 }

@@ -4,9 +4,6 @@
 //! that came free are used again, so nothing is allocated once the queue was as long as it gets. Rejected: a
 //! `VecDeque`, in which leaving from the middle moves half of the queue; a tree, which allocates for each place.
 
-use std::time::Instant;
-
-use super::Ticket;
 use crate::policy::priority::Priority;
 
 /// Lists: one for each class.
@@ -15,18 +12,10 @@ pub(super) const LISTS: usize = Priority::ALL.len();
 /// The end of a list.
 const NONE: u32 = u32::MAX;
 
-/// Who waits.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Waiting {
-    pub(super) ticket: Ticket,
-    /// The end of its time.
-    pub(super) deadline: Instant,
-}
-
 /// Lists in one slab.
-#[derive(Debug, Default)]
-pub(super) struct Places {
-    slab: Vec<Place>,
+#[derive(Debug)]
+pub(super) struct Places<T> {
+    slab: Vec<Place<T>>,
     /// The first of the places that are free, linked by `next`.
     free: Option<u32>,
     lists: [List; LISTS],
@@ -34,8 +23,11 @@ pub(super) struct Places {
 }
 
 #[derive(Debug)]
-struct Place {
-    waiting: Option<Waiting>,
+struct Place<T> {
+    /// Who waits; none: it is free.
+    waiting: Option<T>,
+    /// Which of those that ever had this place.
+    number: u64,
     list: u8,
     previous: u32,
     next: u32,
@@ -54,7 +46,13 @@ impl Default for List {
     }
 }
 
-impl Places {
+impl<T> Default for Places<T> {
+    fn default() -> Self {
+        Self { slab: Vec::new(), free: None, lists: Default::default(), len: 0 }
+    }
+}
+
+impl<T: Copy> Places<T> {
     /// In all lists.
     pub(super) fn len(&self) -> usize {
         self.len
@@ -65,29 +63,25 @@ impl Places {
         self.lists[list].len
     }
 
-    pub(super) fn first(&self, list: usize) -> Option<Waiting> {
+    pub(super) fn first(&self, list: usize) -> Option<T> {
         self.at(self.lists[list].first)
     }
 
-    pub(super) fn last(&self, list: usize) -> Option<Waiting> {
+    pub(super) fn last(&self, list: usize) -> Option<T> {
         self.at(self.lists[list].last)
     }
 
-    fn at(&self, place: u32) -> Option<Waiting> {
+    fn at(&self, place: u32) -> Option<T> {
         self.slab.get(place as usize)?.waiting
     }
 
-    /// Takes the last place of `list`; the ticket is made for its number.
-    pub(super) fn push(
-        &mut self,
-        list: usize,
-        deadline: Instant,
-        ticket: impl FnOnce(u32) -> Ticket,
-    ) -> Ticket {
+    /// Takes the last place of `list`. `number` tells apart those who have the same place one after the other; who waits
+    /// is told the place.
+    pub(super) fn push(&mut self, list: usize, number: u64, waiting: impl FnOnce(u32) -> T) -> T {
         let place = self.free.unwrap_or(self.slab.len() as u32);
-        let waiting = Waiting { ticket: ticket(place), deadline };
+        let waiting = waiting(place);
         let previous = self.lists[list].last;
-        let taken = Place { waiting: Some(waiting), list: list as u8, previous, next: NONE };
+        let taken = Place { waiting: Some(waiting), number, list: list as u8, previous, next: NONE };
         match self.slab.get_mut(place as usize) {
             Some(free) => {
                 self.free = Some(free.next).filter(|next| *next != NONE);
@@ -102,15 +96,15 @@ impl Places {
         self.lists[list].last = place;
         self.lists[list].len += 1;
         self.len += 1;
-        waiting.ticket
+        waiting
     }
 
-    /// Frees the place of `ticket`; none: it is not here any more.
-    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Waiting> {
-        let place = self.slab.get_mut(ticket.place as usize)?;
-        let waiting = place.waiting.take_if(|waiting| waiting.ticket.number == ticket.number)?;
+    /// Frees a place; none: who had it as `number` is not there any more.
+    pub(super) fn remove(&mut self, number: u64, at: u32) -> Option<T> {
+        let place = self.slab.get_mut(at as usize).filter(|place| place.number == number)?;
+        let waiting = place.waiting.take()?;
         let (list, previous, next) = (usize::from(place.list), place.previous, place.next);
-        place.next = self.free.replace(ticket.place).unwrap_or(NONE);
+        place.next = self.free.replace(at).unwrap_or(NONE);
         match previous {
             NONE => self.lists[list].first = next,
             previous => self.slab[previous as usize].next = next,
