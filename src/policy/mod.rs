@@ -11,6 +11,8 @@ pub mod budget;
 pub mod concurrency;
 pub mod deadline;
 pub mod failure;
+pub mod hedge;
+mod histogram;
 pub mod key;
 pub mod latency;
 pub mod limit;
@@ -18,6 +20,7 @@ pub mod mode;
 pub mod priority;
 pub mod queue;
 pub mod retry;
+pub mod shed;
 pub mod timeout;
 mod words;
 

@@ -643,6 +643,8 @@ pub fn lesson(head: &ResponseHead, grpc: Option<u8>, verdict: Verdict) -> Lesson
     let fields = &head.fields;
     let is_refusal = match (grpc, head.status) {
         (Some(RESOURCE_EXHAUSTED), _) | (None, 429) => return Lesson::Nothing,
+        // One class's matter: whoever sheds serves the others.
+        _ if verdict == Verdict::Throttled => return Lesson::Nothing,
         (Some(UNAVAILABLE), _) => fields.has(Name::GrpcRetryPushbackMs) || is_from_outrigger(fields),
         (None, 503) => fields.has(Name::RetryAfter) || is_from_outrigger(fields),
         _ => false,
@@ -692,6 +694,7 @@ mod tests {
             ("or is another Outrigger's", 503, None, Failure, outrigger, Overloaded),
             ("not any proxy's", 503, None, Failure, other, Nothing),
             ("a 500 of an Outrigger is none", 502, None, Failure, outrigger, Nothing),
+            ("which sheds some, for the others", 503, None, Throttled, outrigger, Nothing),
             ("one caller asks too much", 429, None, Throttled, retry_after, Nothing),
             ("even if that counts as a failure", 429, None, Failure, outrigger, Nothing),
             ("the same of a call", 200, Some(8), Throttled, pushback, Nothing),
