@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use outrigger::policy::breaker::{self, Breaker, Outcome};
 use outrigger::policy::budget::Budget;
-use outrigger::policy::concurrency::{self, Entry, Gate};
+use outrigger::policy::concurrency::{self, Ask, Entry, Gate};
 use outrigger::policy::deadline::Feasibility;
 use outrigger::policy::failure::{self, Classifier, Verdict};
 use outrigger::policy::latency::Latency;
+use outrigger::policy::limit::{Lesson, Sample};
 use outrigger::policy::mode::Mode;
-use outrigger::policy::rate_limit::{Ask, Limits};
+use outrigger::policy::priority::Priority;
+use outrigger::policy::rate_limit::{self, Limits};
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
 use outrigger::policy::{backoff, deadline};
 use outrigger::telemetry::metrics::{Metrics, Words};
@@ -85,27 +87,36 @@ pub(crate) fn budget_withdraw((budget, now): (Arc<Budget>, Instant)) {
 
 pub(crate) fn gate(in_flight: u32) -> (Gate, Instant) {
     let now = Instant::now();
-    let mut gate = Gate::new(&concurrency::Settings::default());
-    for _ in 0..in_flight {
-        assert_eq!(gate.enter(now, now + LEASE, true, None), Entry::Slot);
+    let mut gate = Gate::new(&concurrency::Settings::default(), now, 1);
+    for _ in 0..in_flight.min(gate.limit()) {
+        assert_eq!(gate.enter(&ask(now)), Entry::Slot);
     }
     (gate, now)
 }
 
+fn ask(now: Instant) -> Ask {
+    Ask { now, deadline: now + LEASE, priority: Priority::Normal, may_queue: true, p50: None }
+}
+
+fn sample(now: Instant) -> Option<Sample> {
+    let latency = Duration::from_millis(5);
+    Some(Sample { began: now - latency, latency, lesson: Lesson::Served })
+}
+
 pub(crate) fn gate_enter_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
-        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        let entry = gate.enter(black_box(&ask(now)));
         black_box(entry == Entry::Slot);
-        let _ = black_box(gate.leave(now, None));
+        let _ = black_box(gate.leave(now, sample(now), None));
     }
 }
 
 // Somebody comes, and a slot comes back.
 pub(crate) fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
-        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        let entry = gate.enter(black_box(&ask(now)));
         black_box(entry == Entry::Slot);
-        let _ = black_box(gate.leave(now, None));
+        let _ = black_box(gate.leave(now, sample(now), None));
     }
 }
 
@@ -264,7 +275,7 @@ pub(crate) fn rate_limits(kind: RateLimits) -> (Arc<Limits>, RandomState, Instan
     };
     let limits = rate_limits_of(limits, now);
     if let RateLimits::Spent = kind {
-        limits.admit(now, &[Ask::default()], |_, _| {});
+        limits.admit(now, &[rate_limit::Ask::default()], |_, _| {});
     }
     (Arc::new(limits), RandomState::new(), now)
 }
@@ -279,7 +290,7 @@ pub(crate) fn a_million_keys() -> (Arc<Limits>, RandomState, Instant) {
         for n in 0..1_000_000u64 {
             limits.admit(
                 now,
-                &[Ask { key: Some(seed.hash_one(&tenant(n)[..])), ..Ask::default() }],
+                &[rate_limit::Ask { key: Some(seed.hash_one(&tenant(n)[..])), ..rate_limit::Ask::default() }],
                 |_, _| {},
             );
         }
