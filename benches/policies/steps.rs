@@ -303,7 +303,7 @@ pub(crate) fn a_million_keys() -> (Arc<Limits>, RandomState, Instant) {
 pub(crate) fn rate_limit_admit((limits, seed, now): (Arc<Limits>, RandomState, Instant)) {
     let keyed: Vec<bool> = limits.iter().map(|limit| limit.settings.key.is_some()).collect();
     for (n, now) in (0..).zip(instants(now)) {
-        let mut asks = [Ask::default(); 2];
+        let mut asks = [rate_limit::Ask::default(); 2];
         for (ask, keyed) in asks.iter_mut().zip(&keyed) {
             ask.key = keyed.then(|| seed.hash_one(black_box(&tenant(n)[..])));
         }
@@ -316,7 +316,10 @@ pub(crate) fn rate_limit_admit_of_many((limits, seed, now): (Arc<Limits>, Random
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let next = NEXT.fetch_add(TIMES.into(), Relaxed) % 1_000_000;
     for (n, now) in (first + next..).zip(instants(now)) {
-        let ask = Ask { key: Some(seed.hash_one(black_box(&tenant(n)[..]))), ..Ask::default() };
+        let ask = rate_limit::Ask {
+            key: Some(seed.hash_one(black_box(&tenant(n)[..]))),
+            ..rate_limit::Ask::default()
+        };
         black_box(limits.admit(black_box(now), &[ask], |_, _| {}));
     }
 }
