@@ -326,6 +326,8 @@ fn news_is_believed_for_two_seconds_and_the_mildest_counts() {
         ("too old", vec![(0, said(200))], 2001, None),
         ("milder", vec![(0, said(200)), (10, said(300))], 20, Some(300)),
         ("harder, but another endpoint may be milder", vec![(0, said(200)), (10, said(100))], 20, Some(200)),
+        ("harder in the next half", vec![(0, said(300)), (1000, said(100))], 1000, Some(300)),
+        ("harder after a silence", vec![(0, said(300)), (2000, said(100))], 2000, Some(100)),
         ("harder for a while", vec![(0, said(200)), (1000, said(100)), (2000, said(100))], 2000, Some(100)),
         ("an answer that says nothing sheds nothing", vec![(0, said(200)), (10, None)], 20, None),
         (
