@@ -82,7 +82,7 @@ async fn serve(
     }
     let admitted = shed::admit(worker, request, &routed)?;
     let served = attempts(worker, request, &routed, client).await;
-    admitted.settle(&served);
+    admitted.settle(request, &served);
     served
 }
 
