@@ -12,12 +12,15 @@ use outrigger::policy::budget::Budget;
 use outrigger::policy::concurrency::{self, Ask, Entry, Gate};
 use outrigger::policy::deadline::Feasibility;
 use outrigger::policy::failure::{self, Classifier, Verdict};
+use outrigger::policy::key;
 use outrigger::policy::latency::Latency;
 use outrigger::policy::limit::{Lesson, Sample};
 use outrigger::policy::mode::Mode;
 use outrigger::policy::priority::Priority;
-use outrigger::policy::rate_limit::{self, Limits};
+use outrigger::policy::rate_limit::{Ask, Limits, self};
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
+use outrigger::policy::shed::level::level;
+use outrigger::policy::shed::{self, Health, Shed};
 use outrigger::policy::{backoff, deadline};
 use outrigger::telemetry::metrics::{Metrics, Words};
 use outrigger::units::Ratio;
@@ -180,6 +183,36 @@ pub(crate) fn classify() {
     let classifier = Classifier::new(&failure::Settings::default());
     for n in 0..TIMES {
         black_box(classifier.status(black_box(200 + (n % 400) as u16)));
+    }
+}
+
+pub(crate) fn shed() -> Shed {
+    Shed::new(Instant::now(), 1_764_547_200)
+}
+
+// One that gets four times what completes, after so many half seconds.
+pub(crate) fn overloaded_shed() -> Shed {
+    let (shed, mut now) = (shed(), Instant::now());
+    for _ in 0..10 {
+        for user in 0..TIMES {
+            if shed.admit(level(Priority::Normal, key::hash(&user.to_le_bytes()), shed.seconds())).is_ok() {
+                if user % 4 == 0 { shed.completed() } else { shed.refused() }
+            }
+        }
+        now += shed::TICK;
+        let settings = shed::Settings::default();
+        shed.tick((now, 1_764_547_200), &settings, || (20, 20, 0), Health::default);
+    }
+    shed
+}
+
+// A caller's hash, its level, and the answer; and what it came to, if it passed.
+pub(crate) fn shed_admit(shed: Shed) {
+    for user in 0..TIMES {
+        let caller = key::hash(black_box(&user.to_le_bytes()));
+        if shed.admit(level(black_box(Priority::Normal), caller, shed.seconds())).is_ok() {
+            shed.completed();
+        }
     }
 }
 
