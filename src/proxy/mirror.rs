@@ -51,6 +51,8 @@ pub fn copy(worker: &Rc<Worker>, request: &Request, routed: &Routed) -> Option<C
         return None;
     };
     request.head.fields.push(Name::Other, MARK, b"true");
+    // What was shed at the source was not meant for this one.
+    request.head.fields.remove(Name::XOutriggerShed);
     routed.target().chain.upstream.metrics.mirrored.inc();
     Some(Copy { request, _under_way: under_way })
 }
