@@ -11,6 +11,10 @@ use std::time::Duration;
 pub enum Reason {
     /// No route matches and the listener names no upstream.
     NoRoute,
+    /// One of the upstream's rate limits has no token left for the request.
+    RateLimited,
+    /// Its priority lies below the cut-off, or the sidecar itself is short of memory or time.
+    LoadShed,
     /// The upstream's circuit breaker is open.
     BreakerOpen,
     /// No slot and no queue, or a bound on connections or streams is reached.
@@ -43,6 +47,8 @@ pub enum Reason {
     ClientStalled,
     /// The upstream made no progress for `timeout.idle` or `timeout.stream_idle`.
     UpstreamStalled,
+    /// A fault that the configuration, or whoever operates the sidecar, asked for.
+    FaultInjected,
     /// The request is malformed or ambiguous.
     BadRequest,
     /// The request's head did not come within `limits.header_timeout`.
@@ -79,13 +85,14 @@ struct Row(&'static str, u16, Grpc, &'static str, &'static str);
 impl Reason {
     /// All reasons, in the order of their discriminants.
     #[rustfmt::skip]
-    pub const ALL: [Reason; 24] = {
+    pub const ALL: [Reason; 27] = {
         use Reason::*;
         [
-            NoRoute, BreakerOpen, ConcurrencyLimited, QueueFull, QueueTimeout, NoHealthyEndpoint, Draining,
-            ConnectError, DnsError, TlsError, UpstreamReset, ProtocolError, AttemptTimeout, RequestTimeout,
-            DeadlineExceeded, ClientStalled, UpstreamStalled, BadRequest, HeaderTimeout, BodyTooLarge,
-            HeaderTooLarge, MethodNotAllowed, LoopDetected, ClientDisconnected,
+            NoRoute, RateLimited, LoadShed, BreakerOpen, ConcurrencyLimited, QueueFull, QueueTimeout,
+            NoHealthyEndpoint, Draining, ConnectError, DnsError, TlsError, UpstreamReset, ProtocolError,
+            AttemptTimeout, RequestTimeout, DeadlineExceeded, ClientStalled, UpstreamStalled, FaultInjected,
+            BadRequest, HeaderTimeout, BodyTooLarge, HeaderTooLarge, MethodNotAllowed, LoopDetected,
+            ClientDisconnected,
         ]
     };
 
@@ -95,6 +102,8 @@ impl Reason {
         use Grpc::*;
         match self {
             Reason::NoRoute            => Row("no_route",            404, Unimplemented,     "destination_not_found",         "No route matches this request"),
+            Reason::RateLimited        => Row("rate_limited",        429, ResourceExhausted, "http_request_denied",           "A rate limit is reached"),
+            Reason::LoadShed           => Row("load_shed",           503, Unavailable,       "destination_unavailable",       "The request was shed: others are more important while load is too high"),
             Reason::BreakerOpen        => Row("breaker_open",        503, Unavailable,       "destination_unavailable",       "The upstream's circuit breaker is open"),
             Reason::ConcurrencyLimited => Row("concurrency_limited", 503, Unavailable,       "connection_limit_reached",      "The upstream's concurrency limit is reached"),
             Reason::QueueFull          => Row("queue_full",          503, Unavailable,       "connection_limit_reached",      "The upstream's queue has no place that could be served in time"),
@@ -111,6 +120,7 @@ impl Reason {
             Reason::DeadlineExceeded   => Row("deadline_exceeded",   504, DeadlineExceeded,  "http_response_timeout",         "The caller's deadline has passed or cannot be met"),
             Reason::ClientStalled      => Row("client_stalled",      408, Cancelled,         "http_request_error",            "The client made no progress"),
             Reason::UpstreamStalled    => Row("upstream_stalled",    504, DeadlineExceeded,  "connection_read_timeout",       "The upstream made no progress"),
+            Reason::FaultInjected      => Row("fault_injected",      503, Unavailable,       "proxy_internal_response",       "A fault was injected on purpose"),
             Reason::BadRequest         => Row("bad_request",         400, Internal,          "http_request_error",            "The request is malformed"),
             Reason::HeaderTimeout      => Row("header_timeout",      408, Unavailable,       "http_request_error",            "The request's head did not come in time"),
             Reason::BodyTooLarge       => Row("body_too_large",      413, ResourceExhausted, "http_request_error",            "The request's body is too large"),
@@ -161,12 +171,23 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// What exactly happened, for the log and the problem body's `detail`. Empty: the title says it all.
     pub detail: std::borrow::Cow<'static, str>,
+    /// Which rate limits there are and how they stand, where one of them is the reason.
+    pub quota: Option<Box<Quota>>,
+}
+
+/// What the fields of draft-ietf-httpapi-ratelimit-headers say.
+#[derive(Clone, Debug, Default)]
+pub struct Quota {
+    /// `RateLimit-Policy`: the limits.
+    pub policy: String,
+    /// `RateLimit`: how they stand.
+    pub state: String,
 }
 
 impl Error {
     /// `reason` with a detail for log and answer.
     pub fn new(reason: Reason, detail: impl Into<std::borrow::Cow<'static, str>>) -> Self {
-        Self { reason, retry_after: None, detail: detail.into() }
+        Self { reason, retry_after: None, detail: detail.into(), quota: None }
     }
 
     /// The same, telling when to come back.
@@ -178,7 +199,7 @@ impl Error {
 
 impl From<Reason> for Error {
     fn from(reason: Reason) -> Self {
-        Self { reason, retry_after: None, detail: std::borrow::Cow::Borrowed("") }
+        Self { reason, retry_after: None, detail: std::borrow::Cow::Borrowed(""), quota: None }
     }
 }
 

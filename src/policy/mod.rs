@@ -11,11 +11,17 @@ pub mod budget;
 pub mod concurrency;
 pub mod deadline;
 pub mod failure;
+pub mod hedge;
+mod histogram;
+pub mod key;
 pub mod latency;
 pub mod limit;
 pub mod mode;
+pub mod priority;
 pub mod queue;
+pub mod rate_limit;
 pub mod retry;
+pub mod shed;
 pub mod timeout;
 mod words;
 

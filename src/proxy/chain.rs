@@ -4,14 +4,18 @@
 //! open breaker stays open, whoever is in flight stays counted.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::policy::breaker::{Breaker, StateKind};
 use crate::policy::budget::Budget;
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
+use crate::policy::hedge::Hedge;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
+use crate::policy::rate_limit::{Limit, Limits};
+use crate::policy::shed::level::LEVELS;
+use crate::policy::shed::{Change, Health, Shedding};
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::standing::Out;
@@ -23,12 +27,18 @@ use super::queue::Gate;
 pub struct Chain {
     /// Who can answer, and what is in force.
     pub upstream: Upstream,
+    /// How much each key may have in a time.
+    pub rate_limits: Limits,
     /// Whether to send at all.
     pub breaker: Arc<Breaker>,
     /// How many may be sent at once.
     pub gate: Arc<Gate>,
+    /// Who is refused first, where that is wanted.
+    pub shed: Option<Arc<Shedding>>,
     /// How many retries there may be.
     pub budget: Arc<Budget>,
+    /// What is known of hedges.
+    pub hedge: Arc<Hedge>,
     /// How long attempts took of late.
     pub latency: Arc<Latency>,
     /// Whether an attempt can still be in time.
@@ -41,6 +51,9 @@ impl Chain {
     /// The chain of the upstream `name`, with the state of `previous`, one of the same name.
     pub fn new(name: &str, settings: &Settings, previous: Option<&Chain>, metrics: &Arc<Metrics>) -> Self {
         let now = Instant::now();
+        let gate =
+            previous.map_or_else(|| Gate::new(&settings.concurrency, now), |old| Arc::clone(&old.gate));
+        gate.update(&settings.concurrency, now);
         let upstream =
             Upstream::new(name, settings.clone(), previous.map(|previous| &previous.upstream), metrics);
         upstream.metrics.set_breaker_mode(word(settings.breaker.mode));
@@ -65,22 +78,48 @@ impl Chain {
             }
         };
         breaker.update(&settings.breaker, now);
-        let gate = previous.map_or_else(|| Gate::new(&settings.concurrency), |old| Arc::clone(&old.gate));
-        gate.update(&settings.concurrency);
         let budget = previous.map_or_else(
             || Arc::new(Budget::new(&settings.retry.budget, now)),
             |old| Arc::clone(&old.budget),
         );
         budget.update(&settings.retry.budget, now);
         Self {
+            rate_limits: Limits::new(
+                &settings.rate_limit,
+                previous.map(|previous| &previous.rate_limits),
+                now,
+            ),
             breaker,
             gate,
+            shed: settings.shed.as_ref().map(|_| {
+                let known = previous.and_then(|previous| previous.shed.as_ref());
+                known.map_or_else(|| Arc::new(Shedding::new(now, seconds())), Arc::clone)
+            }),
             budget,
+            hedge: previous.map_or_else(|| Arc::new(Hedge::new(now)), |old| Arc::clone(&old.hedge)),
             latency: previous.map_or_else(|| Arc::new(Latency::new(now)), |old| Arc::clone(&old.latency)),
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
             classifier: Classifier::new(&settings.failure),
             upstream,
+        }
+    }
+
+    /// Looks, now and then, whether more or less must be shed; mostly it is not time to.
+    pub fn look_after_shedding(&self, now: Instant, health: impl FnOnce() -> Health) {
+        let (Some(shedding), Some(settings)) = (&self.shed, &self.upstream.settings.shed) else { return };
+        let upstream = &*self.upstream.name;
+        match shedding.own.tick((now, seconds()), settings, || self.gate.counts(), health) {
+            None => {}
+            Some(Change::Began { share, cutoff, own }) => {
+                let mode = word(settings.mode);
+                let why = if own { "this process is short of memory or time" } else { "too much arrives" };
+                tracing::warn!(upstream, mode, share, cutoff, "load shedding begins: {why}");
+            }
+            Some(Change::Ended { after, shed }) => {
+                let seconds = after.as_secs_f64();
+                tracing::info!(upstream, seconds, shed, "load shedding has ended");
+            }
         }
     }
 
@@ -91,6 +130,8 @@ impl Chain {
         metrics.concurrency_in_flight.set(in_flight.into());
         metrics.concurrency_limit.set(limit.into());
         metrics.queue_depth.set(waiting as i64);
+        let cutoff = self.shed.as_ref().map_or(LEVELS, |shedding| shedding.own.cutoff());
+        metrics.shed_cutoff.set(cutoff.into());
         metrics.streams.set(self.upstream.counts.streams().into());
         for choice in &self.upstream.endpoints().usable {
             choice.endpoint.metrics.set_healthy(choice.endpoint.standing.is_in_service());
@@ -111,11 +152,14 @@ impl Chain {
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "discovery": self.upstream.known().view(now),
+            "rate_limits": self.rate_limits.iter().map(|limit: &Limit| limit.view(now)).collect::<Vec<_>>(),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
+            "shed": self.shed.as_ref().map(|shedding| shedding.view()),
             "connections": self.upstream.counts.connections(),
             "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
+            "hedge": self.hedge.view(now),
             "latency": {
                 "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),
                 "p99_ms": self.latency.p99(now).map(|p99| p99.as_secs_f64() * 1000.0),
@@ -171,6 +215,11 @@ pub fn carry_out<T>(
         metrics.rejected(refusal.reason, effect).inc();
     }
     if mode == Mode::Enforce { Err(refusal) } else { Ok(None) }
+}
+
+/// Seconds since 1970.
+fn seconds() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
 }
 
 const fn word(mode: Mode) -> &'static str {

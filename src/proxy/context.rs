@@ -13,9 +13,10 @@ use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::http1::head::{Framing, RequestHead, Version};
 use crate::policy::deadline;
+use crate::policy::key::{self, Key};
+use crate::policy::priority::Priority;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
-use crate::upstream::key::{self, Key};
 
 /// The most processes that a request may have passed.
 const MAX_HOPS: usize = 16;
@@ -45,6 +46,8 @@ pub struct Context {
     pub deadline: Option<Instant>,
     /// How often the caller has sent it before.
     pub caller_attempt: u32,
+    /// How much it matters, as a caller that is obeyed says; [`Routed::priority`] is what counts.
+    pub priority: Option<Priority>,
     /// How long its clock stood still because its body was still flowing.
     pub stood_still: Duration,
     /// A hash of its id: decides what `rollout` does with it, in all attempts alike.
@@ -131,6 +134,7 @@ impl Context {
             tls,
             deadline: None,
             caller_attempt: 0,
+            priority: None,
             stood_still: Duration::ZERO,
             hash,
             id,
@@ -158,6 +162,12 @@ impl Context {
                 .get(Name::XRetryAttempt)
                 .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse().ok())
                 .unwrap_or(0);
+            if let Some(value) = fields.get(Name::XPriority) {
+                self.priority = Priority::parse(value);
+                if self.priority.is_none() {
+                    worker.shared.metrics.limit_reached(Limit::PriorityUnreadable).inc();
+                }
+            }
         }
         if let Some(value) = fields.get(Name::GrpcTimeout) {
             let left = deadline::parse_grpc_timeout(value)
@@ -186,16 +196,27 @@ impl Context {
 
     /// The hash of what `key` takes from the request; `None` where it has no such part.
     pub fn hash_of(&self, head: &RequestHead, key: &Key, trust: &Trust) -> Option<u64> {
+        self.read_key(head, key, trust, key::hash)
+    }
+
+    /// What `read` makes of what `key` takes from the request; `None` where it has no such part.
+    pub fn read_key<R>(
+        &self,
+        head: &RequestHead,
+        key: &Key,
+        trust: &Trust,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Option<R> {
         let value = match key {
             Key::Header(name) => head.fields.find(name.as_bytes()).next()?,
             Key::Cookie(name) => head.fields.find(b"cookie").find_map(|field| key::cookie(field, name))?,
             Key::Path => head.path_and_query().split(|byte| *byte == b'?').next()?,
             Key::ClientIp => match self.client_ip(head, trust) {
-                IpAddr::V4(ip) => return Some(key::hash(&ip.octets())),
-                IpAddr::V6(ip) => return Some(key::hash(&ip.octets())),
+                IpAddr::V4(ip) => return Some(read(&ip.octets())),
+                IpAddr::V6(ip) => return Some(read(&ip.octets())),
             },
         };
-        Some(key::hash(value))
+        Some(read(value))
     }
 
     /// Who asked: the peer, or behind trusted ones the right-most entry of X-Forwarded-For that is not; where all are
@@ -268,6 +289,17 @@ impl Routed {
     /// Another target of the same listener.
     pub fn elsewhere(&self, target: usize) -> Self {
         Self { route: target, ..self.clone() }
+    }
+
+    /// How much the request matters: as its caller says, else its route.
+    pub fn priority(&self, context: &Context) -> Priority {
+        context.priority.unwrap_or(self.target().route.settings.priority)
+    }
+
+    /// The same, as far as somebody says so: what goes up.
+    pub fn said_priority(&self, context: &Context) -> Option<Priority> {
+        let route = self.target().route.settings.priority;
+        context.priority.or((route != Priority::default()).then_some(route))
     }
 
     /// The route.

@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::http1::head::RequestHead;
 use crate::reason::Reason;
 use crate::telemetry::access_log::{self, Line};
-use crate::telemetry::metrics::{Effect, RequestOutcome};
+use crate::telemetry::metrics::{Effect, RequestOutcome, Winner};
 use crate::upstream::endpoint::Endpoint;
 
 /// What became of a request.
@@ -25,6 +25,8 @@ pub struct Record {
     pub routed: Option<Routed>,
     /// How often it was sent.
     pub attempts: u32,
+    /// Whose answer it got, where it was hedged.
+    pub hedge: Option<Winner>,
     /// How long it waited for a slot.
     pub queue: Duration,
     /// Where it was sent last.
@@ -35,6 +37,8 @@ pub struct Record {
     pub answered: Option<Instant>,
     /// Why Outrigger answered, or ended the message, itself.
     pub reason: Option<Reason>,
+    /// The rate limit that refused it, or would have.
+    pub rate_limit: Option<Box<str>>,
     /// What the status of a call of gRPC means, which its HTTP status does not say.
     pub grpc: Option<RequestOutcome>,
     /// The status that the client got; 0: none yet.
@@ -61,11 +65,13 @@ impl Record {
             listener,
             routed: None,
             attempts: 0,
+            hedge: None,
             queue: Duration::ZERO,
             endpoint: None,
             sent: None,
             answered: None,
             reason: None,
+            rate_limit: None,
             grpc: None,
             status: 0,
             is_stream: false,
@@ -146,7 +152,9 @@ impl Record {
                 reason: self
                     .reason
                     .or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
+                rate_limit: self.rate_limit.as_deref().unwrap_or_default(),
                 attempts: self.attempts,
+                hedge: self.hedge,
                 head: head_time,
                 total,
                 queue: self.queue,
@@ -171,11 +179,10 @@ const fn of_reason(reason: Reason) -> RequestOutcome {
     match reason {
         NoRoute | BadRequest | HeaderTimeout | BodyTooLarge | HeaderTooLarge | MethodNotAllowed
         | LoopDetected | ClientStalled => RequestOutcome::ClientError,
-        BreakerOpen | ConcurrencyLimited | QueueFull | QueueTimeout | NoHealthyEndpoint | Draining => {
-            RequestOutcome::Rejected
-        }
+        RateLimited | LoadShed | BreakerOpen | ConcurrencyLimited | QueueFull | QueueTimeout
+        | NoHealthyEndpoint | Draining => RequestOutcome::Rejected,
         ConnectError | DnsError | TlsError | UpstreamReset | ProtocolError | AttemptTimeout
-        | RequestTimeout | DeadlineExceeded | UpstreamStalled => RequestOutcome::Failed,
+        | RequestTimeout | DeadlineExceeded | UpstreamStalled | FaultInjected => RequestOutcome::Failed,
         ClientDisconnected => RequestOutcome::Cancelled,
     }
 }

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::policy::latency::{LEN, first_of, step_of};
+use crate::policy::histogram::{LEN, first_of, step_of};
 
 /// Fewer in flight say nothing by their silence.
 const ENOUGH: u32 = 4;

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Lesson, Sample};
-use crate::policy::latency::{self, LEN};
+use crate::policy::histogram::{self, LEN};
 
 /// The attempts since some instant. 1 KiB, whatever comes.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ impl Window {
             Lesson::Overloaded => return self.refused += 1,
             Lesson::Nothing => return,
         }
-        let count = &mut self.counts[latency::step_of(sample.latency)];
+        let count = &mut self.counts[histogram::step_of(sample.latency)];
         *count = count.saturating_add(1);
         self.counted += 1;
     }
@@ -202,7 +202,7 @@ impl Window {
         for (step, &count) in self.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
             let count = f64::from(count);
             if below + count >= half {
-                let (first, next) = (latency::first_of(step) as f64, latency::first_of(step + 1) as f64);
+                let (first, next) = (histogram::first_of(step) as f64, histogram::first_of(step + 1) as f64);
                 return Some((first + (next - first) * (half - below) / count) / 1e6);
             }
             below += count;

@@ -19,7 +19,9 @@ fn line() -> Line<'static> {
         status: 503,
         outcome: RequestOutcome::Rejected,
         reason: Some(Reason::BreakerOpen),
+        rate_limit: "",
         attempts: 2,
+        hedge: None,
         head: Duration::from_micros(12_034),
         total: Duration::from_millis(1200),
         queue: Duration::ZERO,
@@ -55,6 +57,13 @@ fn a_line_for_machines() {
     let value: serde_json::Value = serde_json::from_str(&json(&unrouted)).expect("JSON");
     assert_eq!(value["reason"], serde_json::Value::Null);
     assert_eq!(value["client"], "[::1]:80");
+}
+
+#[test]
+fn a_line_names_the_rate_limit_that_refused() {
+    let line = Line { reason: Some(Reason::RateLimited), rate_limit: "tenant", ..line() };
+    assert!(json(&line).contains(r#""reason":"rate_limited","rate_limit":"tenant","attempts":"#));
+    assert!(text(&line).contains(" reason=rate_limited rate_limit=tenant upstream="));
 }
 
 #[test]
@@ -180,4 +189,12 @@ fn a_worker_hands_over_in_batches() {
     let written = std::fs::read_to_string(&path).expect("written");
     assert_eq!(written.lines().count(), 500);
     std::fs::remove_file(path).expect("removed");
+}
+
+#[test]
+fn whose_answer_a_hedged_request_got_is_told_and_of_others_nothing() {
+    let hedged = Line { hedge: Some(Winner::Hedge), ..line() };
+    assert!(json(&hedged).contains(r#""attempts":2,"hedge":"hedge","head_ms""#), "{}", json(&hedged));
+    assert!(text(&hedged).contains(" attempts=2 hedge=hedge head="), "{}", text(&hedged));
+    assert!(!json(&line()).contains("hedge"));
 }
