@@ -16,7 +16,6 @@ const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
     ("listener.*.route.*.hedge",              &[], REMOVE),
-    ("listener.*.route.*.fallback",           &[], REMOVE),
     ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
@@ -25,7 +24,6 @@ const ROWS: &[Row] = &[
     ("upstream.*.rate_limit",                 &[], REMOVE),
     ("upstream.*.shed",                       &[], REMOVE),
     ("upstream.*.hedge",                      &[], REMOVE),
-    ("upstream.*.fallback",                   &[], REMOVE),
     ("upstream.*.fault",                      &[], REMOVE),
     ("upstream.*.slo",                        &[], REMOVE),
 ];

@@ -17,7 +17,9 @@ use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::standing::Out;
 use crate::upstream::{Settings, Upstream};
 
+use super::coalesce::Coalescer;
 use super::queue::Gate;
+use super::store::Store;
 
 /// The policies of one upstream.
 pub struct Chain {
@@ -35,6 +37,10 @@ pub struct Chain {
     pub feasibility: Arc<Feasibility>,
     /// What a failure is.
     pub classifier: Classifier,
+    /// Answers for the time when it cannot answer.
+    pub store: Arc<Store>,
+    /// Who asks the same of it at the moment.
+    pub coalescer: Arc<Coalescer>,
 }
 
 impl Chain {
@@ -80,6 +86,9 @@ impl Chain {
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
             classifier: Classifier::new(&settings.failure),
+            store: previous.map_or_else(|| Arc::new(Store::new(metrics)), |old| Arc::clone(&old.store)),
+            coalescer: previous
+                .map_or_else(|| Arc::new(Coalescer::new(metrics, now)), |old| Arc::clone(&old.coalescer)),
             upstream,
         }
     }

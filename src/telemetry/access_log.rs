@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::cells::SharedCounter;
-use super::labels::RequestOutcome;
+use super::labels::{RequestOutcome, Substitute};
 use super::spool::{self, Spool, Target, Writer};
 use super::timestamp::Stamps;
 use super::{AccessLogSettings, Format, Only};
@@ -95,6 +95,8 @@ pub struct Line<'a> {
     pub outcome: RequestOutcome,
     /// Why Outrigger answered, or ended the message, itself.
     pub reason: Option<Reason>,
+    /// What the client got in place of the failure that `reason` names, or of an upstream's bad answer.
+    pub fallback: Option<Substitute>,
     /// How often it was sent to the upstream.
     pub attempts: u32,
     /// From the request's head in to the response's head out.
@@ -113,7 +115,7 @@ impl Line<'_> {
     /// Whether `only = "failures"` wants it: something went wrong, or needed more than one attempt. What is the
     /// client's own fault goes without a line, unless Outrigger refused it.
     pub fn is_failure(&self) -> bool {
-        is_failure(self.outcome, self.reason, self.attempts)
+        self.fallback.is_some() || is_failure(self.outcome, self.reason, self.attempts)
     }
 }
 
@@ -288,6 +290,11 @@ impl Line<'_> {
             }
             None => out.extend_from_slice(b"null"),
         }
+        if let Some(fallback) = self.fallback {
+            out.extend_from_slice(b",\"fallback\":\"");
+            out.extend_from_slice(fallback.label().as_bytes());
+            out.push(b'"');
+        }
         out.extend_from_slice(b",\"attempts\":");
         number(out, u64::from(self.attempts));
         for (name, value) in [
@@ -319,6 +326,10 @@ impl Line<'_> {
         if let Some(reason) = self.reason {
             out.extend_from_slice(b" reason=");
             out.extend_from_slice(reason.label().as_bytes());
+        }
+        if let Some(fallback) = self.fallback {
+            out.extend_from_slice(b" fallback=");
+            out.extend_from_slice(fallback.label().as_bytes());
         }
         for (name, value) in [
             (&b" upstream="[..], self.upstream),
