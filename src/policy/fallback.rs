@@ -242,7 +242,8 @@ impl FromStr for KeyHeader {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.strip_prefix("header:").filter(|name| is_token(name));
-        let name = name.ok_or_else(|| format!("{text:?} names no header; write \"header:accept-language\""))?;
+        let name =
+            name.ok_or_else(|| format!("{text:?} names no header; write \"header:accept-language\""))?;
         let name = name.to_ascii_lowercase();
         if matches!(name.as_str(), "authorization" | "cookie") {
             return Err(format!(
@@ -468,7 +469,10 @@ mod tests {
             let message = word.parse::<KeyHeader>().expect_err(word);
             assert!(message.contains(cure), "{word}: {message}");
         }
-        assert_eq!("header:Accept-Language".parse::<KeyHeader>().map(|key| key.name().to_owned()), Ok("accept-language".to_owned()));
+        assert_eq!(
+            "header:Accept-Language".parse::<KeyHeader>().map(|key| key.name().to_owned()),
+            Ok("accept-language".to_owned())
+        );
     }
 
     #[test]

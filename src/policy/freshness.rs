@@ -301,14 +301,26 @@ mod tests {
             // why                              value                        what it says
             ("nothing", "", Control::default()),
             ("in any case", "No-Store", Control { no_store: true, ..Control::default() }),
-            ("several", "public, max-age=60", Control { public: true, max_age: Some(60), ..Control::default() }),
+            (
+                "several",
+                "public, max-age=60",
+                Control { public: true, max_age: Some(60), ..Control::default() },
+            ),
             ("in quotes", "max-age=\"60\"", Control { max_age: Some(60), ..Control::default() }),
             ("a list of fields", "private=\"a, b\"", Control { private: true, ..Control::default() }),
             ("a comma in quotes", "x=\"no-store, a\"", Control::default()),
             ("unreadable is none", "max-age=soon", Control { max_age: Some(0), ..Control::default() }),
             ("without a number", "max-age", Control { max_age: Some(0), ..Control::default() }),
-            ("the smallest counts", "max-age=9, max-age=3", Control { max_age: Some(3), ..Control::default() }),
-            ("for ever", "max-age=99999999999999999999", Control { max_age: Some(MOST), ..Control::default() }),
+            (
+                "the smallest counts",
+                "max-age=9, max-age=3",
+                Control { max_age: Some(3), ..Control::default() },
+            ),
+            (
+                "for ever",
+                "max-age=99999999999999999999",
+                Control { max_age: Some(MOST), ..Control::default() },
+            ),
             ("unknown ones are not heard", "immutable, no-stores", Control::default()),
         ];
         for (why, value, expected) in cases {
@@ -454,7 +466,13 @@ mod tests {
     fn vary_names_each_field_once() {
         let names = |value: &str| {
             let names = vary([value.as_bytes()].into_iter())?;
-            Some(names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>().join(" "))
+            Some(
+                names
+                    .iter()
+                    .map(|name| String::from_utf8_lossy(name).into_owned())
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            )
         };
         let cases = [
             ("nothing", "", Some("")),

@@ -117,6 +117,7 @@ impl Chain {
         let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
             serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
         });
+        let ((answers, bytes), (leaders, followers)) = (self.store.counts(), self.coalescer.counts());
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "discovery": self.upstream.known().view(now),
@@ -125,6 +126,10 @@ impl Chain {
             "connections": self.upstream.counts.connections(),
             "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
+            "fallback": {
+                "kept": { "answers": answers, "bytes": bytes },
+                "coalescing": { "leaders": leaders, "followers": followers },
+            },
             "latency": {
                 "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),
                 "p99_ms": self.latency.p99(now).map(|p99| p99.as_secs_f64() * 1000.0),

@@ -152,7 +152,8 @@ impl Coalescer {
             return Role::Follows(Place { coalescer: Arc::clone(self), flight: id, ticket, told });
         }
         let id = inner.number();
-        let flight = Flight { question: question.clone(), leader: ticket, since: now, waiting: BTreeMap::new() };
+        let flight =
+            Flight { question: question.clone(), leader: ticket, since: now, waiting: BTreeMap::new() };
         inner.flights.insert(id, flight);
         inner.open.entry(question.url.clone()).or_default().push((question.headers.clone(), id));
         Role::Leads(Lead { coalescer: Arc::clone(self), flight: id, ticket, is_over: false })
@@ -274,7 +275,8 @@ impl Drop for Lead {
         }
         let next = {
             let mut inner = self.coalescer.lock();
-            let Some(flight) = inner.flights.get_mut(&self.flight).filter(|flight| flight.leader == self.ticket)
+            let Some(flight) =
+                inner.flights.get_mut(&self.flight).filter(|flight| flight.leader == self.ticket)
             else {
                 return;
             };

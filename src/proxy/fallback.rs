@@ -138,9 +138,8 @@ where
     async fn join(&mut self, asks: Option<&Asks>) -> Joined {
         let settings = &self.standby.settings;
         // In shadow nobody waits: whoever waited would not have passed.
-        let asks = asks.filter(|asks| {
-            settings.coalesce && self.mode == Mode::Enforce && asks.asked.may_coalesce()
-        });
+        let asks =
+            asks.filter(|asks| settings.coalesce && self.mode == Mode::Enforce && asks.asked.may_coalesce());
         let Some(asks) = asks else { return Joined::Asks(None) };
         let target = self.routed.target();
         let request = &mut *self.request;
@@ -256,8 +255,7 @@ where
             Framing::Length(length) => Some(length),
             Framing::Chunked | Framing::UntilClose => None,
         };
-        let keep =
-            terms.map(|terms| Keep { store: Arc::clone(&chain.store), key: asks.url.clone(), terms });
+        let keep = terms.map(|terms| Keep { store: Arc::clone(&chain.store), key: asks.url.clone(), terms });
         let Some(mut tee) = Tee::new(&self.worker.shared, draft, length, keep, lead) else { return };
         match answer.whole() {
             Some(body) => {
@@ -300,11 +298,11 @@ where
         let has_key = head.fields.has(Name::IdempotencyKey);
         let may_be_sent_twice = target.rules.method_allows(head.method_text(), has_key, grpc_path)
             || is_unprocessed(end, request.record.attempts);
-        let may = request.body.is_replayable().and(if may_be_sent_twice { Ok(()) } else { Err(Skip::Method) });
+        let may =
+            request.body.is_replayable().and(if may_be_sent_twice { Ok(()) } else { Err(Skip::Method) });
         let is_enforced = self.mode == Mode::Enforce;
-        let paid = may.and_then(|()| {
-            is_enforced.then(|| target.chain.budget.withdraw(Instant::now())).transpose()
-        });
+        let paid =
+            may.and_then(|()| is_enforced.then(|| target.chain.budget.withdraw(Instant::now())).transpose());
         let paid = match paid {
             Ok(paid) => paid,
             Err(skip) => {

@@ -282,7 +282,8 @@ impl One<'_> {
         let written = match response {
             Response::Own(answer) => {
                 request.record.head_out(answer.status, now);
-                let body = if request.head.method == Method::Head { Bytes::new() } else { answer.body.clone() };
+                let body =
+                    if request.head.method == Method::Head { Bytes::new() } else { answer.body.clone() };
                 queue_answer(&mut self.client.connection.borrow_mut(), request, &answer, then);
                 self.write_whole(request, &body).await
             }

@@ -258,7 +258,10 @@ mod tests {
         let said = said(&head);
         assert_eq!(said.vary, names(&["accept-encoding", "origin"]));
         assert!(said.answer.sets_cookie && !said.answer.varies_by_all);
-        assert_eq!((said.answer.age, said.answer.expires, said.answer.date), (Some(7), Some(0), Some(784_111_777)));
+        assert_eq!(
+            (said.answer.age, said.answer.expires, said.answer.date),
+            (Some(7), Some(0), Some(784_111_777))
+        );
         assert_eq!(said.answer.control.max_age, Some(3));
     }
 

@@ -273,7 +273,9 @@ impl Standby {
 impl Target {
     /// The upstream that may answer in its stead.
     fn goes_elsewhere(&self) -> Option<&str> {
-        self.fallback.as_ref()?.settings.upstream.as_deref()
+        let elsewhere = self.fallback.as_ref()?.settings.upstream.as_deref()?;
+        // One that stands for all in `[defaults]` may stand for itself.
+        (*elsewhere != *self.chain.upstream.name).then_some(elsewhere)
     }
 
     fn set_elsewhere(&mut self, place: usize) {

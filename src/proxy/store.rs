@@ -114,9 +114,8 @@ impl Store {
             return self.metrics.limit_reached(Limit::StaleAnswer).inc();
         }
         let replaced: Vec<usize> = inner.keys.get(key).map_or_else(Vec::new, |places| {
-            let replaces = |place: &&usize| {
-                inner.entry(**place).is_some_and(|old| entry.answer.replaces(&old.answer))
-            };
+            let replaces =
+                |place: &&usize| inner.entry(**place).is_some_and(|old| entry.answer.replaces(&old.answer));
             places.iter().filter(replaces).copied().collect()
         });
         for place in replaced {

@@ -76,7 +76,10 @@ fn an_answer_may_take_an_eighth_and_copies_half() {
 fn an_answer_takes_the_place_of_that_to_the_same_request() {
     let store = store(64 << 10);
     assert!(keep(&store, b"a", 1, 0, true) && keep(&store, b"a", 1, 1, true));
-    assert_eq!((find(&store, b"a", 0), find(&store, b"a", 1), find(&store, b"a", 2)), (Some(0), Some(1), None));
+    assert_eq!(
+        (find(&store, b"a", 0), find(&store, b"a", 1), find(&store, b"a", 2)),
+        (Some(0), Some(1), None)
+    );
     assert!(keep(&store, b"a", 2, 1, true));
     assert_eq!(store.counts().0, 2, "one for each language");
     // From now on it depends on nothing: what was said before holds no more.
@@ -120,7 +123,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..8usize, 0..30_000u64).prop_map(|(room, size)| Step::Grow(room, size)),
         4 => (0..20u8, 0..20u8).prop_map(|(key, language)| Step::Find(key, language)),
         1 => (0..20u8).prop_map(Step::Forget),
-        1 => (64 << 10..256 << 10u64).prop_map(Step::Bound),
+        1 => (64u64 << 10..256 << 10).prop_map(Step::Bound),
     ];
     prop::collection::vec(step, 0..200)
 }

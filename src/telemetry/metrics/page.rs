@@ -4,7 +4,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
     AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, Ejection, EndpointMetrics,
-    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, Substitute, UNTOLD, UpstreamMetrics, lock,
+    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, Substitute, UNTOLD, UpstreamMetrics,
+    lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
