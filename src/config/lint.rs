@@ -659,15 +659,16 @@ impl<'a> Lint<'a> {
         let says = |key: &&str| root.follow(&path.key(key).0).1;
         let lost = ["stale", "response", "upstream", "coalesce"].iter().any(|key| node.lost_like(key));
         if fallback.mode != Mode::Off && !lost {
-            if let Some(key) = ["on", "rollout", "mode"].iter().find(|key| says(key))
+            if fallback.on != fallback::Settings::default().on
                 && !fallback.has_substitute()
                 && !fallback.coalesce
+                && says(&"on")
+                && !self.find(&path.key("on")).0.is_torn()
             {
-                let problem = Problem::new(
-                    format!("`{path}` has nothing that could stand in for a failure"),
-                    "add `stale = {}`, `upstream = \"…\"` or `response = { … }`",
-                );
-                self.say(&path.key(key), problem.warning());
+                let on = path.key("on");
+                let message = format!("`{on}` names failures, and nothing stands in for them");
+                let cure = "add `stale = {}`, `upstream = \"…\"` or `response = { … }`";
+                self.say(&on, Problem::new(message, cure).warning());
             }
             if !fallback.key.is_empty() && fallback.stale.is_none() && !fallback.coalesce && says(&"key") {
                 let key = path.key("key");

@@ -591,6 +591,36 @@ fn what_contradicts_itself_is_told_by_both_paths() {
             "[server]\nservice = \"127.0.0.1:8080\"",
             "error: `server.service` (127.0.0.1:8080) is the listener \"127.0.0.1:8080\" of this file",
         ),
+        (
+            "fallback.upstream = \"ap\"",
+            "error: there is no upstream \"ap\" (upstream.app.fallback.upstream); did you mean \"app\"?",
+        ),
+        (
+            "[defaults.fallback]\nupstream = \"ap\"",
+            "error: there is no upstream \"ap\" (defaults.fallback.upstream)",
+        ),
+        (
+            "fallback.upstream = \"app\"",
+            "error: `upstream.app.fallback.upstream` is \"app\" itself, which has just failed",
+        ),
+        (
+            "fallback.upstream = \"b\"\n[upstream.b]\nendpoints = [\"b:1\"]\nfallback.upstream = \"app\"",
+            "warning: \"app\" and \"b\" stand in for each other",
+        ),
+        (
+            "fallback.on = [\"503\"]",
+            "warning: `upstream.app.fallback.on` names failures, and nothing stands in for them",
+        ),
+        (
+            "fallback.key = [\"header:a\"]",
+            "warning: `upstream.app.fallback.key` tells requests apart for `stale` and `coalesce`",
+        ),
+        (
+            "fallback.response = { status = 204, body = \"x\" }",
+            "error: `upstream.app.fallback.response` has a body, and an answer with status 204 has none",
+        ),
+        ("fallback.stale = { max_size = \"1KiB\" }", "error: 1KiB is no size for kept answers"),
+        ("fallback.on = [\"no_route\"]", "error: \"no_route\" is the client's own doing"),
         ("[upstream.b]\nendpoints = [\"a:1\"]", "warning: no listener and no route uses the upstream \"b\""),
         (
             "[[listener]]\naddress = \"127.0.0.1:8080\"\nupstream = \"app\"",

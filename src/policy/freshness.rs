@@ -165,8 +165,8 @@ impl Answer {
     /// Whether everybody may see it who asks the same in this moment.
     pub fn may_be_shared(&self) -> bool {
         let Control { no_store, no_cache, private, .. } = self.control;
-        !(no_store || no_cache || private || self.sets_cookie || self.varies_by_all)
-            && !matches!(self.status, ..200 | 206 | 304)
+        let is_whole = !matches!(self.status, ..200 | 206 | 304);
+        is_whole && !(no_store || no_cache || private || self.sets_cookie || self.varies_by_all)
     }
 
     /// When it may be used again, having come at `received`, in seconds since 1970, `delay` after its request was

@@ -49,10 +49,16 @@ pub struct Coalescer {
 #[derive(Default)]
 struct Inner {
     /// By URL, then by the headers of `fallback.key`: the flight that further requests join.
-    open: HashMap<Box<[u8]>, Vec<(Box<[u8]>, u64)>>,
+    open: HashMap<Box<[u8]>, Vec<Open>>,
     flights: HashMap<u64, Flight>,
     /// The next number of a flight or a ticket.
     next: u64,
+}
+
+/// A flight that further requests join.
+struct Open {
+    headers: Box<[u8]>,
+    flight: u64,
 }
 
 struct Flight {
@@ -137,7 +143,7 @@ impl Coalescer {
         let mut inner = self.lock();
         let ticket = inner.number();
         let open = inner.open.get(&*question.url).and_then(|open| {
-            open.iter().find(|(headers, _)| *headers == question.headers).map(|(_, flight)| *flight)
+            open.iter().find(|open| open.headers == question.headers).map(|open| open.flight)
         });
         if let Some(id) = open
             && let Some(flight) = inner.flights.get_mut(&id)
@@ -155,7 +161,8 @@ impl Coalescer {
         let flight =
             Flight { question: question.clone(), leader: ticket, since: now, waiting: BTreeMap::new() };
         inner.flights.insert(id, flight);
-        inner.open.entry(question.url.clone()).or_default().push((question.headers.clone(), id));
+        let open = Open { headers: question.headers.clone(), flight: id };
+        inner.open.entry(question.url.clone()).or_default().push(open);
         Role::Leads(Lead { coalescer: Arc::clone(self), flight: id, ticket, is_over: false })
     }
 
@@ -210,7 +217,7 @@ impl Inner {
     fn end(&mut self, id: u64) -> Option<Flight> {
         let flight = self.flights.remove(&id)?;
         if let Some(open) = self.open.get_mut(&*flight.question.url) {
-            open.retain(|(_, other)| *other != id);
+            open.retain(|open| open.flight != id);
             if open.is_empty() {
                 self.open.remove(&*flight.question.url);
             }

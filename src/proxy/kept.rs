@@ -203,7 +203,8 @@ mod tests {
         head.status = 200;
         let own = fields(&[("Accept-Language", "de"), ("accept", "a"), ("accept", "b")]);
         let kept = |by: &[&str]| Draft::new(&head, Selection::new(names(by), &own)).with(Bytes::new(), None);
-        let cases: [(&str, &[&str], &[(&str, &str)], bool); 8] = [
+        type Case = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)], bool);
+        let cases: [Case; 8] = [
             ("it depends on nothing", &[], &[], true),
             ("the same value", &["accept-language"], &[("accept-language", "de")], true),
             ("another value", &["accept-language"], &[("accept-language", "en")], false),
