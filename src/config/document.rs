@@ -11,8 +11,20 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// The policies that an upstream has, and that `[defaults]` can set for all of them.
-pub(super) const POLICIES: [&str; 9] =
-    ["failure", "timeout", "retry", "breaker", "concurrency", "balance", "outlier", "health", "fallback"];
+pub(super) const POLICIES: [&str; 12] = [
+    "failure",
+    "timeout",
+    "retry",
+    "hedge",
+    "rate_limit",
+    "shed",
+    "breaker",
+    "concurrency",
+    "balance",
+    "outlier",
+    "health",
+    "fallback",
+];
 
 /// Where in the file something stands, in bytes.
 pub(super) type Place = Range<usize>;

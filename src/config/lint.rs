@@ -6,17 +6,19 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, fallback, retry, timeout};
+use crate::policy::rate_limit::{self, DEFAULT_NAME};
+use crate::policy::{breaker, fallback, hedge, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
 use crate::transport::UNIX_PEER;
+use crate::units::Amount;
 use crate::units::Span;
 use crate::upstream::balance::{self, Kind};
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
@@ -56,6 +58,8 @@ struct InForce<'a> {
     timeout: &'a timeout::Settings,
     retry_path: Path,
     retry: &'a retry::Settings,
+    hedge_path: Path,
+    hedge: &'a hedge::Settings,
     upstream_path: Path,
     upstream: &'a upstream::Settings,
 }
@@ -323,13 +327,15 @@ impl<'a> Lint<'a> {
             }
             let upstream_path = Path::of(&["upstream", &arm.upstream]);
             let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
-            let (timeout, retry) = (&arm.timeout, &arm.retry);
-            if timeout.is_some() || retry.is_some() {
+            let (timeout, retry, hedge) = (&arm.timeout, &arm.retry, &arm.hedge);
+            if timeout.is_some() || retry.is_some() || hedge.is_some() {
                 self.in_force(&InForce {
                     timeout_path: here(timeout.is_some(), "timeout"),
                     timeout: timeout.as_ref().unwrap_or(&upstream.timeout),
                     retry_path: here(retry.is_some(), "retry"),
                     retry: retry.as_ref().unwrap_or(&upstream.retry),
+                    hedge_path: here(hedge.is_some(), "hedge"),
+                    hedge: hedge.as_ref().unwrap_or(&upstream.hedge),
                     upstream_path,
                     upstream,
                 });
@@ -441,12 +447,16 @@ impl<'a> Lint<'a> {
             timeout: &settings.timeout,
             retry_path: path.key("retry"),
             retry: &settings.retry,
+            hedge_path: path.key("hedge"),
+            hedge: &settings.hedge,
             upstream_path: path.clone(),
             upstream: settings,
         });
+        self.rate_limits(path, &settings.rate_limit);
         self.breaker(&path.key("breaker"), &settings.breaker);
         let name = path.last_key().unwrap_or_default().to_owned();
         self.fallback(&path.key("fallback"), &settings.fallback, &name, config);
+        self.shed(path, settings);
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identity().into_iter());
         }
@@ -587,6 +597,65 @@ impl<'a> Lint<'a> {
             };
             self.error(&slow, "is not below", &attempt, cure);
         }
+        self.hedge(way, in_force);
+    }
+
+    /// A hedge can be sent, in time, and only of what may be sent twice at once. `attempt`: how long an attempt may take.
+    fn hedge(&mut self, way: &InForce<'_>, attempt: Duration) {
+        let (path, hedge) = (&way.hedge_path, way.hedge);
+        if hedge.mode == Mode::Off {
+            let written = ["after", "budget", "rollout"].map(|key| path.key(key));
+            if let Some(key) = written.iter().find(|key| self.find(key).1)
+                && !self.find(&path.key("mode")).1
+            {
+                let problem = Problem::new(
+                    format!("`{key}` says how to hedge, but nothing is hedged"),
+                    "add `mode = \"enforce\"`, or remove it",
+                );
+                self.say(key, problem.warning());
+            }
+            return;
+        }
+        let mode = if hedge.mode == Mode::Shadow { "\"shadow\"" } else { "\"enforce\"" };
+        for (index, method) in way.retry.methods.iter().enumerate() {
+            let method = method.to_string();
+            // PUT and DELETE may well be retried, and are not hedged.
+            if hedge::UNSAFE.contains(&method.as_str()) && !matches!(method.as_str(), "PUT" | "DELETE") {
+                let methods = way.retry_path.key("methods");
+                let one = At(methods.index(index), format!("{method:?}"));
+                let cure = "such a request must not be sent twice at once: take the method out, or set `hedge.mode = \"off\"`";
+                let with = At(path.key("mode"), mode);
+                self.error(&one, "is not safe, and hedged by", &with, cure);
+            }
+        }
+        let after = At(path.key("after"), quoted(hedge.after));
+        if let hedge::After::Time(time) = hedge.after
+            && *time >= attempt
+        {
+            let cure = "the attempt is over by then, so nothing is hedged: lower `after`";
+            let attempt = match way.timeout.attempt {
+                Some(attempt) => At(way.timeout_path.key("attempt"), quoted(attempt)),
+                None => At(way.timeout_path.key("attempt"), format!("{attempt:?}")),
+            };
+            self.error(&after, "is not below", &attempt, cure);
+        }
+        let budget = At(path.key("budget"), hedge.budget.get());
+        if hedge.budget.get() == 0.0 {
+            let problem = Problem::new(
+                format!("`{}` is 0: nothing is ever hedged", budget.0),
+                "give a ratio such as 0.05, or set `mode = \"off\"`",
+            );
+            self.say(&budget.0, problem.warning());
+        } else if let hedge::After::Permille(permille) = hedge.after
+            && permille < hedge.permille()
+            && self.find(&after.0).1
+        {
+            let in_force = hedge::After::Permille(hedge.permille());
+            let cure = format!(
+                "hedges wait for {in_force}, so that the budget is for the slowest: write that, or raise `budget`"
+            );
+            self.warn(&after, "is earlier than can be paid for by", &budget, &cure);
+        }
     }
 
     /// A key is hashed where the kind is `hash`, and nowhere else.
@@ -630,6 +699,61 @@ impl<'a> Lint<'a> {
             format!("priorities count from 0 without a gap: give it {missing}"),
         );
         self.say(&path.key("endpoints").index(*index).key("priority"), problem);
+    }
+
+    /// Each has a name of its own, and a burst that its rate can fill.
+    fn rate_limits(&mut self, upstream: &Path, settings: &[rate_limit::Settings]) {
+        let all = upstream.key("rate_limit");
+        let (node, _) = self.find(&all);
+        if settings.len() > rate_limit::MOST {
+            let problem = Problem::new(
+                format!("there are {} rate limits", settings.len()),
+                format!("give at most {}: each request is asked of all", rate_limit::MOST),
+            );
+            return self.report.add(problem.at(&all, node));
+        }
+        let root = self.root;
+        let elements: Vec<_> = node.elements().zip(settings).collect();
+        for (number, ((index, node), limit)) in elements.iter().enumerate() {
+            let path = if node.layer == Layer::Defaults {
+                default_limit(root, &limit.name)
+            } else {
+                all.index(*index)
+            };
+            let of = |key: &str| node.get(key).unwrap_or(node);
+            let mut say = |key: &str, problem: Problem| {
+                self.report.add(problem.at(&path.key(key), of(key)));
+            };
+            let mut others = elements[..number].iter();
+            if let Some(((_, first), _)) = others.find(|(_, other)| other.name == limit.name) {
+                let message = format!("two rate limits have the name {:?}", limit.name);
+                let cure = "give each a `name` of its own: answers and log tell them apart by it";
+                say("name", Problem::new(message, cure).with(first, "the first"));
+            }
+            let unit = |amount: Amount| if matches!(amount, Amount::Bytes(_)) { "bytes" } else { "requests" };
+            let (rate, burst) = (limit.rate, limit.burst());
+            if !burst.is_like(rate.amount()) {
+                let cure = match rate.amount() {
+                    Amount::Bytes(_) => "give a size, such as \"1MiB\"",
+                    Amount::Requests(_) => "give a number of requests, such as 200",
+                };
+                let (ours, theirs) = (unit(burst), unit(rate.amount()));
+                let message =
+                    format!("`burst` ({burst}) counts {ours}, and `rate` (\"{rate}\") counts {theirs}");
+                say("burst", Problem::new(message, cure).with(of("rate"), "this one"));
+            } else if limit.fills_in().is_none() {
+                let message = format!("a burst of {burst} takes more than ten years at \"{rate}\"");
+                say(
+                    "burst",
+                    Problem::new(message, "lower `burst`, or raise `rate`").with(of("rate"), "this one"),
+                );
+            }
+            if limit.key.is_none() && node.get("max_keys").is_some() {
+                let cure = "add `key = \"header:NAME\"`, or remove it";
+                let message = "`max_keys` bounds the keys, and there is no `key`";
+                say("max_keys", Problem::new(message, cure).warning());
+            }
+        }
     }
 
     fn breaker(&mut self, path: &Path, breaker: &breaker::Settings) {
@@ -706,6 +830,24 @@ impl<'a> Lint<'a> {
                 "let only one of them have the other; retry.budget bounds what they send each other",
             );
             self.say(&at, problem.warning());
+        }
+    }
+
+    /// What is too much, the concurrency limit finds out.
+    fn shed(&mut self, path: &Path, settings: &upstream::Settings) {
+        let is_on = settings.shed.as_ref().is_some_and(|shed| shed.mode != Mode::Off);
+        if is_on && settings.concurrency.mode != Mode::Enforce {
+            let shed = path.key("shed");
+            let off = path.below("concurrency.mode");
+            let problem = Problem::new(
+                format!(
+                    "`{shed}` is written, but `{off}` is not \"enforce\": nothing finds out how much is too much"
+                ),
+                "remove one of the two",
+            );
+            let (node, from) = (self.find(&shed).0, self.find(&off).0);
+            let problem = problem.at(&shed, node).with(from, "this one").warning();
+            self.report.add(problem);
         }
     }
 
@@ -803,6 +945,14 @@ impl<'a> Lint<'a> {
             self.warn(&request, "is longer than", &drain, cure);
         }
     }
+}
+
+/// The path of the default rate limit with this name.
+fn default_limit(root: &Node, name: &str) -> Path {
+    let all = root.get("defaults").into_iter().flat_map(|defaults| elements(defaults, "rate_limit"));
+    let named = |node: &Node| node.get("name").and_then(Node::text).unwrap_or(DEFAULT_NAME) == name;
+    let index = all.filter(|(_, node)| named(node)).map(|(index, _)| index).next();
+    Path::of(&["defaults", "rate_limit"]).index(index.unwrap_or_default())
 }
 
 /// A value and its path for a message: whether it is built in, and nothing of a secret.

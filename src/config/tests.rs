@@ -126,10 +126,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "balance.kind = \"least_requests\"",
             "t.toml:6:16: error: \"least_requests\" is not one of \"least_loaded\", \"least_request\", \"round_robin\", \"random\", \"hash\" (upstream.app.balance.kind); did you mean \"least_request\"?",
         ),
-        (
-            "[defaults.hedge]",
-            "t.toml:6:11: error: `hedge` is not part of this version (defaults.hedge); remove it",
-        ),
+        ("[defaults.slo]", "t.toml:6:11: error: `slo` is not part of this version (defaults.slo); remove it"),
         (
             "discovery = { kind = \"kubernetes\" }",
             "t.toml:6:22: error: `kind = \"kubernetes\"` is not part of this version (upstream.app.discovery.kind); give \"dns\", \"dns_srv\" or \"file\"",
@@ -164,11 +161,79 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         ),
         (
             "[upstream.app.rate_limit]",
-            "t.toml:6:15: error: `rate_limit` is not part of this version (upstream.app.rate_limit); remove it",
+            "t.toml:6:15: error: `rate_limit` is a table, but a list is needed (upstream.app.rate_limit); write it with two brackets: [[…]]",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", burst = 0 }]",
+            "t.toml:6:39: error: 0 lets nothing through (upstream.app.rate_limit[0].burst); give at least 1",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", key = \"header:\" }]",
+            "t.toml:6:37: error: \"header:\" does not name a header (upstream.app.rate_limit[0].key); give \"header:NAME\", \"cookie:NAME\", \"path\", \"client_ip\" or \"route\"",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", burst = \"200\" }]",
+            "t.toml:6:39: error: `burst` is the string \"200\", but a whole number is needed (upstream.app.rate_limit[0].burst); leave the quotes out: 200",
+        ),
+        (
+            "rate_limit = [{ rate = 100 }]",
+            "t.toml:6:24: error: `rate` is 100, but a rate such as \"100/s\" is needed (upstream.app.rate_limit[0].rate); give a rate such as \"100/s\"",
+        ),
+        (
+            "rate_limit = [{ rate = \"100\" }]",
+            "t.toml:6:24: error: \"100\" is not a rate (upstream.app.rate_limit[0].rate); write a number or a size, and for which time, such as \"100/s\", \"6000/m\" or \"1MiB/s\"",
+        ),
+        (
+            "rate_limit = [{ name = \"x\" }]",
+            "t.toml:6:15: error: `rate` is missing (upstream.app.rate_limit[0]); add `rate = …`",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\" }, { rate = \"2/s\" }]",
+            "t.toml:6:33: error: two rate limits have the name \"default\" (upstream.app.rate_limit[1].name); give each a `name` of its own: answers and log tell them apart by it",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", burst = \"1KiB\" }]",
+            "t.toml:6:39: error: `burst` (1KiB) counts bytes, and `rate` (\"1/s\") counts requests (upstream.app.rate_limit[0].burst); give a number of requests, such as 200",
+        ),
+        (
+            "[[defaults.rate_limit]]\nrate = \"1B/s\"\nburst = 5",
+            "t.toml:8:9: error: `burst` (5) counts requests, and `rate` (\"1B/s\") counts bytes (defaults.rate_limit[0].burst); give a size, such as \"1MiB\"",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/d\", burst = 4000 }]",
+            "t.toml:6:39: error: a burst of 4000 takes more than ten years at \"1/d\" (upstream.app.rate_limit[0].burst); lower `burst`, or raise `rate`",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", max_keys = 5 }]",
+            "t.toml:6:42: warning: `max_keys` bounds the keys, and there is no `key` (upstream.app.rate_limit[0].max_keys); add `key = \"header:NAME\"`, or remove it",
         ),
         (
             "breaker.failure_ratio = 1.5",
             "t.toml:6:25: error: 1.5 is not a ratio (upstream.app.breaker.failure_ratio); give a number from 0 to 1",
+        ),
+        (
+            "shed.memory = 0",
+            "t.toml:6:15: error: 0 is no memory at all (upstream.app.shed.memory); give a ratio such as 0.9, or \"none\"",
+        ),
+        (
+            "shed.memory = 1.5",
+            "t.toml:6:15: error: 1.5 is not a ratio (upstream.app.shed.memory); give a number from 0 to 1",
+        ),
+        (
+            "shed.memory = \"64 apples\"",
+            "t.toml:6:15: error: \"64 apples\" is not a size (upstream.app.shed.memory); write a whole number and B, KiB, MiB or GiB, such as \"64KiB\", a ratio such as 0.9, or \"none\"",
+        ),
+        (
+            "shed.memory = true",
+            "t.toml:6:15: error: a ratio such as 0.9, a size such as \"64MiB\", or \"none\" is needed (upstream.app.shed.memory)",
+        ),
+        (
+            "shed.caller = \"query:id\"",
+            "t.toml:6:15: error: \"query:id\" is no part of a request that can be a key (upstream.app.shed.caller); give \"header:NAME\", \"cookie:NAME\", \"path\" or \"client_ip\"",
+        ),
+        (
+            "shed.lag = \"0s\"",
+            "t.toml:6:12: error: \"0s\" is no time at all (upstream.app.shed.lag); the shortest is \"1ms\", or \"none\"",
         ),
         (
             "breaker.failure_ratio = nan",
@@ -185,6 +250,18 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         (
             "retry = 3",
             "t.toml:6:9: error: `retry` is 3, but a table is needed (upstream.app.retry); write it as a table: { key = … }",
+        ),
+        (
+            "hedge.after = \"p101\"",
+            "t.toml:6:15: error: \"p101\" is not a percentile (upstream.app.hedge.after); write one from \"p50\" to \"p99.9\", such as \"p95\"",
+        ),
+        (
+            "hedge.after = \"95\"",
+            "t.toml:6:15: error: \"95\" is neither a percentile nor a length of time (upstream.app.hedge.after); write one such as \"p95\" or \"50ms\"",
+        ),
+        (
+            "hedge.budget = 1.5",
+            "t.toml:6:16: error: 1.5 is not a ratio (upstream.app.hedge.budget); give a number from 0 to 1",
         ),
         (
             "retry.attempts = -1",
@@ -542,12 +619,32 @@ fn what_contradicts_itself_is_told_by_both_paths() {
             "warning: `upstream.app.timeout.request` (\"30s\") is longer than `server.drain_timeout` (\"20s\", built in)",
         ),
         (
+            "hedge = { mode = \"enforce\", after = \"7500ms\" }",
+            "error: `upstream.app.hedge.after` (\"7500ms\") is not below `upstream.app.timeout.attempt` (7.5s, built in)",
+        ),
+        (
+            "hedge = { mode = \"shadow\", after = \"1s\" }\ntimeout.attempt = \"1s\"",
+            "error: `upstream.app.hedge.after` (\"1s\") is not below `upstream.app.timeout.attempt` (\"1s\")",
+        ),
+        (
+            "hedge.mode = \"enforce\"\nretry.methods = [\"GET\", \"PUT\", \"POST\"]",
+            "error: `upstream.app.retry.methods[2]` (\"POST\") is not safe, and hedged by `upstream.app.hedge.mode` (\"enforce\")",
+        ),
+        (
+            "hedge = { mode = \"enforce\", after = \"p90\" }",
+            "warning: `upstream.app.hedge.after` (\"p90\") is earlier than can be paid for by `upstream.app.hedge.budget` (0.05, built in)",
+        ),
+        (
             "breaker.slow_request = \"7500ms\"",
             "error: `upstream.app.breaker.slow_request` (\"7500ms\") is not below `upstream.app.timeout.attempt` (7.5s, built in)",
         ),
         (
             "outlier.eject_for = { base = \"2m\" }",
             "error: `upstream.app.outlier.eject_for.base` (\"2m\") is longer than `upstream.app.outlier.eject_for.max` (\"1m\", built in)",
+        ),
+        (
+            "shed = {}\nconcurrency.mode = \"shadow\"",
+            "warning: `upstream.app.shed` is written, but `upstream.app.concurrency.mode` is not \"enforce\": nothing finds out how much is too much",
         ),
         (
             "health.path = \"/up\"",
@@ -830,6 +927,56 @@ fn layers_replace_key_by_key_and_tables_below_a_key_as_a_whole() {
 }
 
 #[test]
+fn rate_limits_add_up_by_their_names() {
+    let text = "
+        [[defaults.rate_limit]]
+        rate = \"1/s\"
+        [[defaults.rate_limit]]
+        name = \"tenant\"
+        rate = \"2/s\"
+        key = \"header:x-tenant\"
+        [[listener]]
+        address = \"127.0.0.1:8080\"
+        upstream = \"plain\"
+        [[listener.route]]
+        match = { path_prefix = \"/a\" }
+        upstream = \"own\"
+        [upstream.plain]
+        endpoints = [\"a:1\"]
+        [upstream.own]
+        endpoints = [\"b:1\"]
+        [[upstream.own.rate_limit]]
+        name = \"more\"
+        rate = \"${FIVE}/s\"
+        burst = \"${FIVE}\"
+        [[upstream.own.rate_limit]]
+        name = \"tenant\"
+        rate = \"20/s\"
+    ";
+    let loaded = parsed(text);
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let limits = |name: &str| -> Vec<String> {
+        let limits = loaded.config.upstream[name].rate_limit.iter();
+        limits
+            .map(|limit| format!("{} {} {} {}", limit.name, limit.rate, limit.burst(), limit.key.is_some()))
+            .collect()
+    };
+    assert_eq!(limits("plain"), ["default 1/s 1 false", "tenant 2/s 2 true"]);
+    assert_eq!(limits("own"), ["more 5/s 5 false", "tenant 20/s 20 false", "default 1/s 1 false"]);
+    let from = |path: &str| loaded.origins.get(path).map(|origin| (origin.layer, origin.line));
+    assert_eq!(from("upstream.own.rate_limit[1].rate"), Some((Layer::Written, 24)));
+    assert_eq!(from("upstream.own.rate_limit[2].rate"), Some((Layer::Defaults, 3)));
+    let many: String = (0..9).map(|n| format!("{{ name = \"{n}\", rate = \"1/s\" }}, ")).collect();
+    let said = said(&with(&format!("rate_limit = [{many}]")));
+    assert_eq!(said.len(), 1, "{said:#?}");
+    assert!(
+        said[0].contains("there are 9 rate limits (upstream.app.rate_limit); give at most 8"),
+        "{}",
+        said[0]
+    );
+}
+
+#[test]
 fn only_a_written_request_timeout_counts_for_grpc() {
     let written = |more: &str| parsed(&with(more)).config.upstream["app"].timeout.request_is_written;
     assert!(!written(""));
@@ -980,8 +1127,8 @@ fn every_key(
     missing: &mut BTreeSet<String>,
 ) {
     if let Some(name) = schema["$ref"].as_str() {
-        let elsewhere = path.starts_with("/defaults")
-            || ["timeout", "retry", "fallback"].iter().any(|key| path.contains(&format!("/route/{key}")));
+        let of_route = ["timeout", "retry", "hedge", "fallback"].map(|policy| format!("/route/{policy}"));
+        let elsewhere = path.starts_with("/defaults") || of_route.iter().any(|table| path.contains(table));
         if !elsewhere && seen.insert(format!("{name} at {path}")) {
             let name = name.trim_start_matches("#/definitions/");
             every_key(&self::schema()["definitions"][name], path, value, seen, missing);
@@ -1062,16 +1209,12 @@ fn what_is_not_built_is_known_by_its_place() {
         address = \"127.0.0.1:1\"
         [[listener.route]]
         upstream = \"a\"
-        hedge = {}
         fault = {}
         slo = {}
         [upstream.a]
         endpoints = [\"a:1\"]
         discovery = { kind = \"etcd\" }
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
-        rate_limit = []
-        shed = {}
-        hedge = {}
         fault = {}
         slo = {}
     ";
@@ -1079,7 +1222,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 13);
+    assert_eq!(seen.len(), 9);
 }
 
 proptest! {

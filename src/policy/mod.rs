@@ -13,13 +13,17 @@ pub mod deadline;
 pub mod failure;
 pub mod fallback;
 pub mod freshness;
+pub mod hedge;
+mod histogram;
 pub mod key;
 pub mod latency;
 pub mod limit;
 pub mod mode;
 pub mod priority;
 pub mod queue;
+pub mod rate_limit;
 pub mod retry;
+pub mod shed;
 pub mod timeout;
 mod words;
 

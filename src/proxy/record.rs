@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::http1::head::RequestHead;
 use crate::reason::Reason;
 use crate::telemetry::access_log::{self, Line};
-use crate::telemetry::metrics::{Effect, RequestOutcome, Substitute};
+use crate::telemetry::metrics::{Effect, RequestOutcome, Substitute, Winner};
 use crate::upstream::endpoint::Endpoint;
 
 /// What became of a request.
@@ -25,6 +25,8 @@ pub struct Record {
     pub routed: Option<Routed>,
     /// How often it was sent.
     pub attempts: u32,
+    /// Whose answer it got, where it was hedged.
+    pub hedge: Option<Winner>,
     /// How long it waited for a slot.
     pub queue: Duration,
     /// Where it was sent last.
@@ -37,6 +39,8 @@ pub struct Record {
     pub reason: Option<Reason>,
     /// What the client gets in place of a failure, and why that was, if it was not an upstream's bad answer.
     pub substitute: Option<(Substitute, Option<Reason>)>,
+    /// The rate limit that refused it, or would have.
+    pub rate_limit: Option<Box<str>>,
     /// What the status of a call of gRPC means, which its HTTP status does not say.
     pub grpc: Option<RequestOutcome>,
     /// The status that the client got; 0: none yet.
@@ -63,12 +67,14 @@ impl Record {
             listener,
             routed: None,
             attempts: 0,
+            hedge: None,
             queue: Duration::ZERO,
             endpoint: None,
             sent: None,
             answered: None,
             reason: None,
             substitute: None,
+            rate_limit: None,
             grpc: None,
             status: 0,
             is_stream: false,
@@ -151,7 +157,9 @@ impl Record {
                     .or(self.substitute.and_then(|(_, reason)| reason))
                     .or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
                 fallback: self.substitute.map(|(kind, _)| kind),
+                rate_limit: self.rate_limit.as_deref().unwrap_or_default(),
                 attempts: self.attempts,
+                hedge: self.hedge,
                 head: head_time,
                 total,
                 queue: self.queue,

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::policy::key::Key;
 use crate::policy::priority::Priority;
-use crate::policy::{fallback, retry, timeout};
+use crate::policy::{fallback, hedge, retry, timeout};
 use crate::units::{Ratio, within};
 use crate::upstream::check_authority;
 
@@ -64,6 +64,9 @@ pub struct Settings {
     /// them.
     #[serde(default)]
     pub fallback: Option<fallback::Settings>,
+    /// The hedges in force on this route, where it says any: the upstream's with the route's keys over them.
+    #[serde(default)]
+    pub hedge: Option<hedge::Settings>,
 }
 
 /// An entry of `split`: an upstream and its share.
@@ -85,6 +88,9 @@ pub struct Arm {
     /// What clients get in place of a failure there, where the route says any.
     #[serde(skip)]
     pub fallback: Option<fallback::Settings>,
+    /// The hedges in force there, where the route says any.
+    #[serde(skip)]
+    pub hedge: Option<hedge::Settings>,
 }
 
 /// `mirror`: shadow traffic.
@@ -178,6 +184,7 @@ impl Settings {
             timeout: None,
             retry: None,
             fallback: None,
+            hedge: None,
         }
     }
 
@@ -185,6 +192,7 @@ impl Settings {
     pub fn arms(&self) -> Vec<Arm> {
         let only = self.upstream.iter().map(|upstream| Arm {
             fallback: self.fallback.clone(),
+            hedge: self.hedge.clone(),
             ..Arm::of(upstream, self.timeout.clone(), self.retry.clone())
         });
         if self.split.is_empty() { only.collect() } else { self.split.clone() }
@@ -194,7 +202,7 @@ impl Settings {
 impl Arm {
     /// All that goes to `upstream`, with what is in force there over its own.
     pub fn of(upstream: &str, timeout: Option<timeout::Settings>, retry: Option<retry::Settings>) -> Self {
-        Self { upstream: upstream.to_owned(), weight: 1, timeout, retry, fallback: None }
+        Self { upstream: upstream.to_owned(), weight: 1, timeout, retry, hedge: None, fallback: None }
     }
 }
 

@@ -14,7 +14,7 @@ use super::listener::{Settings, Trust};
 use super::route::{self, Route};
 use crate::policy::fallback::Triggers;
 use crate::policy::retry::Rules;
-use crate::policy::{fallback, retry, timeout};
+use crate::policy::{fallback, hedge, retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
 use crate::tls::server::Server;
 use crate::units::Ratio;
@@ -87,6 +87,8 @@ pub struct Target {
     pub rules: Rules,
     /// What is done about failures, where anything is.
     pub fallback: Option<Arc<Standby>>,
+    /// Hedges: the upstream's with the route's over them.
+    pub hedge: hedge::Settings,
     /// Its series.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -128,6 +130,7 @@ impl Snapshot {
                 rules: Rules::new(&retry),
                 retry,
                 fallback: Standby::new(arm.fallback.as_ref().unwrap_or(&of_upstream.fallback)),
+                hedge: arm.hedge.unwrap_or_else(|| of_upstream.hedge.clone()),
                 metrics: metrics.route(listener, &route.name, &arm.upstream),
                 chain: Arc::clone(chain),
                 route: Arc::clone(route),
@@ -163,9 +166,10 @@ impl Snapshot {
                     if let Some(mirror) = &route.settings.mirror
                         && let Some(chain) = chains.get(&mirror.upstream)
                     {
-                        // A copy is not worth a retry.
+                        // A copy is not worth a retry, nor a hedge.
                         let retry = retry::Settings { attempts: 1, ..chain.upstream.settings.retry.clone() };
-                        let arm = route::Arm::of(&mirror.upstream, None, Some(retry));
+                        let hedge = Some(hedge::Settings::default());
+                        let arm = route::Arm { hedge, ..route::Arm::of(&mirror.upstream, None, Some(retry)) };
                         let place = targets.len();
                         let mirror_target = target(&name, &route, arm);
                         targets.extend(mirror_target.map(|target| Target { fallback: None, ..target }));

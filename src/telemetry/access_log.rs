@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::cells::SharedCounter;
-use super::labels::{RequestOutcome, Substitute};
+use super::labels::{RequestOutcome, Substitute, Winner};
 use super::spool::{self, Spool, Target, Writer};
 use super::timestamp::Stamps;
 use super::{AccessLogSettings, Format, Only};
@@ -97,8 +97,12 @@ pub struct Line<'a> {
     pub reason: Option<Reason>,
     /// What the client got in place of the failure that `reason` names, or of an upstream's bad answer.
     pub fallback: Option<Substitute>,
+    /// The rate limit that refused it, or would have; empty: none.
+    pub rate_limit: &'a str,
     /// How often it was sent to the upstream.
     pub attempts: u32,
+    /// Whose answer it got, where it was hedged.
+    pub hedge: Option<Winner>,
     /// From the request's head in to the response's head out.
     pub head: Duration,
     /// From the request's head in to the response's end.
@@ -295,8 +299,18 @@ impl Line<'_> {
             out.extend_from_slice(fallback.label().as_bytes());
             out.push(b'"');
         }
+        if !self.rate_limit.is_empty() {
+            out.extend_from_slice(b",\"rate_limit\":\"");
+            escape(out, self.rate_limit.as_bytes(), usize::MAX);
+            out.push(b'"');
+        }
         out.extend_from_slice(b",\"attempts\":");
         number(out, u64::from(self.attempts));
+        if let Some(winner) = self.hedge {
+            out.extend_from_slice(b",\"hedge\":\"");
+            out.extend_from_slice(winner.label().as_bytes());
+            out.push(b'"');
+        }
         for (name, value) in [
             (&b",\"head_ms\":"[..], self.head),
             (b",\"total_ms\":", self.total),
@@ -332,7 +346,8 @@ impl Line<'_> {
             out.extend_from_slice(fallback.label().as_bytes());
         }
         for (name, value) in [
-            (&b" upstream="[..], self.upstream),
+            (&b" rate_limit="[..], self.rate_limit),
+            (b" upstream=", self.upstream),
             (b" endpoint=", self.endpoint),
             (b" route=", self.route),
             (b" listener=", self.listener),
@@ -344,6 +359,10 @@ impl Line<'_> {
         }
         out.extend_from_slice(b" attempts=");
         number(out, u64::from(self.attempts));
+        if let Some(winner) = self.hedge {
+            out.extend_from_slice(b" hedge=");
+            out.extend_from_slice(winner.label().as_bytes());
+        }
         for (name, value) in [(&b" head="[..], self.head), (b" total=", self.total), (b" queue=", self.queue)]
         {
             out.extend_from_slice(name);

@@ -17,7 +17,7 @@ use crate::timer::Wheel;
 const ATTEMPT: Duration = Duration::from_secs(3600);
 
 fn coalescer() -> Arc<Coalescer> {
-    let words = crate::telemetry::metrics::Words { retries: Vec::new(), retries_skipped: Vec::new() };
+    let words = crate::proxy::words::words();
     Arc::new(Coalescer::new(&Metrics::new(1, "0", "0", words), Instant::now()))
 }
 

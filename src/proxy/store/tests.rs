@@ -9,7 +9,7 @@ use crate::http1::head::ResponseHead;
 use crate::proxy::kept::{Draft, Selection};
 
 fn store(max: u64) -> Arc<Store> {
-    let words = crate::telemetry::metrics::Words { retries: Vec::new(), retries_skipped: Vec::new() };
+    let words = crate::proxy::words::words();
     let store = Arc::new(Store::new(&Metrics::new(1, "0", "0", words)));
     store.set_max(max);
     store
