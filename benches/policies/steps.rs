@@ -17,7 +17,7 @@ use outrigger::policy::latency::Latency;
 use outrigger::policy::limit::{Lesson, Sample};
 use outrigger::policy::mode::Mode;
 use outrigger::policy::priority::Priority;
-use outrigger::policy::rate_limit::{self, Ask, Limits};
+use outrigger::policy::rate_limit::{self, Limits};
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
 use outrigger::policy::shed::level::level;
 use outrigger::policy::shed::{self, Health, Shed};
