@@ -64,6 +64,8 @@ const PROBE_LATEST: f64 = 40.0;
 const STREAK: u32 = 8;
 /// The limit has fallen to this ratio of what it was: has the latency?
 const KEPT: f64 = 0.7;
+/// So many probes are more than chance.
+const PROVEN_BY: u32 = 2;
 /// Below this ratio of slots that are taken in the mean, the latency is the upstream's own.
 const FREE: f64 = 0.4;
 /// From this part of the latency that follows the limit, nobody else sends to the upstream.
@@ -115,7 +117,8 @@ pub(super) struct Gradient {
     trusted: Option<(f64, f64)>,
     /// How much of the latency follows the limit: 1 where nobody else sends to the upstream, 0 where many do.
     alone: f64,
-    probed: bool,
+    /// By how many probes.
+    probed: u32,
     window: Window,
     /// The p50 of the last window: a shorter one would show what the limit before it did.
     latency: Duration,
@@ -172,7 +175,7 @@ impl Gradient {
             anchored: FRESH,
             trusted: None,
             alone: 1.0,
-            probed: false,
+            probed: 0,
             window: Window::new(now),
             latency: Duration::ZERO,
             phase: Phase::Steady,
@@ -300,7 +303,7 @@ impl Gradient {
             Some(at) if now >= at => self.probe(now, ratio, bounds),
             Some(_) => {}
             // Not all at the same time after what met all of them.
-            None => self.schedule(now, if self.probed { PROBE_FIRST } else { PROBE_NEW }, 1.0),
+            None => self.schedule(now, if self.probed >= PROVEN_BY { PROBE_FIRST } else { PROBE_NEW }, 1.0),
         }
     }
 
@@ -374,7 +377,7 @@ impl Gradient {
             None => (self.limit, level),
         };
         self.height = Some((limit, highest));
-        if self.limit <= KEPT * limit && !self.probed {
+        if self.limit <= KEPT * limit && self.probed < PROVEN_BY {
             self.schedule(now, 0.0, 0.0);
         } else if self.limit <= KEPT * limit && self.is_alone() {
             self.phase = Phase::Verify { limit, highest };
@@ -400,7 +403,7 @@ impl Gradient {
 
     /// It is known to be alone.
     fn is_proven(&self) -> bool {
-        self.probed && self.is_alone()
+        self.probed >= PROVEN_BY && self.is_alone()
     }
 
     fn is_alone(&self) -> bool {
@@ -436,7 +439,8 @@ impl Gradient {
 
     /// There is no queue: more, unless more has been of no use.
     fn grow(&mut self, now: Instant, seen: &Seen, bounds: &Bounds) {
-        if self.hold {
+        if self.hold || self.ceiling.is_some_and(|ceiling| self.limit >= ceiling) {
+            self.grows = false;
             return;
         }
         let ceiling = self.ceiling.unwrap_or(f64::INFINITY).max(self.limit);
@@ -468,7 +472,7 @@ impl Gradient {
 
     /// Grows by a factor, from where so much was done.
     fn multiply(&mut self, rate: f64, factor: f64, bounds: &Bounds) {
-        self.mark = Some((self.limit, rate));
+        self.mark.get_or_insert((self.limit, rate));
         self.grows = true;
         let ceiling = self.ceiling.unwrap_or(f64::INFINITY).max(self.limit);
         self.limit = bounds.clamp((self.limit * factor).min(ceiling));
@@ -489,14 +493,19 @@ impl Gradient {
             let next = self.limit + STEP * (target - self.limit);
             self.limit = bounds.clamp(next.max(needed.min(self.limit)));
         }
-        (self.ramps, self.grows, self.streak, self.mark) = (false, false, 0, None);
+        // What is near may be noise; a streak ends where there is a queue.
+        self.streak = if ratio <= WIDE_TOLERANCE { self.streak.saturating_sub(3) } else { 0 };
+        if self.streak == 0 {
+            self.mark = None;
+        }
+        (self.ramps, self.grows) = (false, false);
     }
 
     /// Begins a search, or goes on with it.
     fn cut(&mut self, now: Instant, before: Option<Seen>, best: Best, bounds: &Bounds) {
         self.phase = Phase::Search { limit: self.limit, before, best };
         // Where nothing comes in time there is nothing to lose.
-        let is_late = self.window.is_late();
+        let is_late = before.is_none_or(|before| before.cut_off);
         self.limit = bounds.clamp(self.limit / if is_late { 4.0 } else { 2.0 });
         self.start_over();
         self.ceiling = None;
@@ -545,7 +554,7 @@ impl Gradient {
         self.phase = Phase::Steady;
         self.window.clear(now, now);
         self.probe_gap = PROBE_FIRST;
-        self.schedule(now, if self.probed { PROBE_FIRST } else { PROBE_NEW }, 1.0);
+        self.schedule(now, if self.probed >= PROVEN_BY { PROBE_FIRST } else { PROBE_NEW }, 1.0);
     }
 
     /// `gap` in seconds, and what part of it chance decides: sidecars should not probe in step.
@@ -576,7 +585,7 @@ impl Gradient {
             return self.follow(now, seen, bounds);
         }
         self.window.clear(now, now);
-        self.hold = false;
+        (self.hold, self.ceiling) = (false, None);
         let (Some(base), Some(goodput)) = (self.base, self.goodput) else { return };
         let kept = limit / self.limit;
         let level = self.level.map_or(seen.p50, |(level, _)| level);
@@ -585,8 +594,8 @@ impl Gradient {
         if should > 0.12 {
             let has = ((1.0 - seen.p50 / level) / should).clamp(0.0, 1.0);
             let was_alone = self.is_alone();
-            self.alone += if self.probed { 0.5 } else { 1.0 } * (has - self.alone);
-            self.probed = true;
+            self.alone += if self.probed > 0 { 0.5 } else { 1.0 } * (has - self.alone);
+            self.probed += 1;
             if was_alone && !self.is_alone() {
                 // What was taken for the base was the others' queue.
                 self.base = self.trusted.map_or(Some(base), |(trusted, _)| Some(trusted));
@@ -602,10 +611,10 @@ impl Gradient {
             return self.schedule(now, PROBE_SOON, 0.4);
         }
         if seen.p50 < base * 1.1 {
-            self.ceiling = None;
             self.base = Some(base + STEP * (seen.p50 - base));
         }
-        self.schedule(now, self.probe_gap, 0.4);
+        let gap = if self.probed == 0 || self.probed >= PROVEN_BY { self.probe_gap } else { PROBE_NEW };
+        self.schedule(now, gap, 0.4);
         self.probe_gap = (self.probe_gap * 2.0).min(PROBE_LATEST);
     }
 }

@@ -167,11 +167,6 @@ impl Window {
         (self.ended, since)
     }
 
-    /// Half of the attempts, or more, were cut off.
-    pub(super) fn is_late(&self) -> bool {
-        self.cut_off * 2 > self.counted
-    }
-
     /// None: nobody was served or cut off.
     pub(super) fn seen(&self) -> Option<Seen> {
         let (first, seconds) = (self.first?, |span: Duration| span.as_secs_f64());
@@ -181,7 +176,7 @@ impl Window {
         let held = self.held as f64 / 1e9;
         Some(Seen {
             p50,
-            cut_off: self.is_late(),
+            cut_off: self.cut_off * 2 > self.counted,
             rate: f64::from(self.served) / length,
             throughput: f64::from(self.all).max(1.0) / length,
             refused: f64::from(self.refused) / f64::from(self.ended),
