@@ -11,7 +11,7 @@ use super::document::{Layer, Node, POLICIES, Path, Step, Value};
 use super::read::read;
 use super::schema;
 use super::settings::{Admin, Config, Server};
-use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::policy::{breaker, concurrency, failure, fault, retry, timeout};
 use crate::proxy::{listener, route};
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -19,7 +19,7 @@ use crate::upstream::{self, balance, health, outlier};
 /// The tables at the top of a file.
 const TABLES: [&str; 6] = ["server", "admin", "telemetry", "defaults", "listener", "upstream"];
 /// Those of them that a route may override.
-const ROUTE_POLICIES: [&str; 2] = ["timeout", "retry"];
+const ROUTE_POLICIES: [&str; 3] = ["timeout", "retry", "fault"];
 
 /// The most listeners of a file, routes of a listener, upstreams of a file, endpoints of an upstream. Far more
 /// than a sidecar has; so that what compares each with each (`lint`) ends soon whatever the file says.
@@ -115,6 +115,7 @@ fn defaults(root: &mut Node, report: &mut Report) -> Node {
     section::<balance::Settings>(root, &["defaults", "balance"], report);
     section::<outlier::Settings>(root, &["defaults", "outlier"], report);
     section::<health::Settings>(root, &["defaults", "health"], report);
+    section::<fault::Settings>(root, &["defaults", "fault"], report);
     let mut defaults = root.get("defaults").cloned().unwrap_or_else(|| Node::empty(root));
     defaults.set_layer(Layer::Defaults);
     defaults
@@ -219,6 +220,7 @@ fn listeners(root: &mut Node, report: &mut Report) -> Vec<listener::Settings> {
                     timeout.request_is_written = says_request(node) || below.is_some_and(says_request);
                 });
                 arm.retry = over(node, "retry", below);
+                arm.fault = over(node, "fault", below);
             }
         }
         listeners.push(listener);

@@ -12,7 +12,7 @@ use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, retry, timeout};
+use crate::policy::{breaker, fault, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
@@ -38,6 +38,11 @@ pub(super) fn check(config: &Config, root: &Node, whole: bool, report: &mut Repo
     for (name, settings) in &config.upstream {
         lint.upstream(&Path::of(&["upstream", name]), settings, config);
     }
+}
+
+/// Checks a fault by itself, which was read from `root` at `path`.
+pub(super) fn fault(root: &Node, path: &Path, settings: &fault::Settings, report: &mut Report) {
+    Lint { root, report }.fault(path, settings);
 }
 
 /// The elements of the list `key` that could be read, with their number in the file.
@@ -295,6 +300,9 @@ impl<'a> Lint<'a> {
             let Some(upstream) = config.upstream.get(&arm.upstream) else { continue };
             let upstream_path = Path::of(&["upstream", &arm.upstream]);
             let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
+            if let Some(fault) = &arm.fault {
+                self.fault(&path.key("fault"), fault);
+            }
             let (timeout, retry) = (&arm.timeout, &arm.retry);
             if timeout.is_some() || retry.is_some() {
                 self.in_force(&InForce {
@@ -422,6 +430,7 @@ impl<'a> Lint<'a> {
         }
         self.outlier(path, settings);
         self.health(&path.key("health"), &settings.health);
+        self.fault(&path.key("fault"), &settings.fault);
         self.capacity(path, settings, config);
         self.balance(&path.key("balance"), &settings.balance);
         self.priorities(path, settings);
@@ -686,6 +695,37 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// A fault hits few, or those who ask for it, or says that it means all.
+    fn fault(&mut self, path: &Path, fault: &fault::Settings) {
+        // What it was meant for could not be read, and is told already.
+        let is_torn =
+            self.find(path).0.get("match").is_some_and(Node::is_torn) || self.find(path).0.lost("match");
+        if !fault.is_on() || !fault.is_too_wide() || is_torn {
+            return;
+        }
+        let widest = fault.kinds().max_by(|(_, one), (_, other)| one.total_cmp(other));
+        let Some((kind, ratio)) = widest else { return };
+        let at = path.key(kind);
+        let ratio_at = at.key("ratio");
+        let at = if self.find(&ratio_at).1 { ratio_at } else { at };
+        let shown = self.written_at(&at, &at);
+        let share = match fault.kinds().count() {
+            1 => format!("`{shown}` hits {} of the requests", percent(ratio)),
+            _ => format!(
+                "`{shown}` and the other kinds hit {} of the requests together",
+                percent(fault.share())
+            ),
+        };
+        let problem = Problem::new(
+            format!("{share}, and no header asks for it"),
+            format!(
+                "add `match = {{ headers = {{ x-chaos = \"on\" }} }}`, stay below {}, or say `allow_wide = true`",
+                percent(fault::WIDE)
+            ),
+        );
+        self.say(&at, problem);
+    }
+
     /// What an upstream may hold at once fits into what holds it.
     fn capacity(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
         let crate::policy::concurrency::Limit::Fixed { max } = settings.concurrency.limit;
@@ -741,6 +781,10 @@ fn all<'a>(node: &'a Node, key: &str) -> impl Iterator<Item = (usize, &'a Node)>
 fn all_upstreams(root: &Node) -> impl Iterator<Item = (&str, &Node)> {
     let entries = root.all_entries().iter().find(|(key, _)| key == "upstream");
     entries.into_iter().flat_map(|(_, node)| node.all_entries()).map(|(name, node)| (name.as_str(), node))
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{} %", (ratio * 10_000.0).round() / 100.0)
 }
 
 /// A length of time or a size as the file writes it.

@@ -17,7 +17,6 @@ const ROWS: &[Row] = &[
     ("telemetry.tracing",                     &[], REMOVE),
     ("listener.*.route.*.hedge",              &[], REMOVE),
     ("listener.*.route.*.fallback",           &[], REMOVE),
-    ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
     ("upstream.*.concurrency.limit.kind",     &["gradient", "aimd", "vegas"], "give a fixed limit: { kind = \"fixed\", max = 1000 }"),
@@ -26,7 +25,6 @@ const ROWS: &[Row] = &[
     ("upstream.*.shed",                       &[], REMOVE),
     ("upstream.*.hedge",                      &[], REMOVE),
     ("upstream.*.fallback",                   &[], REMOVE),
-    ("upstream.*.fault",                      &[], REMOVE),
     ("upstream.*.slo",                        &[], REMOVE),
 ];
 

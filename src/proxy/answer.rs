@@ -32,7 +32,7 @@ impl Answer {
         let mut push = |known: Name, value: &[u8]| fields.push(known, known.text().as_bytes(), value);
         if grpc {
             push(Name::ContentType, b"application/grpc");
-            push(Name::GrpcStatus, (reason.grpc() as u8).to_string().as_bytes());
+            push(Name::GrpcStatus, error.grpc().to_string().as_bytes());
             push(Name::GrpcMessage, percent_encoded(&format!("{}: {detail}", reason.label())).as_bytes());
             if let Some(after) = error.retry_after {
                 push(Name::GrpcRetryPushbackMs, after.as_millis().max(1).to_string().as_bytes());
@@ -54,7 +54,7 @@ impl Answer {
             serde_json::json!({
                 "type": "about:blank",
                 "title": reason.title(),
-                "status": reason.status(),
+                "status": error.status(),
                 "detail": detail,
                 "reason": reason.label(),
                 "request_id": String::from_utf8_lossy(request_id),
@@ -62,7 +62,7 @@ impl Answer {
             .to_string()
             .into_bytes()
         };
-        Self { status: if grpc { 200 } else { reason.status() }, fields, body, reason }
+        Self { status: if grpc { 200 } else { error.status() }, fields, body, reason }
     }
 }
 

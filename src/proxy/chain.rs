@@ -10,13 +10,15 @@ use crate::policy::breaker::{Breaker, StateKind};
 use crate::policy::budget::Budget;
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
+use crate::policy::fault::{Endpoints, Fault};
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
-use crate::upstream::standing::Out;
+use crate::upstream::standing::{Out, Standing};
 use crate::upstream::{Settings, Upstream};
 
+use super::fault::{Faults, Place};
 use super::queue::Gate;
 
 /// The policies of one upstream.
@@ -35,6 +37,10 @@ pub struct Chain {
     pub feasibility: Arc<Feasibility>,
     /// What a failure is.
     pub classifier: Classifier,
+    /// What is done to requests on purpose.
+    pub faults: Arc<Faults>,
+    /// Of those, what the configuration says for requests whose route says nothing of it.
+    pub fault: Option<Arc<Fault>>,
 }
 
 impl Chain {
@@ -72,6 +78,8 @@ impl Chain {
             |old| Arc::clone(&old.budget),
         );
         budget.update(&settings.retry.budget, now);
+        let faults = previous.map_or_else(|| Faults::new(name), |old| Arc::clone(&old.faults));
+        faults.begin();
         Self {
             breaker,
             gate,
@@ -80,8 +88,20 @@ impl Chain {
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
             classifier: Classifier::new(&settings.failure),
+            fault: faults.written(&Place::Upstream, &settings.fault, now),
+            faults,
             upstream,
         }
+    }
+
+    /// What there is of endpoints for a fault, which must not add to a failure. New ones that wait for their first check
+    /// have shown no failure.
+    pub fn endpoints_for_fault(&self) -> Endpoints {
+        let endpoints = self.upstream.endpoints();
+        let is_healthy =
+            |standing: &Standing| !standing.is_out(Out::Ejected) && !standing.is_out(Out::Unhealthy);
+        let healthy = endpoints.usable.iter().filter(|choice| is_healthy(&choice.endpoint.standing)).count();
+        Endpoints { all: endpoints.usable.len() + endpoints.unresolved.len(), healthy }
     }
 
     /// Puts the present counts into the gauges, for a scrape.

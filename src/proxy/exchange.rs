@@ -50,13 +50,21 @@ pub async fn exchange(
     if let Some(routed) = mirrored.filter(|_| !is_whole) {
         shadow(worker, request, routed);
     }
-    served.map_or_else(|error| Response::Own(refuse(request, &error)), Response::Upstream)
+    match served {
+        // It was the upstream's answer for all who asked; the client learns the truth.
+        Ok(answer) => match answer.injected() {
+            Some(error) => Response::Own(refuse(request, error)),
+            None => Response::Upstream(answer),
+        },
+        Err(error) => Response::Own(refuse(request, error)),
+    }
 }
 
 /// The answer to a request that is not served by an upstream.
-pub fn refuse(request: &mut Request, error: &Error) -> Answer {
+pub fn refuse(request: &mut Request, error: Error) -> Answer {
+    let error = error.told();
     request.record.reason = Some(error.reason);
-    Answer::new(error, request.context.grpc, request.id())
+    Answer::new(&error, request.context.grpc, request.id())
 }
 
 /// Sends a copy of the request on a way of its own.

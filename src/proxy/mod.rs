@@ -11,6 +11,7 @@ pub mod client;
 pub mod connection;
 pub mod context;
 pub mod exchange;
+pub mod fault;
 pub mod grpc;
 pub mod http1;
 pub mod http2;

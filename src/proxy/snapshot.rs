@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use super::activity::Activity;
 use super::chain::Chain;
+use super::fault::Place;
 use super::listener::{Settings, Trust};
 use super::route::{self, Route};
+use crate::policy::fault::Fault;
 use crate::policy::retry::Rules;
 use crate::policy::{retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
@@ -84,6 +87,8 @@ pub struct Target {
     pub retry: retry::Settings,
     /// The same, compiled.
     pub rules: Rules,
+    /// What is done to its requests on purpose: the route's own fault, or the upstream's.
+    pub fault: Option<Arc<Fault>>,
     /// Its series.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -105,6 +110,7 @@ impl Snapshot {
                 (name.clone(), Arc::new(chain))
             })
             .collect();
+        let now = Instant::now();
         let target = |listener: &str, route: &Arc<Route>, arm: route::Arm| {
             let chain = chains.get(&arm.upstream)?;
             let of_upstream = &chain.upstream.settings;
@@ -113,6 +119,10 @@ impl Snapshot {
                 mirror: None,
                 timeout: arm.timeout.unwrap_or_else(|| of_upstream.timeout.clone()),
                 rules: Rules::new(&retry),
+                fault: match &arm.fault {
+                    Some(settings) => chain.faults.written(&place(listener, route), settings, now),
+                    None => chain.fault.clone(),
+                },
                 retry,
                 metrics: metrics.route(listener, &route.name, &arm.upstream),
                 chain: Arc::clone(chain),
@@ -143,7 +153,7 @@ impl Snapshot {
                     {
                         // A copy is not worth a retry.
                         let retry = retry::Settings { attempts: 1, ..chain.upstream.settings.retry.clone() };
-                        let arm = route::Arm::of(&mirror.upstream, None, Some(retry));
+                        let arm = route::Arm { retry: Some(retry), ..route::Arm::of(&mirror.upstream) };
                         let place = targets.len();
                         targets.extend(target(&name, &route, arm));
                         let mirrored = &mut targets[first..place];
@@ -173,6 +183,7 @@ impl Snapshot {
                 }
             })
             .collect();
+        chains.values().for_each(|chain| chain.faults.settle(now));
         Self { listeners, chains }
     }
 
@@ -204,6 +215,11 @@ impl Snapshot {
     pub fn chains(&self) -> impl Iterator<Item = (&str, &Arc<Chain>)> {
         self.chains.iter().map(|(name, chain)| (name.as_str(), chain))
     }
+}
+
+/// Where the configuration says the fault of a route.
+fn place(listener: &str, route: &Route) -> Place {
+    Place::Route { listener: listener.to_owned(), route: route.name.to_string() }
 }
 
 /// Who takes a listener's TLS connections: who did before, while the settings are the same. Tickets stay good then.

@@ -23,8 +23,8 @@ use super::cells::{
     Counter, DURATIONS, Distribution, Gauge, Histogram, Layout, LocalGauge, OVERHEAD, SharedCounter,
 };
 pub use super::labels::{
-    AttemptOutcome, BreakerState, ConnectResult, Effect, Ejection, HandshakeResult, Limit, Refused,
-    RequestOutcome, Words,
+    AttemptOutcome, BreakerState, ConnectResult, Effect, Ejection, FaultKind, HandshakeResult, Limit,
+    Refused, RequestOutcome, Words,
 };
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
@@ -158,6 +158,7 @@ pub struct UpstreamShard {
     retries_skipped: Box<[Counter]>,
     rejected: [[Counter; Effect::ALL.len()]; Reason::ALL.len()],
     connects: [Counter; ConnectResult::ALL.len()],
+    faults: [Counter; FaultKind::ALL.len()],
 }
 
 /// The metrics of a route.
@@ -402,6 +403,7 @@ impl UpstreamShard {
             retries_skipped: counters(&words.retries_skipped),
             rejected: Default::default(),
             connects: Default::default(),
+            faults: Default::default(),
         }
     }
 
@@ -439,6 +441,12 @@ impl UpstreamShard {
     #[inline]
     pub fn connects(&self, result: ConnectResult) -> &Counter {
         &self.connects[result as usize]
+    }
+
+    /// Attempts to which a fault was done.
+    #[inline]
+    pub fn faults(&self, kind: FaultKind) -> &Counter {
+        &self.faults[kind as usize]
     }
 }
 

@@ -41,7 +41,7 @@ use self::pool::Wanted;
 use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::policy::{breaker, concurrency, failure, fault, retry, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 use crate::tls::client::{self, Client};
 use crate::transport::proxy_protocol::{Ends, Introduction, Version};
@@ -85,6 +85,8 @@ pub struct Settings {
     pub outlier: outlier::Settings,
     /// Checks of endpoints whose traffic says nothing.
     pub health: health::Settings,
+    /// What is done to requests on purpose, as if this upstream did it.
+    pub fault: fault::Settings,
 }
 
 /// A service that requests go to, with who can answer at the moment. One for the process.

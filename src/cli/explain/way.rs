@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::target::{Target, reaches};
 use crate::config::{Layer, Loaded};
+use crate::policy::fault;
 use crate::policy::mode::Mode;
 use crate::policy::retry::BackoffSettings;
 use crate::policy::{backoff, deadline, retry, timeout};
@@ -64,6 +65,10 @@ impl Way<'_> {
 
     fn retry(&self) -> &retry::Settings {
         self.arm.retry.as_ref().unwrap_or(&self.upstream.retry)
+    }
+
+    fn fault(&self) -> &fault::Settings {
+        self.arm.fault.as_ref().unwrap_or(&self.upstream.fault)
     }
 
     /// The request line and the Host that go up.
@@ -163,6 +168,12 @@ impl Way<'_> {
                 "which endpoints are out because their checks fail",
                 Some((upstream.health.mode, Ratio::ONE)),
                 self.values(&path("health"), &upstream.health),
+            ),
+            self.step(
+                "fault",
+                "what is done on purpose, as if the upstream did it",
+                Some((if self.fault().is_on() { Mode::Enforce } else { Mode::Off }, Ratio::ONE)),
+                self.values(&routed(self.route.fault.is_some(), "fault"), self.fault()),
             ),
             self.step(
                 "connections",
