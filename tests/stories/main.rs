@@ -16,6 +16,7 @@ mod discovery;
 mod drain;
 mod everything_at_once;
 mod failing_replicas;
+mod faults;
 mod grpc;
 mod health;
 mod http2;
