@@ -11,14 +11,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Requests a second.
-pub(crate) const RATE: f64 = 600.0;
-/// What the sidecar may let wait at once: its `request` timeout of 500 ms allows 300.
-const CLIENTS: usize = 512;
-/// How long a client waits for the next byte: well above what the sidecar allows itself.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Between a try that failed and the next, in the mean: clients that retry are rarely patient.
+const PAUSE: Duration = Duration::from_millis(50);
+/// What a client says that gave up.
+const TOO_LATE: &str = "no answer in time";
+/// What a client reads at once, and its thread's stack: there are thousands.
+const BUFFER: usize = 16 * 1024;
+const STACK: usize = 128 * 1024;
 /// The longest head of an answer.
 const MAX_HEAD: usize = 8 * 1024;
+
+/// What is sent, and who sends it.
+pub(crate) struct Load {
+    /// When each request is due, from the start on.
+    pub(crate) schedule: Vec<Duration>,
+    /// How large the answers are.
+    pub(crate) size: usize,
+    /// The share of requests that say `x-priority: critical`.
+    pub(crate) critical: f64,
+    /// How long after it was due a client gives up and closes its connection; a try after the first has as long
+    /// from when it is sent. Nobody is told: it is not in the request.
+    pub(crate) patience: Duration,
+    /// How often a request is sent until it succeeds, [`PAUSE`] after it failed.
+    pub(crate) tries: u32,
+    /// How many can be under way at once. Where they do not suffice, `late` shows it.
+    pub(crate) clients: usize,
+}
 
 /// What became of one request.
 #[derive(Clone, Debug)]
@@ -27,47 +45,63 @@ pub(crate) struct Sample {
     pub(crate) due: Duration,
     /// How long after that it was sent: the machine's fault.
     pub(crate) late: Duration,
-    /// From when it was due to the end of its answer, or to its failure.
+    /// From when it was due to the end of its answer, or to its failure; of the last try, if there were several.
     pub(crate) latency: Duration,
-    /// Why it failed, if it did.
+    /// The same of its last try, from when that was sent.
+    pub(crate) last_try: Duration,
+    /// Why it failed, if it did; its last try.
     pub(crate) error: Option<String>,
+    /// It said so.
+    pub(crate) is_critical: bool,
+    /// How often it was sent.
+    pub(crate) tries: u32,
 }
 
-/// When each request is due, the same for the same seed.
-pub(crate) fn schedule(length: Duration, seed: u64) -> Vec<Duration> {
+/// When each request is due, at so many a second until then; the same for the same seed.
+pub(crate) fn schedule(rates: &[(Duration, f64)], seed: u64) -> Vec<Duration> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut at = 0.0;
-    let gaps = std::iter::repeat_with(|| {
-        // The gaps of a Poisson process are exponential; 1 - [0,1) is never 0.
-        at -= (1.0 - random.f64()).ln() / RATE;
-        Duration::from_secs_f64(at)
-    });
-    gaps.take_while(|due| *due < length).collect()
+    let mut schedule = Vec::new();
+    let mut from = 0.0;
+    for (until, rate) in rates {
+        // A Poisson process has no memory: each part can begin anew. Its gaps are exponential; 1 - [0,1) is never 0.
+        let mut at = from;
+        from = until.as_secs_f64();
+        loop {
+            at -= (1.0 - random.f64()).ln() / rate;
+            if at >= from {
+                break;
+            }
+            schedule.push(Duration::from_secs_f64(at));
+        }
+    }
+    schedule
 }
 
-/// Sends a GET for `path` to `address` whenever one is due after `start`. All that came of it, in the order in which
-/// they were due.
-pub(crate) fn drive(schedule: &[Duration], start: Instant, address: SocketAddr, path: &str) -> Vec<Sample> {
+/// Sends a GET for `/items/NUMBER/SIZE` to `address` whenever one is due after `start`. All that came of it, in the
+/// order in which they were due: so a request's number is its place.
+pub(crate) fn drive(load: &Load, start: Instant, address: SocketAddr) -> Vec<Sample> {
     let next = AtomicUsize::new(0);
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: failing\r\n\r\n");
     let one_client = || {
-        let mut client = Client { address, stream: None, buffer: vec![0; 64 * 1024] };
+        let mut client = Client { address, stream: None, buffer: vec![0; BUFFER] };
         let mut samples = Vec::new();
-        while let Some(due) = schedule.get(next.fetch_add(1, Ordering::Relaxed)) {
-            thread::sleep((start + *due).saturating_duration_since(Instant::now()));
-            let late = start.elapsed().saturating_sub(*due);
-            let error = client.ask(request.as_bytes()).err();
-            samples.push(Sample { due: *due, late, latency: start.elapsed() - *due, error });
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(due) = load.schedule.get(number) else { return samples };
+            samples.push((number, client.see_through(load, number, start, *due)));
         }
-        samples
     };
     let mut samples = thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(one_client)).collect();
+        let clients: Vec<_> = (0..load.clients)
+            .map(|_| {
+                let client = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, one_client);
+                client.expect("the machine has room for a thread")
+            })
+            .collect();
         let samples = clients.into_iter().flat_map(|client| client.join().expect("no client panics"));
         samples.collect::<Vec<_>>()
     });
-    samples.sort_by_key(|sample| sample.due);
-    samples
+    samples.sort_by_key(|(number, _)| *number);
+    samples.into_iter().map(|(_, sample)| sample).collect()
 }
 
 /// One client and its connection, if it has one.
@@ -78,20 +112,59 @@ struct Client {
 }
 
 impl Client {
+    /// Sends the request of that number when it is due, and again while it fails and may be tried.
+    fn see_through(&mut self, load: &Load, number: usize, start: Instant, due: Duration) -> Sample {
+        let mut random = fastrand::Rng::with_seed(number as u64);
+        let is_critical = random.f64() < load.critical;
+        let (address, size) = (self.address, load.size);
+        let priority = if is_critical { "X-Priority: critical\r\n" } else { "" };
+        let request = format!(
+            "GET /items/{number}/{size} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: failing\r\n{priority}\r\n"
+        );
+        let mut tries = 0;
+        let mut due_again = start + due;
+        loop {
+            tries += 1;
+            thread::sleep(due_again.saturating_duration_since(Instant::now()));
+            let sent = Instant::now();
+            let until = due_again + load.patience;
+            let mut error = self.ask(request.as_bytes(), until).err();
+            let ended = Instant::now();
+            if ended > until && error.is_none() {
+                error = Some(TOO_LATE.into()); // the kernel's timers are coarse
+            }
+            if error.is_none() || tries == load.tries {
+                return Sample {
+                    due,
+                    late: sent - due_again,
+                    latency: ended - due_again,
+                    last_try: ended - sent,
+                    error,
+                    is_critical,
+                    tries,
+                };
+            }
+            due_again = ended + PAUSE.mul_f64(0.5 + random.f64());
+        }
+    }
+
     /// Sends one request and reads its answer to the end. Why it failed, if it did.
-    fn ask(&mut self, request: &[u8]) -> Result<(), String> {
+    fn ask(&mut self, request: &[u8], until: Instant) -> Result<(), String> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => connect(self.address).map_err(|error| format!("connect: {}", error.kind()))?,
         };
+        // All waits of a request have an end together: each read gets what is left, and never nothing, which is for ever.
+        let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         stream.write_all(request).map_err(|error| format!("sending: {}", error.kind()))?;
-        let (have, head) = read_head(&mut stream, &mut self.buffer)?;
-        let mut left = head.length.saturating_sub(have - head.size);
-        while left > 0 {
+        let (have, head) = read_head(&mut stream, &mut self.buffer, left)?;
+        let mut missing = head.length.saturating_sub(have - head.size);
+        while missing > 0 {
+            let _ = stream.set_read_timeout(Some(left()));
             match stream.read(&mut self.buffer) {
                 Ok(0) => return Err("body broke off".into()),
-                Ok(size) => left = left.saturating_sub(size),
-                Err(error) if is_timeout(&error) => return Err("no answer: body".into()),
+                Ok(size) => missing = missing.saturating_sub(size),
+                Err(error) if is_timeout(&error) => return Err(TOO_LATE.into()),
                 Err(_) => return Err("body broke off".into()),
             }
         }
@@ -111,13 +184,18 @@ struct Head {
 }
 
 /// Reads until a head is whole: how many bytes have come, and what it says.
-fn read_head(stream: &mut TcpStream, buffer: &mut [u8]) -> Result<(usize, Head), String> {
+fn read_head(
+    stream: &mut TcpStream,
+    buffer: &mut [u8],
+    left: impl Fn() -> Duration,
+) -> Result<(usize, Head), String> {
     let mut have = 0;
     loop {
+        let _ = stream.set_read_timeout(Some(left())); // it is open, and the time is not zero
         match stream.read(&mut buffer[have..]) {
             Ok(0) => return Err("closed without an answer".into()),
             Ok(size) => have += size,
-            Err(error) if is_timeout(&error) => return Err("no answer".into()),
+            Err(error) if is_timeout(&error) => return Err(TOO_LATE.into()),
             Err(error) => return Err(format!("no answer: {}", error.kind())),
         }
         if let Some(head) = parse(&buffer[..have])? {
@@ -160,7 +238,6 @@ fn parse(input: &[u8]) -> Result<Option<Head>, String> {
 fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 

@@ -163,7 +163,7 @@ impl Slice<'_> {
 }
 
 /// The smallest latency that a share of `quantile` did not exceed; zero of none.
-fn quantile(latencies: impl Iterator<Item = Duration>, quantile: f64) -> Duration {
+pub(crate) fn quantile(latencies: impl Iterator<Item = Duration>, quantile: f64) -> Duration {
     let mut sorted: Vec<_> = latencies.collect();
     sorted.sort_unstable();
     let rank = ((sorted.len() as f64 * quantile).ceil() as usize).max(1);
@@ -171,6 +171,6 @@ fn quantile(latencies: impl Iterator<Item = Duration>, quantile: f64) -> Duratio
 }
 
 /// `part` of `whole`; zero of nothing.
-fn ratio(part: usize, whole: usize) -> f64 {
+pub(crate) fn ratio(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

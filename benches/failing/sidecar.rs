@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 /// How long it may take to be ready, and to answer its admin API.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -72,8 +74,8 @@ pub(crate) struct Sidecar {
     admin: Option<SocketAddr>,
 }
 
-/// Three endpoints and a client's patience; all else are the defaults.
-fn configuration(endpoints: &[SocketAddr]) -> String {
+/// These endpoints and `settings` of their upstream; all else are the defaults.
+fn configuration(endpoints: &[SocketAddr], settings: &str) -> String {
     let endpoints: Vec<_> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
     format!(
         r#"[admin]
@@ -83,20 +85,25 @@ address = "127.0.0.1:0"
 upstream = "app"
 [upstream.app]
 endpoints = [{}]
-timeout = {{ connect = "100ms", attempt = "100ms", request = "500ms" }}
+{settings}
 "#,
         endpoints.join(", ")
     )
 }
 
 impl Sidecar {
-    /// Runs `proxy` before `endpoints` and waits until it is ready. Its configuration and its output are in
-    /// `directory`.
-    pub(crate) fn start(proxy: &Proxy, endpoints: &[SocketAddr], directory: &Path) -> io::Result<Sidecar> {
+    /// Runs `proxy` before `endpoints`, with these settings of their upstream, and waits until it is ready. Its
+    /// configuration and its output are in `directory`.
+    pub(crate) fn start(
+        proxy: &Proxy,
+        endpoints: &[SocketAddr],
+        settings: &str,
+        directory: &Path,
+    ) -> io::Result<Sidecar> {
         match proxy {
             Proxy::Outrigger(binary) => {
                 let file = directory.join("outrigger.toml");
-                fs::write(&file, configuration(endpoints))?;
+                fs::write(&file, configuration(endpoints, settings))?;
                 let mut command = Command::new(binary);
                 command.args(["run", "-c"]).arg(&file);
                 let mut sidecar = Self::spawn(command, directory)?;
@@ -161,6 +168,30 @@ impl Sidecar {
         stream.read_to_string(&mut answer)?;
         let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
         body.ok_or_else(|| io::Error::other(format!("{path} of the admin API: {answer:?}")))
+    }
+
+    /// Keeps `/upstreams` over time, a line each, and returns what it said; a peer has none.
+    pub(crate) fn watch(
+        &self,
+        every: Duration,
+        start: Instant,
+        end: Duration,
+        directory: &Path,
+    ) -> io::Result<Vec<(Duration, Value)>> {
+        let mut file = File::create(directory.join("upstreams.jsonl"))?;
+        let mut pages = Vec::new();
+        while start.elapsed() < end {
+            let page = self.admin("/upstreams")?;
+            if page.is_empty() {
+                break;
+            }
+            let at = start.elapsed();
+            let page: Value = serde_json::from_str(&page).map_err(io::Error::other)?;
+            writeln!(file, "{}", json!({ "at": at.as_secs_f64(), "upstreams": page }))?;
+            pages.push((at, page));
+            thread::sleep(every);
+        }
+        Ok(pages)
     }
 
     /// How often each endpoint was ejected, and why: `(endpoint, reason, times)`, without what never happened.

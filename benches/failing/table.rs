@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::row::Report;
+use crate::report::Report;
 
 /// All rows, each with its figures beside what is required, and below them what else was seen.
 pub(crate) fn draw(reports: &[Report]) -> String {
@@ -13,7 +13,7 @@ pub(crate) fn draw(reports: &[Report]) -> String {
     let mut text = format!("  {:what$}  {:>measured$}  {:required$}\n", "", "measured", "required");
     for report in reports {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "\n{}: {}", report.row.name(), report.row.title());
+        let _ = writeln!(text, "\n{}: {}", report.name, report.title);
         for figure in &report.figures {
             let _ = writeln!(
                 text,
@@ -28,8 +28,7 @@ pub(crate) fn draw(reports: &[Report]) -> String {
             let _ = writeln!(text, "    {about:17}  {note}");
         }
     }
-    let missing: Vec<_> =
-        reports.iter().filter(|report| report.misses()).map(|report| report.row.name()).collect();
+    let missing: Vec<_> = reports.iter().filter(|report| report.misses()).map(|report| report.name).collect();
     let _ = match missing.as_slice() {
         [] => writeln!(text, "\nAll {} rows are as required.", reports.len()),
         missing => {

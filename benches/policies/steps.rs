@@ -1,16 +1,10 @@
-//! What each policy costs a request, in instructions: they repeat, where nanoseconds do not.
-//!
-//! `cargo bench --bench policies` needs valgrind, and gungraun-runner of the version in `Cargo.lock`. Each bench
-//! runs its step a thousand times, so that what the counts say per request is theirs by a thousand, and what the
-//! harness adds does not matter.
-
-#![allow(missing_docs)] // what the macros make has none
+//! What each policy is asked for a request, a thousand times, with what it needs to be set up: counted by `main`,
+//! timed by `timed`.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gungraun::prelude::*;
 use outrigger::policy::breaker::{self, Breaker, Outcome};
 use outrigger::policy::budget::Budget;
 use outrigger::policy::concurrency::{self, Entry, Gate};
@@ -26,7 +20,8 @@ use outrigger::upstream::balance::{self, Kind, Tables, Want, Weighted};
 use outrigger::upstream::endpoint::{Address, Endpoint, InFlight};
 use outrigger::upstream::standing::nanos;
 
-const TIMES: u32 = 1000;
+/// How often each does its step.
+pub(crate) const TIMES: u32 = 1000;
 const LEASE: Duration = Duration::from_secs(5);
 
 // A thousand instants, 100 us apart.
@@ -38,12 +33,12 @@ fn outcome(verdict: Verdict) -> Outcome {
     Outcome { verdict, latency: Duration::from_millis(5), endpoint: 0, endpoints: 1, connect_timeout: false }
 }
 
-fn breaker() -> (Arc<Breaker>, Instant) {
+pub(crate) fn breaker() -> (Arc<Breaker>, Instant) {
     let now = Instant::now();
     (Arc::new(Breaker::new(&breaker::Settings::default(), now)), now)
 }
 
-fn open_breaker() -> (Arc<Breaker>, Instant) {
+pub(crate) fn open_breaker() -> (Arc<Breaker>, Instant) {
     let (breaker, now) = breaker();
     while let Ok(permit) = breaker.admit(now, 0.5, LEASE) {
         permit.record(now, outcome(Verdict::Failure));
@@ -52,18 +47,13 @@ fn open_breaker() -> (Arc<Breaker>, Instant) {
 }
 
 // Admitted, and dropped without an outcome.
-#[library_benchmark]
-#[bench::closed(breaker())]
-#[bench::open(open_breaker())]
-fn breaker_admit((breaker, now): (Arc<Breaker>, Instant)) {
+pub(crate) fn breaker_admit((breaker, now): (Arc<Breaker>, Instant)) {
     for now in instants(now) {
         drop(black_box(breaker.admit(black_box(now), 0.5, LEASE)));
     }
 }
 
-#[library_benchmark]
-#[bench::success(breaker(), Verdict::Success)]
-fn breaker_admit_and_record((breaker, now): (Arc<Breaker>, Instant), verdict: Verdict) {
+pub(crate) fn breaker_admit_and_record((breaker, now): (Arc<Breaker>, Instant), verdict: Verdict) {
     for now in instants(now) {
         if let Ok(permit) = breaker.admit(black_box(now), 0.5, LEASE) {
             permit.record(now, black_box(outcome(verdict)));
@@ -71,30 +61,26 @@ fn breaker_admit_and_record((breaker, now): (Arc<Breaker>, Instant), verdict: Ve
     }
 }
 
-fn budget() -> (Arc<Budget>, Instant) {
+pub(crate) fn budget() -> (Arc<Budget>, Instant) {
     let now = Instant::now();
     (Arc::new(Budget::new(&retry::Settings::default().budget, now)), now)
 }
 
 // What each request pays: a deposit, and the news that its first attempt succeeded.
-#[library_benchmark]
-#[bench::full(budget())]
-fn budget_deposit((budget, now): (Arc<Budget>, Instant)) {
+pub(crate) fn budget_deposit((budget, now): (Arc<Budget>, Instant)) {
     for now in instants(now) {
         budget.deposit(black_box(now));
         budget.first_succeeded();
     }
 }
 
-#[library_benchmark]
-#[bench::refused(budget())]
-fn budget_withdraw((budget, now): (Arc<Budget>, Instant)) {
+pub(crate) fn budget_withdraw((budget, now): (Arc<Budget>, Instant)) {
     for now in instants(now) {
         let _ = black_box(budget.withdraw(black_box(now)).map(drop));
     }
 }
 
-fn gate(in_flight: u32) -> (Gate, Instant) {
+pub(crate) fn gate(in_flight: u32) -> (Gate, Instant) {
     let now = Instant::now();
     let mut gate = Gate::new(&concurrency::Settings::default());
     for _ in 0..in_flight {
@@ -103,9 +89,7 @@ fn gate(in_flight: u32) -> (Gate, Instant) {
     (gate, now)
 }
 
-#[library_benchmark]
-#[bench::free(gate(0))]
-fn gate_enter_and_leave((mut gate, now): (Gate, Instant)) {
+pub(crate) fn gate_enter_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
         let entry = gate.enter(black_box(now), now + LEASE, true, None);
         black_box(entry == Entry::Slot);
@@ -114,9 +98,7 @@ fn gate_enter_and_leave((mut gate, now): (Gate, Instant)) {
 }
 
 // Somebody comes, and a slot comes back.
-#[library_benchmark]
-#[bench::full(gate(1000))]
-fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
+pub(crate) fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
         let entry = gate.enter(black_box(now), now + LEASE, true, None);
         black_box(entry == Entry::Slot);
@@ -124,29 +106,24 @@ fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
     }
 }
 
-fn latency() -> (Latency, Instant) {
+pub(crate) fn latency() -> (Latency, Instant) {
     let now = Instant::now();
     (Latency::new(now), now)
 }
 
-#[library_benchmark]
-#[bench::any(latency())]
-fn latency_record((latency, now): (Latency, Instant)) {
+pub(crate) fn latency_record((latency, now): (Latency, Instant)) {
     for (n, now) in (0..).zip(instants(now)) {
         latency.record(black_box(now), Duration::from_micros(n * 37));
     }
 }
 
-#[library_benchmark]
-#[bench::any(latency())]
-fn latency_p50((latency, now): (Latency, Instant)) {
+pub(crate) fn latency_p50((latency, now): (Latency, Instant)) {
     for now in instants(now) {
         black_box(latency.p50(black_box(now)));
     }
 }
 
-#[library_benchmark]
-fn feasibility() {
+pub(crate) fn feasibility() {
     let now = Instant::now();
     let feasibility = Feasibility::new(now);
     for now in instants(now) {
@@ -170,8 +147,7 @@ const FAILED: Failed = Failed {
     free_used: false,
 };
 
-#[library_benchmark]
-fn retry_decide() {
+pub(crate) fn retry_decide() {
     let settings = retry::Settings::default();
     let rules = Rules::new(&settings);
     for _ in 0..TIMES {
@@ -179,31 +155,27 @@ fn retry_decide() {
     }
 }
 
-#[library_benchmark]
-fn backoff_wait() {
+pub(crate) fn backoff_wait() {
     let settings = retry::Settings::default().backoff;
     for n in 0..TIMES {
         black_box(backoff::wait(black_box(&settings), n % 4, Duration::ZERO, 0.5));
     }
 }
 
-#[library_benchmark]
-fn classify() {
+pub(crate) fn classify() {
     let classifier = Classifier::new(&failure::Settings::default());
     for n in 0..TIMES {
         black_box(classifier.status(black_box(200 + (n % 400) as u16)));
     }
 }
 
-#[library_benchmark]
-fn mode_of_a_request() {
+pub(crate) fn mode_of_a_request() {
     for n in 0..TIMES {
         black_box(black_box(Mode::Enforce).of(black_box(Ratio::ONE), u64::from(n) << 50));
     }
 }
 
-#[library_benchmark]
-fn grpc_timeout_in_and_out() {
+pub(crate) fn grpc_timeout_in_and_out() {
     let mut out = Vec::with_capacity(16);
     for _ in 0..TIMES {
         let left = deadline::parse_grpc_timeout(black_box(b"2500m")).expect("it is well formed");
@@ -214,7 +186,7 @@ fn grpc_timeout_in_and_out() {
 }
 
 // The tables of so many endpoints that have answered, and have a request in flight each.
-fn tables((kind, count): (Kind, u16)) -> (Tables, Vec<InFlight>, u64) {
+pub(crate) fn tables((kind, count): (Kind, u16)) -> (Tables, Vec<InFlight>, u64) {
     let metrics = Metrics::new(1, "", "", Words { retries: Vec::new(), retries_skipped: Vec::new() });
     let now = Instant::now();
     let usable: Vec<Weighted> = (1..=count)
@@ -231,15 +203,7 @@ fn tables((kind, count): (Kind, u16)) -> (Tables, Vec<InFlight>, u64) {
 }
 
 // With its part of looking at all of them, each millisecond or more.
-#[library_benchmark]
-#[bench::least_loaded_of_1(tables((Kind::LeastLoaded, 1)))]
-#[bench::least_loaded_of_3(tables((Kind::LeastLoaded, 3)))]
-#[bench::least_loaded_of_1000(tables((Kind::LeastLoaded, 1000)))]
-#[bench::least_request_of_3(tables((Kind::LeastRequest, 3)))]
-#[bench::round_robin_of_3(tables((Kind::RoundRobin, 3)))]
-#[bench::hash_of_3(tables((Kind::Hash, 3)))]
-#[bench::hash_of_1000(tables((Kind::Hash, 1000)))]
-fn balance_pick((tables, in_flight, now): (Tables, Vec<InFlight>, u64)) {
+pub(crate) fn balance_pick((tables, in_flight, now): (Tables, Vec<InFlight>, u64)) {
     for n in 0..u64::from(TIMES) {
         let draw = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         black_box(tables.pick(black_box(&Want {
@@ -254,8 +218,7 @@ fn balance_pick((tables, in_flight, now): (Tables, Vec<InFlight>, u64)) {
 }
 
 // What an attempt costs the load of its endpoint: sent, answered in good order, over.
-#[library_benchmark]
-fn balance_load() {
+pub(crate) fn balance_load() {
     let metrics = Metrics::new(1, "", "", Words { retries: Vec::new(), retries_skipped: Vec::new() });
     let address: Address = "127.0.0.1:1".parse().expect("an address");
     let socket = address.socket().expect("it is one of numbers");
@@ -266,27 +229,3 @@ fn balance_load() {
         in_flight.release();
     }
 }
-
-library_benchmark_group!(
-    name = policies,
-    benchmarks = [
-        breaker_admit,
-        breaker_admit_and_record,
-        budget_deposit,
-        budget_withdraw,
-        gate_enter_and_leave,
-        gate_queue_and_leave,
-        latency_record,
-        latency_p50,
-        feasibility,
-        retry_decide,
-        backoff_wait,
-        classify,
-        mode_of_a_request,
-        grpc_timeout_in_and_out,
-        balance_pick,
-        balance_load,
-    ]
-);
-
-main!(library_benchmark_groups = policies);

@@ -1,0 +1,146 @@
+//! What each policy costs a request, in instructions: they repeat, where nanoseconds do not (`timed` has those).
+//!
+//! `cargo bench --bench policies` needs valgrind, and gungraun-runner of the version in `Cargo.lock`. Each bench
+//! runs its step a thousand times, so that what the counts say per request is theirs by a thousand, and what the
+//! harness adds does not matter.
+
+#![allow(missing_docs)] // what the macros make has none
+
+mod steps;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use gungraun::prelude::*;
+use outrigger::policy::breaker::Breaker;
+use outrigger::policy::budget::Budget;
+use outrigger::policy::concurrency::Gate;
+use outrigger::policy::failure::Verdict;
+use outrigger::policy::latency::Latency;
+use outrigger::upstream::balance::{Kind, Tables};
+use outrigger::upstream::endpoint::InFlight;
+
+// Admitted, and dropped without an outcome.
+#[library_benchmark]
+#[bench::closed(steps::breaker())]
+#[bench::open(steps::open_breaker())]
+fn breaker_admit(state: (Arc<Breaker>, Instant)) {
+    steps::breaker_admit(state);
+}
+
+#[library_benchmark]
+#[bench::success(steps::breaker(), Verdict::Success)]
+fn breaker_admit_and_record(state: (Arc<Breaker>, Instant), verdict: Verdict) {
+    steps::breaker_admit_and_record(state, verdict);
+}
+
+// What each request pays: a deposit, and the news that its first attempt succeeded.
+#[library_benchmark]
+#[bench::full(steps::budget())]
+fn budget_deposit(state: (Arc<Budget>, Instant)) {
+    steps::budget_deposit(state);
+}
+
+#[library_benchmark]
+#[bench::refused(steps::budget())]
+fn budget_withdraw(state: (Arc<Budget>, Instant)) {
+    steps::budget_withdraw(state);
+}
+
+#[library_benchmark]
+#[bench::free(steps::gate(0))]
+fn gate_enter_and_leave(state: (Gate, Instant)) {
+    steps::gate_enter_and_leave(state);
+}
+
+// Somebody comes, and a slot comes back.
+#[library_benchmark]
+#[bench::full(steps::gate(1000))]
+fn gate_queue_and_leave(state: (Gate, Instant)) {
+    steps::gate_queue_and_leave(state);
+}
+
+#[library_benchmark]
+#[bench::any(steps::latency())]
+fn latency_record(state: (Latency, Instant)) {
+    steps::latency_record(state);
+}
+
+#[library_benchmark]
+#[bench::any(steps::latency())]
+fn latency_p50(state: (Latency, Instant)) {
+    steps::latency_p50(state);
+}
+
+#[library_benchmark]
+fn feasibility() {
+    steps::feasibility();
+}
+
+#[library_benchmark]
+fn retry_decide() {
+    steps::retry_decide();
+}
+
+#[library_benchmark]
+fn backoff_wait() {
+    steps::backoff_wait();
+}
+
+#[library_benchmark]
+fn classify() {
+    steps::classify();
+}
+
+#[library_benchmark]
+fn mode_of_a_request() {
+    steps::mode_of_a_request();
+}
+
+#[library_benchmark]
+fn grpc_timeout_in_and_out() {
+    steps::grpc_timeout_in_and_out();
+}
+
+// With its part of looking at all of them, each millisecond or more.
+#[library_benchmark]
+#[bench::least_loaded_of_1(steps::tables((Kind::LeastLoaded, 1)))]
+#[bench::least_loaded_of_3(steps::tables((Kind::LeastLoaded, 3)))]
+#[bench::least_loaded_of_1000(steps::tables((Kind::LeastLoaded, 1000)))]
+#[bench::least_request_of_3(steps::tables((Kind::LeastRequest, 3)))]
+#[bench::round_robin_of_3(steps::tables((Kind::RoundRobin, 3)))]
+#[bench::hash_of_3(steps::tables((Kind::Hash, 3)))]
+#[bench::hash_of_1000(steps::tables((Kind::Hash, 1000)))]
+fn balance_pick(state: (Tables, Vec<InFlight>, u64)) {
+    steps::balance_pick(state);
+}
+
+// What an attempt costs the load of its endpoint: sent, answered in good order, over.
+#[library_benchmark]
+fn balance_load() {
+    steps::balance_load();
+}
+
+library_benchmark_group!(
+    name = policies,
+    benchmarks = [
+        breaker_admit,
+        breaker_admit_and_record,
+        budget_deposit,
+        budget_withdraw,
+        gate_enter_and_leave,
+        gate_queue_and_leave,
+        latency_record,
+        latency_p50,
+        feasibility,
+        retry_decide,
+        backoff_wait,
+        classify,
+        mode_of_a_request,
+        grpc_timeout_in_and_out,
+        balance_pick,
+        balance_load,
+    ]
+);
+
+main!(library_benchmark_groups = policies);
