@@ -460,6 +460,7 @@ retry.backoff = { base = "100ms", jitter = "none" }
             "balance",
             "outlier",
             "health",
+            "fault",
             "connections",
             "failure",
         ];

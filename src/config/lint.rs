@@ -303,6 +303,8 @@ impl<'a> Lint<'a> {
             if let Some(fault) = &arm.fault {
                 self.fault(&path.key("fault"), fault);
             }
+            let fault = arm.fault.as_ref().unwrap_or(&upstream.fault);
+            self.asked_for(&here(arm.fault.is_some(), "fault"), fault, settings);
             let (timeout, retry) = (&arm.timeout, &arm.retry);
             if timeout.is_some() || retry.is_some() {
                 self.in_force(&InForce {
@@ -314,6 +316,11 @@ impl<'a> Lint<'a> {
                     upstream,
                 });
             }
+        }
+        if let Some((name, upstream)) =
+            settings.upstream.as_ref().and_then(|name| config.upstream.get_key_value(name))
+        {
+            self.asked_for(&Path::of(&["upstream", name, "fault"]), &upstream.fault, settings);
         }
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identities().iter());
@@ -695,12 +702,27 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// Somebody who comes by this listener can ask for the fault.
+    fn asked_for(&mut self, path: &Path, fault: &fault::Settings, listener: &listener::Settings) {
+        if !fault.is_on() || fault.matches.headers.is_empty() || listener.trust() != Trust::None {
+            return;
+        }
+        let at = path.below("match.headers");
+        let shown = self.written_at(&at, &at);
+        let problem = Problem::new(
+            format!(
+                "`{shown}` asks for nothing at the listener {:?}, which trusts none of its callers",
+                listener.name()
+            ),
+            "list the networks of those who may ask in its `trust`, or match otherwise",
+        );
+        self.say(&at, problem.warning());
+    }
+
     /// A fault hits few, or those who ask for it, or says that it means all.
     fn fault(&mut self, path: &Path, fault: &fault::Settings) {
-        // What it was meant for could not be read, and is told already.
-        let is_torn =
-            self.find(path).0.get("match").is_some_and(Node::is_torn) || self.find(path).0.lost("match");
-        if !fault.is_on() || !fault.is_too_wide() || is_torn {
+        // What could not be read may have said less, or whom it is for, and is told already.
+        if !fault.is_on() || !fault.is_too_wide() || self.find(path).0.is_torn() {
             return;
         }
         let widest = fault.kinds().max_by(|(_, one), (_, other)| one.total_cmp(other));

@@ -165,10 +165,16 @@ impl Faults {
     /// What the admin API tells of them.
     pub fn view(&self, now: Instant) -> Value {
         let written = self.lock();
-        let written = written.now.iter().map(|(place, fault)| (place.to_string(), Arc::clone(fault)));
-        let put = self.put.load_full().map(|fault| ("the admin API".to_owned(), fault));
-        let faults: Vec<Value> =
-            put.into_iter().chain(written).map(|(from, fault)| view(&from, &fault, now)).collect();
+        let written = written.now.iter().map(|(place, fault)| {
+            let mut view = view(&place.to_string(), fault, now);
+            // What the environment has filled in is for nobody to see; `/config` shows the rest.
+            if let Some(headers) = view["settings"]["match"]["headers"].as_object_mut() {
+                headers.values_mut().for_each(|value| *value = json!("***"));
+            }
+            view
+        });
+        let put = self.put.load_full().map(|fault| view("the admin API", &fault, now));
+        let faults: Vec<Value> = put.into_iter().chain(written).collect();
         json!({ "in_force": faults.iter().any(|fault| fault["state"] == "in_force"), "faults": faults })
     }
 
