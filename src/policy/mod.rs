@@ -13,6 +13,8 @@ pub mod condition;
 pub mod deadline;
 pub mod failure;
 pub mod fault;
+pub mod hedge;
+mod histogram;
 pub mod key;
 pub mod latency;
 pub mod limit;
@@ -20,6 +22,7 @@ pub mod mode;
 pub mod priority;
 pub mod queue;
 pub mod retry;
+pub mod shed;
 pub mod timeout;
 mod words;
 

@@ -6,6 +6,7 @@
 //! retry that waits takes the place of a request that has not been served at all.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -19,9 +20,11 @@ use super::fault::Injection;
 use super::grpc::{self, Call};
 use super::open::{CONNECT_TIMEOUT, Open, Opening};
 use super::queue::Slot;
+use super::race::Race;
 use super::request::Request;
 use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, retry_after};
 use super::send::{self, Clock, Sending};
+use super::shed;
 use super::upward::Up;
 use super::wire::Unanswered;
 use super::worker::Worker;
@@ -62,16 +65,16 @@ pub struct Admitted {
     endpoints: (u32, u32),
     clock: Clock,
     number: u32,
-    /// How long a fault held it back before it went up.
-    delayed: Duration,
 }
 
-/// An attempt that is sent and has no outcome. Dropped without, its client has left: that is counted, and where it
-/// left later than answers take it is the upstream's failure.
+/// An attempt that is sent and has no outcome. Dropped without, another has won its race, which says nothing of it but
+/// that it took longer than this; or its client has left: that is counted, and where it left later than answers take
+/// it is the upstream's failure.
 struct Pending<'a> {
     worker: &'a Worker,
     routed: &'a Routed,
     started: Instant,
+    race: Option<&'a Race>,
     /// None once there is an outcome.
     admitted: Option<Admitted>,
 }
@@ -81,6 +84,9 @@ impl Drop for Pending<'_> {
         if let Some(admitted) = self.admitted.take() {
             let now = Instant::now();
             let latency = admitted.latency(self.started, now);
+            if self.race.is_some_and(Race::is_decided) {
+                return admitted.overtaken(self.worker, self.routed, latency, now);
+            }
             let left = Unanswered::of(Reason::ClientDisconnected.into(), false);
             admitted.fail(self.worker, self.routed, left, (latency, now));
         }
@@ -183,7 +189,6 @@ pub async fn admit(
         endpoints: (endpoints.usable.len().min(2) as u32, endpoints.in_service()),
         clock: turn.clock,
         number: turn.number,
-        delayed: Duration::ZERO,
     })
 }
 
@@ -205,7 +210,7 @@ impl Admitted {
     }
 
     /// Sends the request and waits for its answer's head, and for the whole answer where it is small. Tells when
-    /// the head came, or the attempt failed.
+    /// the head came, or the attempt failed. `race`: where there is another beside it, or may be.
     ///
     /// # Errors
     /// [`Failed`].
@@ -215,7 +220,7 @@ impl Admitted {
         routed: &Routed,
         request: &mut Request,
         timer: &Timer,
-        client: Option<&dyn Informed>,
+        (client, race): (Option<&dyn Informed>, Option<&Race>),
     ) -> Result<(Box<FromUpstream>, Instant), (Failed, Instant)> {
         let chain = &*routed.target().chain;
         let started = Instant::now();
@@ -223,13 +228,12 @@ impl Admitted {
         request.record.endpoint = Some(Arc::clone(self.in_flight.endpoint()));
         request.record.sent.get_or_insert(started);
 
-        let mut pending = Pending { worker, routed, started, admitted: Some(self) };
+        let mut pending = Pending { worker, routed, started, race, admitted: Some(self) };
         let admitted = pending.admitted.as_mut().expect("it has just been put there");
+        let by = (timer, client, race);
         let result = match injected(worker, routed, request, started) {
-            None => admitted.exchange(worker, routed, request, (timer, client), started).await,
-            Some(fault) => {
-                Box::pin(admitted.suffer(fault, worker, routed, request, (timer, client), started)).await
-            }
+            None => admitted.exchange(worker, routed, request, by, started).await,
+            Some(fault) => Box::pin(admitted.suffer(fault, worker, routed, request, by, started)).await,
         };
         let admitted = pending.admitted.take().expect("it is taken here alone");
 
@@ -241,6 +245,7 @@ impl Admitted {
             Ok(mut arrived) => {
                 let is_abort = arrived.abort.is_some();
                 let status = if request.context.grpc { arrived.grpc_status() } else { None };
+                shed::hear(chain, &mut arrived.head.fields, now);
                 let head = &arrived.head;
                 let (verdict, counted_as) = match status {
                     Some(code) => {
@@ -248,6 +253,7 @@ impl Admitted {
                     }
                     None => (chain.classifier.status(head.status), AttemptOutcome::of_status(head.status)),
                 };
+                let verdict = if shed::is_shed(head) { Verdict::Throttled } else { verdict };
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
                 }
@@ -286,6 +292,16 @@ impl Admitted {
             }
             Err(unanswered) => Err((admitted.fail(worker, routed, unanswered, (latency, now)), now)),
         }
+    }
+
+    /// Tells the balancer and the metrics of an attempt that another has overtaken after `age`. Breaker and limits learn
+    /// nothing of it.
+    #[cold]
+    fn overtaken(self, worker: &Worker, routed: &Routed, age: Duration, now: Instant) {
+        let chain = &*routed.target().chain;
+        chain.upstream.observe(&self.in_flight, now, Observed::Overtaken { age });
+        chain.upstream.metrics.shard(worker.index).attempts(AttemptOutcome::Overtaken).inc();
+        self.in_flight.endpoint().metrics.shard(worker.index).attempts(AttemptOutcome::Overtaken).inc();
     }
 
     /// Tells policies and metrics of an attempt without an answer, which took `latency` and ended at `now`.
@@ -328,23 +344,25 @@ impl Admitted {
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
-        by: (&Timer, Option<&dyn Informed>),
+        by: (&Timer, Option<&dyn Informed>, Option<&Race>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let shard = routed.target().chain.upstream.metrics.shard(worker.index);
+        // A hedge may become due while it waits.
+        let look = |request: &Request| by.2.into_iter().for_each(|race| race.look(request));
         let mut up = started;
         if let Some(delay) = fault.plan.delay {
             shard.faults(FaultKind::Delay).inc();
             if let Some(permit) = &self.permit {
                 permit.renew(started, delay + send::LEASE);
             }
-            let in_time = fault.hold(started, delay, self.until(started)).await;
+            let in_time = fault.hold(started, delay, self.until(started), || look(request)).await;
             up = Instant::now();
             if !in_time {
                 return Err(self.too_late(up));
             }
-            self.delayed = up - started;
-            self.clock.attempt = self.clock.attempt.map(|attempt| attempt.saturating_sub(self.delayed));
+            self.clock.delayed = up - started;
+            self.clock.attempt = self.clock.attempt.map(|attempt| attempt.saturating_sub(self.clock.delayed));
         }
         match fault.plan.end {
             Some(End::Abort(status, code)) => {
@@ -363,7 +381,7 @@ impl Admitted {
         if let Some(slow) = fault.plan.slow_first_byte {
             shard.faults(FaultKind::SlowFirstByte).inc();
             let until = self.until(self.clock.sent.unwrap_or(up));
-            if !fault.hold(Instant::now(), slow, until).await {
+            if !fault.hold(Instant::now(), slow, until, || look(request)).await {
                 worker.reuse_response_head(arrived.head);
                 return Err(self.too_late(Instant::now()));
             }
@@ -389,7 +407,7 @@ impl Admitted {
     /// How long the upstream has taken, or has seemed to. What its client took to send the request is not its latency.
     fn latency(&self, started: Instant, now: Instant) -> Duration {
         match self.clock.sent {
-            Some(sent) => now - sent + self.delayed,
+            Some(sent) => now - sent + self.clock.delayed,
             None => now - started,
         }
     }
@@ -402,7 +420,7 @@ impl Admitted {
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
-        (timer, client): (&Timer, Option<&dyn Informed>),
+        (timer, client, race): (&Timer, Option<&dyn Informed>, Option<&Race>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let head = &request.head;
@@ -418,9 +436,18 @@ impl Admitted {
             let up = Up::new(self.number, told);
             let open = Open { up, careful, fresh: replaced, ends: progress.has_ended() };
             let opening = Opening { worker, routed, endpoint: &endpoint, clock: &self.clock, timer };
-            let (mut wire, now) = opening.open(request, open, started).await?;
+            let (mut wire, now) = {
+                let mut opened = pin!(opening.open(request, open, started));
+                poll_fn(|cx| {
+                    if let Some(race) = race {
+                        race.look(request);
+                    }
+                    opened.as_mut().poll(cx)
+                })
+                .await?
+            };
             let mut head = worker.response_head();
-            let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref() };
+            let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref(), race };
             let sent =
                 sending.send(&mut wire, request, &mut progress, &mut self.clock, (&mut head, now)).await;
             match sent {

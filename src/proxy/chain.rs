@@ -4,15 +4,18 @@
 //! open breaker stays open, whoever is in flight stays counted.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::policy::breaker::{Breaker, StateKind};
 use crate::policy::budget::Budget;
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
 use crate::policy::fault::{Endpoints, Fault};
+use crate::policy::hedge::Hedge;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
+use crate::policy::shed::level::LEVELS;
+use crate::policy::shed::{Change, Health, Shedding};
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::standing::{Out, Standing};
@@ -29,8 +32,12 @@ pub struct Chain {
     pub breaker: Arc<Breaker>,
     /// How many may be sent at once.
     pub gate: Arc<Gate>,
+    /// Who is refused first, where that is wanted.
+    pub shed: Option<Arc<Shedding>>,
     /// How many retries there may be.
     pub budget: Arc<Budget>,
+    /// What is known of hedges.
+    pub hedge: Arc<Hedge>,
     /// How long attempts took of late.
     pub latency: Arc<Latency>,
     /// Whether an attempt can still be in time.
@@ -83,7 +90,12 @@ impl Chain {
         Self {
             breaker,
             gate,
+            shed: settings.shed.as_ref().map(|_| {
+                let known = previous.and_then(|previous| previous.shed.as_ref());
+                known.map_or_else(|| Arc::new(Shedding::new(now, seconds())), Arc::clone)
+            }),
             budget,
+            hedge: previous.map_or_else(|| Arc::new(Hedge::new(now)), |old| Arc::clone(&old.hedge)),
             latency: previous.map_or_else(|| Arc::new(Latency::new(now)), |old| Arc::clone(&old.latency)),
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
@@ -104,6 +116,24 @@ impl Chain {
         Endpoints { all: endpoints.usable.len() + endpoints.unresolved.len(), healthy }
     }
 
+    /// Looks, now and then, whether more or less must be shed; mostly it is not time to.
+    pub fn look_after_shedding(&self, now: Instant, health: impl FnOnce() -> Health) {
+        let (Some(shedding), Some(settings)) = (&self.shed, &self.upstream.settings.shed) else { return };
+        let upstream = &*self.upstream.name;
+        match shedding.own.tick((now, seconds()), settings, || self.gate.counts(), health) {
+            None => {}
+            Some(Change::Began { share, cutoff, own }) => {
+                let mode = word(settings.mode);
+                let why = if own { "this process is short of memory or time" } else { "too much arrives" };
+                tracing::warn!(upstream, mode, share, cutoff, "load shedding begins: {why}");
+            }
+            Some(Change::Ended { after, shed }) => {
+                let seconds = after.as_secs_f64();
+                tracing::info!(upstream, seconds, shed, "load shedding has ended");
+            }
+        }
+    }
+
     /// Puts the present counts into the gauges, for a scrape.
     pub fn refresh_gauges(&self) {
         let (in_flight, limit, waiting) = self.gate.counts();
@@ -111,6 +141,8 @@ impl Chain {
         metrics.concurrency_in_flight.set(in_flight.into());
         metrics.concurrency_limit.set(limit.into());
         metrics.queue_depth.set(waiting as i64);
+        let cutoff = self.shed.as_ref().map_or(LEVELS, |shedding| shedding.own.cutoff());
+        metrics.shed_cutoff.set(cutoff.into());
         metrics.streams.set(self.upstream.counts.streams().into());
         for choice in &self.upstream.endpoints().usable {
             choice.endpoint.metrics.set_healthy(choice.endpoint.standing.is_in_service());
@@ -133,9 +165,11 @@ impl Chain {
             "discovery": self.upstream.known().view(now),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
+            "shed": self.shed.as_ref().map(|shedding| shedding.view()),
             "connections": self.upstream.counts.connections(),
             "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
+            "hedge": self.hedge.view(now),
             "latency": {
                 "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),
                 "p99_ms": self.latency.p99(now).map(|p99| p99.as_secs_f64() * 1000.0),
@@ -191,6 +225,11 @@ pub fn carry_out<T>(
         metrics.rejected(refusal.reason, effect).inc();
     }
     if mode == Mode::Enforce { Err(refusal) } else { Ok(None) }
+}
+
+/// Seconds since 1970.
+fn seconds() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
 }
 
 const fn word(mode: Mode) -> &'static str {

@@ -1,6 +1,6 @@
 //! A request, from its complete head to the head of its answer.
 //!
-//! context -> route -> attempts: [ budget, back-off ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
+//! context -> route -> shed -> attempts: [ budget, back-off, hedge ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
 //!
 //! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
@@ -11,12 +11,14 @@ use super::answer::Answer;
 use super::attempt;
 use super::client::Informed;
 use super::context::Routed;
+use super::hedge::{Sent, Serving};
 use super::life::Stage;
 use super::mirror;
 use super::panics::survive;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::retries::{Attempted, Retries, finish};
+use super::shed;
 use super::worker::Worker;
 use crate::policy::retry::Skip;
 use crate::reason::{Error, Reason};
@@ -41,14 +43,16 @@ pub async fn exchange(
     if let Some(routed) = mirrored.filter(|_| !is_whole) {
         shadow(worker, request, routed);
     }
-    match served {
+    let mut response = match served {
         // It was the upstream's answer for all who asked; the client learns the truth.
         Ok(answer) => match answer.injected() {
             Some(error) => Response::Own(refuse(request, error)),
             None => Response::Upstream(answer),
         },
         Err(error) => Response::Own(refuse(request, error)),
-    }
+    };
+    shed::tell(request, &mut response);
+    response
 }
 
 /// The answer to a request that is not served by an upstream.
@@ -73,7 +77,7 @@ async fn send_copy(worker: &Rc<Worker>, mut copy: mirror::Copy, routed: Routed) 
     }
 }
 
-/// The request's attempts, until one is good enough or none may follow.
+/// Asks what is asked once for a request, and makes its attempts.
 async fn serve(
     worker: &Rc<Worker>,
     request: &mut Request,
@@ -84,20 +88,34 @@ async fn serve(
     if worker.shared.life.stage() == Stage::Refusing {
         return Err(Reason::Draining.into());
     }
+    let admitted = shed::admit(worker, request, &routed)?;
+    let served = attempts(worker, request, &routed, client).await;
+    admitted.settle(&served);
+    served
+}
+
+/// The request's attempts, until one is good enough or none may follow.
+async fn attempts(
+    worker: &Rc<Worker>,
+    request: &mut Request,
+    routed: &Routed,
+    client: Option<&dyn Informed>,
+) -> Result<Box<FromUpstream>, Error> {
     let target = routed.target();
     let timer = worker.timer();
-    let mut retries = Retries::new(&routed, request);
+    let serving = Serving { worker, routed, timer: &timer, client };
+    let mut retries = Retries::new(routed, request);
     request.body.keep(target.retry.request_buffer.bytes());
     target.chain.budget.deposit(request.context.arrived);
 
     // What is passed on where no further attempt is made.
     let mut last: Option<Attempted> = None;
     loop {
-        let turn = match retries.turn(worker, request, &routed) {
+        let turn = match retries.turn(worker, request, routed) {
             Ok(turn) => turn,
             Err(error) => return retries.give_up(worker, last, request, (Skip::Deadline, error)),
         };
-        let admitted = match attempt::admit(worker, &routed, request, turn, &timer).await {
+        let admitted = match attempt::admit(worker, routed, request, turn, &timer).await {
             Ok(admitted) => admitted,
             Err(error) => {
                 let skip =
@@ -107,10 +125,12 @@ async fn serve(
         };
         retries.begin(worker, admitted.endpoint_id());
         drop(last.take());
-        let (mut attempted, now) = match admitted.send(worker, &routed, request, &timer, client).await {
-            Ok((answer, now)) => (Attempted::Answered(answer), now),
-            Err((failed, now)) => (Attempted::Failed(failed), now),
-        };
+        let plan = serving.plan(request, &retries);
+        let Sent { mut attempted, now, hedged } = serving.send(admitted, request, plan, &retries).await;
+        if let Some(hedged) = hedged {
+            hedged.tell(&mut request.record);
+            retries.hedged(hedged.has_won(), hedged.failed());
+        }
         match retries.after(worker, request, &mut attempted, now) {
             Some(wait) => {
                 if !wait.is_zero() {

@@ -8,6 +8,8 @@
 //! PERF: while there is none an attempt pays for one branch. Not here: whom a fault hits, and when it ends
 //! (`policy::fault`); where an attempt suffers it (`attempt`, `response`).
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -268,8 +270,15 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// Waits from `began` on for `length`, shorter if the fault ends meanwhile. False: `until` came first.
-    pub async fn hold(&self, began: Instant, length: Duration, until: Option<Instant>) -> bool {
+    /// Waits from `began` on for `length`, shorter if the fault ends meanwhile, and calls `look` whenever it is woken.
+    /// False: `until` came first.
+    pub async fn hold(
+        &self,
+        began: Instant,
+        length: Duration,
+        until: Option<Instant>,
+        look: impl Fn(),
+    ) -> bool {
         let end = began + length;
         loop {
             let now = Instant::now();
@@ -280,7 +289,12 @@ impl Injection {
                 return false;
             }
             let next = until.into_iter().chain([end, now + NOTICED_WITHIN]).min().unwrap_or(end);
-            tokio::time::sleep_until(next.into()).await;
+            let mut sleep = pin!(tokio::time::sleep_until(next.into()));
+            poll_fn(|cx| {
+                look();
+                sleep.as_mut().poll(cx)
+            })
+            .await;
         }
     }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::policy::condition::{headers, methods};
 use crate::policy::key::Key;
 use crate::policy::priority::Priority;
-use crate::policy::{fault, retry, timeout};
+use crate::policy::{fault, hedge, retry, timeout};
 use crate::units::{Ratio, within};
 use crate::upstream::check_authority;
 
@@ -61,6 +61,9 @@ pub struct Settings {
     /// The retries in force on this route, where it says any: the upstream's with the route's keys over them.
     #[serde(default)]
     pub retry: Option<retry::Settings>,
+    /// The hedges in force on this route, where it says any: the upstream's with the route's keys over them.
+    #[serde(default)]
+    pub hedge: Option<hedge::Settings>,
     /// The fault that is injected into this route's requests, where it says any: the upstream's with the route's keys over
     /// it.
     #[serde(default)]
@@ -83,6 +86,9 @@ pub struct Arm {
     /// The retries in force there, where the route says any.
     #[serde(skip)]
     pub retry: Option<retry::Settings>,
+    /// The hedges in force there, where the route says any.
+    #[serde(skip)]
+    pub hedge: Option<hedge::Settings>,
     /// The fault that is injected there, where the route says any.
     #[serde(skip)]
     pub fault: Option<fault::Settings>,
@@ -178,6 +184,7 @@ impl Settings {
             rewrite: Rewrite::default(),
             timeout: None,
             retry: None,
+            hedge: None,
             fault: None,
         }
     }
@@ -185,19 +192,18 @@ impl Settings {
     /// The upstreams it leads to, each with its share and what is in force there: those of `split`, or the one.
     pub fn arms(&self) -> Vec<Arm> {
         let only = self.upstream.iter().map(|upstream| Arm {
-            timeout: self.timeout.clone(),
-            retry: self.retry.clone(),
+            hedge: self.hedge.clone(),
             fault: self.fault.clone(),
-            ..Arm::of(upstream)
+            ..Arm::of(upstream, self.timeout.clone(), self.retry.clone())
         });
         if self.split.is_empty() { only.collect() } else { self.split.clone() }
     }
 }
 
 impl Arm {
-    /// All that goes to `upstream`, with what is in force there by itself.
-    pub fn of(upstream: &str) -> Self {
-        Self { upstream: upstream.to_owned(), weight: 1, timeout: None, retry: None, fault: None }
+    /// All that goes to `upstream`, with what is in force there over its own.
+    pub fn of(upstream: &str, timeout: Option<timeout::Settings>, retry: Option<retry::Settings>) -> Self {
+        Self { upstream: upstream.to_owned(), weight: 1, timeout, retry, hedge: None, fault: None }
     }
 }
 

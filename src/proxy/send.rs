@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::body::Progress;
 use super::client::Informed;
 use super::context::Routed;
+use super::race::Race;
 use super::request::Request;
 use super::wire::{Unanswered, Wire};
 use super::worker::Worker;
@@ -46,6 +47,8 @@ pub struct Clock {
     pub quiet: Option<Duration>,
     /// When the request had gone up, once it has.
     pub sent: Option<Instant>,
+    /// How long an injected fault held it back before: that counts as the upstream's time.
+    pub delayed: Duration,
 }
 
 impl Clock {
@@ -93,6 +96,8 @@ pub struct Sending<'a> {
     pub routed: &'a Routed,
     /// The breaker's permit, whose lease runs from when the request has gone up.
     pub permit: Option<&'a Permit>,
+    /// Where it may be hedged, or is the hedge.
+    pub race: Option<&'a Race>,
 }
 
 impl Sending<'_> {
@@ -113,6 +118,9 @@ impl Sending<'_> {
         // How far the body was at the last look, and when that was.
         let mut moved = (usize::MAX, started);
         poll_fn(|cx| {
+            if let Some(race) = self.race {
+                race.look(request);
+            }
             loop {
                 if !sent {
                     match request.body.poll_send(cx, &self.worker.shared, progress, wire) {
@@ -127,6 +135,9 @@ impl Sending<'_> {
                                 request.context.stood_still += now - started;
                             }
                             clock.sent = Some(now);
+                            if let Some(race) = self.race {
+                                race.went_up(now - clock.delayed);
+                            }
                             clock.arm(self.timer, now);
                             if let Some(permit) = self.permit {
                                 let request = *self.routed.target().timeout.request;
@@ -189,8 +200,8 @@ impl Sending<'_> {
                 // A shadow timeout counts what it would have cut, once, and lets go.
                 let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
                 shard.rejected(error.reason, Effect::Shadowed).inc();
-                *clock =
-                    Clock { mode: Mode::Off, caller: clock.caller, sent: clock.sent, ..Clock::default() };
+                let Clock { caller, sent, delayed, .. } = *clock;
+                *clock = Clock { mode: Mode::Off, caller, sent, delayed, ..Clock::default() };
                 clock.arm(self.timer, started);
             }
         })

@@ -16,7 +16,7 @@ use super::listener::{Settings, Trust};
 use super::route::{self, Route};
 use crate::policy::fault::Fault;
 use crate::policy::retry::Rules;
-use crate::policy::{retry, timeout};
+use crate::policy::{hedge, retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
 use crate::tls::server::Server;
 use crate::units::Ratio;
@@ -87,6 +87,8 @@ pub struct Target {
     pub retry: retry::Settings,
     /// The same, compiled.
     pub rules: Rules,
+    /// Hedges: the upstream's with the route's over them.
+    pub hedge: hedge::Settings,
     /// What is done to its requests on purpose: the route's own fault, or the upstream's.
     pub fault: Option<Arc<Fault>>,
     /// Its series.
@@ -124,6 +126,7 @@ impl Snapshot {
                     None => chain.fault.clone(),
                 },
                 retry,
+                hedge: arm.hedge.unwrap_or_else(|| of_upstream.hedge.clone()),
                 metrics: metrics.route(listener, &route.name, &arm.upstream),
                 chain: Arc::clone(chain),
                 route: Arc::clone(route),
@@ -151,9 +154,10 @@ impl Snapshot {
                     if let Some(mirror) = &route.settings.mirror
                         && let Some(chain) = chains.get(&mirror.upstream)
                     {
-                        // A copy is not worth a retry.
+                        // A copy is not worth a retry, nor a hedge.
                         let retry = retry::Settings { attempts: 1, ..chain.upstream.settings.retry.clone() };
-                        let arm = route::Arm { retry: Some(retry), ..route::Arm::of(&mirror.upstream) };
+                        let hedge = Some(hedge::Settings::default());
+                        let arm = route::Arm { hedge, ..route::Arm::of(&mirror.upstream, None, Some(retry)) };
                         let place = targets.len();
                         targets.extend(target(&name, &route, arm));
                         let mirrored = &mut targets[first..place];

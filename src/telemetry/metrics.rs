@@ -24,7 +24,7 @@ use super::cells::{
 };
 pub use super::labels::{
     AttemptOutcome, BreakerState, ConnectResult, Effect, Ejection, FaultKind, HandshakeResult, Limit,
-    Refused, RequestOutcome, Words,
+    Refused, RequestOutcome, Winner, Words,
 };
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
@@ -129,6 +129,8 @@ pub struct UpstreamMetrics {
     pub concurrency_limit: Gauge,
     /// How many attempts are in flight.
     pub concurrency_in_flight: Gauge,
+    /// From which level on requests are shed.
+    pub shed_cutoff: Gauge,
     /// Exchanges without a foreseeable end.
     pub streams: Gauge,
     /// How many requests wait for a slot.
@@ -156,6 +158,8 @@ pub struct UpstreamShard {
     attempts: [Counter; AttemptOutcome::COUNT],
     retries: Box<[Counter]>,
     retries_skipped: Box<[Counter]>,
+    hedges: [Counter; Winner::ALL.len()],
+    hedges_skipped: Box<[Counter]>,
     rejected: [[Counter; Effect::ALL.len()]; Reason::ALL.len()],
     connects: [Counter; ConnectResult::ALL.len()],
     faults: [Counter; FaultKind::ALL.len()],
@@ -346,6 +350,7 @@ impl UpstreamMetrics {
             breaker_mode: Mutex::new(Effect::Enforced.label()),
             concurrency_limit: Gauge::default(),
             concurrency_in_flight: Gauge::default(),
+            shed_cutoff: Gauge::default(),
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
             mirrored: SharedCounter::default(),
@@ -401,6 +406,8 @@ impl UpstreamShard {
             attempts: Default::default(),
             retries: counters(&words.retries),
             retries_skipped: counters(&words.retries_skipped),
+            hedges: Default::default(),
+            hedges_skipped: counters(&words.hedges_skipped),
             rejected: Default::default(),
             connects: Default::default(),
             faults: Default::default(),
@@ -429,6 +436,18 @@ impl UpstreamShard {
     #[inline]
     pub fn retries_skipped(&self, cause: usize) -> &Counter {
         &self.retries_skipped[cause]
+    }
+
+    /// Hedges, by whose answer the request got.
+    #[inline]
+    pub fn hedges(&self, winner: Winner) -> &Counter {
+        &self.hedges[winner as usize]
+    }
+
+    /// Hedges not sent, for the cause at this place of [`Words::hedges_skipped`].
+    #[inline]
+    pub fn hedges_skipped(&self, cause: usize) -> &Counter {
+        &self.hedges_skipped[cause]
     }
 
     /// Requests that were refused, or would have been.

@@ -178,6 +178,27 @@ async fn a_delay_is_the_upstreams_latency() {
 }
 
 #[tokio::test]
+async fn a_hedge_overtakes_what_a_fault_holds_back() {
+    let (one, two) =
+        (Upstream::that().answers(200).start().await, Upstream::that().answers(200).start().await);
+    for kind in ["delay", "slow_first_byte"] {
+        let hedge = "hedge = { mode = \"enforce\", after = \"50ms\", budget = 1.0 }";
+        // The hedge finds the only place taken.
+        let fault = asked_for(&format!("{kind} = \"5s\", max_active = 1"));
+        let proxy = Config::over([&one, &two]).upstream(hedge).upstream(&fault).start().await;
+        let mut client = proxy.connect().await;
+        for _ in 0..50 {
+            assert_eq!(client.exchange(&get("/")).await.status, 200, "{kind}");
+        }
+        let start = Instant::now();
+        assert_eq!(proxy.connect().await.exchange(CHAOS).await.status, 200, "{kind}");
+        assert!(start.elapsed() < Duration::from_secs(3), "{kind}: {:?}", start.elapsed());
+        assert_eq!(proxy.metric("outrigger_hedges_total{upstream=app,winner=hedge}").await, 1.0, "{kind}");
+        nobody_is_under_it(&proxy).await;
+    }
+}
+
+#[tokio::test]
 async fn a_delay_ends_with_the_deadline() {
     let app = Upstream::that().answers(200).start().await;
     for fault in ["delay = \"20s\"", "slow_first_byte = \"20s\""] {
