@@ -12,11 +12,13 @@ use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, hedge, retry, timeout};
+use crate::policy::rate_limit::{self, DEFAULT_NAME};
+use crate::policy::{breaker, fallback, hedge, limit, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
 use crate::transport::UNIX_PEER;
+use crate::units::Amount;
 use crate::units::Span;
 use crate::upstream::balance::{self, Kind};
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
@@ -143,6 +145,27 @@ impl<'a> Lint<'a> {
                 }
             }
         }
+        let stands_in = |of: &'a Node, layer: Layer| {
+            of.get("fallback")
+                .and_then(|fallback| fallback.get("upstream"))
+                .filter(|node| node.layer == layer)
+        };
+        let defaults = self.root.get("defaults").and_then(|defaults| stands_in(defaults, Layer::Written));
+        named.extend(defaults.map(|node| (Path::of(&["defaults", "fallback", "upstream"]), node)));
+        for (name, upstream) in all_upstreams(self.root) {
+            let path = Path::of(&["upstream", name, "fallback", "upstream"]);
+            named.extend(stands_in(upstream, Layer::Written).map(|node| (path, node)));
+        }
+        for (index, listener) in all(self.root, "listener") {
+            for (number, route) in all(listener, "route") {
+                let path = Path::of(&["listener"])
+                    .index(index)
+                    .key("route")
+                    .index(number)
+                    .below("fallback.upstream");
+                named.extend(stands_in(route, Layer::Route).map(|node| (path, node)));
+            }
+        }
         for (index, name) in
             self.root.get("admin").into_iter().flat_map(|admin| elements(admin, "ready_requires"))
         {
@@ -165,6 +188,10 @@ impl<'a> Lint<'a> {
         let mut used = BTreeSet::new();
         let listeners = self.root.all_entries().iter().find(|(key, _)| key == "listener");
         listeners.iter().for_each(|(_, node)| texts(node, &mut used));
+        for (_, node) in all_upstreams(self.root) {
+            let other = node.get("fallback").and_then(|fallback| fallback.get("upstream"));
+            used.extend(other.and_then(Node::text));
+        }
         let mut gaps = Vec::new();
         if all(self.root, "listener").next().is_none() && !self.root.lost_like("listener") {
             let cure = "add one: `[[listener]]` with `address = \"127.0.0.1:8080\"` and `upstream = \"…\"`";
@@ -295,6 +322,9 @@ impl<'a> Lint<'a> {
             .flat_map(|(path, route)| route.settings.arms().into_iter().map(move |arm| (path, arm)));
         for (path, arm) in ways {
             let Some(upstream) = config.upstream.get(&arm.upstream) else { continue };
+            if let Some(fallback) = &arm.fallback {
+                self.fallback(&path.key("fallback"), fallback, &arm.upstream, config);
+            }
             let upstream_path = Path::of(&["upstream", &arm.upstream]);
             let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
             let (timeout, retry, hedge) = (&arm.timeout, &arm.retry, &arm.hedge);
@@ -423,13 +453,17 @@ impl<'a> Lint<'a> {
             upstream: settings,
         });
         self.hedge_is_used(path, settings, config);
+        self.rate_limits(path, &settings.rate_limit);
         self.breaker(&path.key("breaker"), &settings.breaker);
+        let name = path.last_key().unwrap_or_default().to_owned();
+        self.fallback(&path.key("fallback"), &settings.fallback, &name, config);
         self.shed(path, settings);
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identity().into_iter());
         }
         self.outlier(path, settings);
         self.health(&path.key("health"), &settings.health);
+        self.limit(path, &settings.concurrency.limit);
         self.capacity(path, settings, config);
         self.balance(&path.key("balance"), &settings.balance);
         self.priorities(path, settings);
@@ -681,6 +715,61 @@ impl<'a> Lint<'a> {
         self.say(&path.key("endpoints").index(*index).key("priority"), problem);
     }
 
+    /// Each has a name of its own, and a burst that its rate can fill.
+    fn rate_limits(&mut self, upstream: &Path, settings: &[rate_limit::Settings]) {
+        let all = upstream.key("rate_limit");
+        let (node, _) = self.find(&all);
+        if settings.len() > rate_limit::MOST {
+            let problem = Problem::new(
+                format!("there are {} rate limits", settings.len()),
+                format!("give at most {}: each request is asked of all", rate_limit::MOST),
+            );
+            return self.report.add(problem.at(&all, node));
+        }
+        let root = self.root;
+        let elements: Vec<_> = node.elements().zip(settings).collect();
+        for (number, ((index, node), limit)) in elements.iter().enumerate() {
+            let path = if node.layer == Layer::Defaults {
+                default_limit(root, &limit.name)
+            } else {
+                all.index(*index)
+            };
+            let of = |key: &str| node.get(key).unwrap_or(node);
+            let mut say = |key: &str, problem: Problem| {
+                self.report.add(problem.at(&path.key(key), of(key)));
+            };
+            let mut others = elements[..number].iter();
+            if let Some(((_, first), _)) = others.find(|(_, other)| other.name == limit.name) {
+                let message = format!("two rate limits have the name {:?}", limit.name);
+                let cure = "give each a `name` of its own: answers and log tell them apart by it";
+                say("name", Problem::new(message, cure).with(first, "the first"));
+            }
+            let unit = |amount: Amount| if matches!(amount, Amount::Bytes(_)) { "bytes" } else { "requests" };
+            let (rate, burst) = (limit.rate, limit.burst());
+            if !burst.is_like(rate.amount()) {
+                let cure = match rate.amount() {
+                    Amount::Bytes(_) => "give a size, such as \"1MiB\"",
+                    Amount::Requests(_) => "give a number of requests, such as 200",
+                };
+                let (ours, theirs) = (unit(burst), unit(rate.amount()));
+                let message =
+                    format!("`burst` ({burst}) counts {ours}, and `rate` (\"{rate}\") counts {theirs}");
+                say("burst", Problem::new(message, cure).with(of("rate"), "this one"));
+            } else if limit.fills_in().is_none() {
+                let message = format!("a burst of {burst} takes more than ten years at \"{rate}\"");
+                say(
+                    "burst",
+                    Problem::new(message, "lower `burst`, or raise `rate`").with(of("rate"), "this one"),
+                );
+            }
+            if limit.key.is_none() && node.get("max_keys").is_some() {
+                let cure = "add `key = \"header:NAME\"`, or remove it";
+                let message = "`max_keys` bounds the keys, and there is no `key`";
+                say("max_keys", Problem::new(message, cure).warning());
+            }
+        }
+    }
+
     fn breaker(&mut self, path: &Path, breaker: &breaker::Settings) {
         let open_for = &breaker.open_for;
         if open_for.base > open_for.max {
@@ -695,6 +784,66 @@ impl<'a> Lint<'a> {
             let size = At(path.below("window.size"), size);
             let cure = "the window never holds that many, so the breaker never opens: lower `min_requests`";
             self.error(&min_requests, "is more than", &size, cure);
+        }
+    }
+
+    /// Something stands in for failures, and it is another.
+    fn fallback(&mut self, path: &Path, fallback: &fallback::Settings, upstream: &str, config: &Config) {
+        let (node, is_written) = self.find(path);
+        if !is_written {
+            return;
+        }
+        let root = self.root;
+        let says = |key: &&str| root.follow(&path.key(key).0).1;
+        let lost = ["stale", "response", "upstream", "coalesce"].iter().any(|key| node.lost_like(key));
+        if fallback.mode != Mode::Off && !lost {
+            if fallback.on != fallback::Settings::default().on
+                && !fallback.has_substitute()
+                && !fallback.coalesce
+                && says(&"on")
+                && !self.find(&path.key("on")).0.is_torn()
+            {
+                let on = path.key("on");
+                let message = format!("`{on}` names failures, and nothing stands in for them");
+                let cure = "add `stale = {}`, `upstream = \"…\"` or `response = { … }`";
+                self.say(&on, Problem::new(message, cure).warning());
+            }
+            if !fallback.key.is_empty() && fallback.stale.is_none() && !fallback.coalesce && says(&"key") {
+                let key = path.key("key");
+                let message =
+                    format!("`{key}` tells requests apart for `stale` and `coalesce`, and there is neither");
+                self.say(&key, Problem::new(message, "add `stale = {}` or `coalesce = true`").warning());
+            }
+        }
+        if let Some(response) = &fallback.response
+            && matches!(response.status, 204 | 304)
+            && !response.body.is_empty()
+        {
+            let problem = Problem::new(
+                format!(
+                    "`{path}.response` has a body, and an answer with status {} has none",
+                    response.status
+                ),
+                "leave `body` out, or give another status",
+            );
+            self.say(&path.key("response"), problem);
+        }
+        let Some(other) = &fallback.upstream else { return };
+        let at = path.key("upstream");
+        // One that stands in for all may be among them: then it stands for itself.
+        if other == upstream && self.find(&at).0.layer != Layer::Defaults {
+            let message = format!("`{at}` is {other:?} itself, which has just failed");
+            self.say(&at, Problem::new(message, "name another upstream"));
+        }
+        let back = config.upstream.get(other).and_then(|settings| settings.fallback.upstream.as_deref());
+        if back == Some(upstream) && other.as_str() > upstream {
+            let problem = Problem::new(
+                format!(
+                    "{upstream:?} and {other:?} stand in for each other: where one is overloaded, the other follows"
+                ),
+                "let only one of them have the other; retry.budget bounds what they send each other",
+            );
+            self.say(&at, problem.warning());
         }
     }
 
@@ -783,6 +932,23 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// A limit that moves has room to.
+    fn limit(&mut self, path: &Path, limit: &limit::Settings) {
+        let Some((min, initial)) = limit.start() else { return };
+        let [min_at, initial_at, max_at] = [("min", min), ("initial", initial), ("max", limit.max())]
+            .map(|(key, value)| At(path.below(&format!("concurrency.limit.{key}")), value));
+        if min > limit.max() {
+            self.error(&min_at, "is more than", &max_at, "raise `max`, or lower `min`");
+        } else if self.find(&initial_at.0).1 {
+            let cure = "it begins within its bounds: give it a number from `min` to `max`";
+            if initial > limit.max() {
+                self.error(&initial_at, "is more than", &max_at, cure);
+            } else if initial < min {
+                self.error(&initial_at, "is less than", &min_at, cure);
+            }
+        }
+    }
+
     /// What an upstream may hold at once fits into what holds it.
     fn capacity(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
         let max = settings.concurrency.limit.max();
@@ -810,6 +976,14 @@ impl<'a> Lint<'a> {
             self.warn(&request, "is longer than", &drain, cure);
         }
     }
+}
+
+/// The path of the default rate limit with this name.
+fn default_limit(root: &Node, name: &str) -> Path {
+    let all = root.get("defaults").into_iter().flat_map(|defaults| elements(defaults, "rate_limit"));
+    let named = |node: &Node| node.get("name").and_then(Node::text).unwrap_or(DEFAULT_NAME) == name;
+    let index = all.filter(|(_, node)| named(node)).map(|(index, _)| index).next();
+    Path::of(&["defaults", "rate_limit"]).index(index.unwrap_or_default())
 }
 
 /// A value and its path for a message: whether it is built in, and nothing of a secret.

@@ -8,7 +8,7 @@ use super::target::{Target, reaches};
 use crate::config::{Layer, Loaded};
 use crate::policy::mode::Mode;
 use crate::policy::retry::BackoffSettings;
-use crate::policy::{backoff, deadline, hedge, retry, timeout};
+use crate::policy::{backoff, deadline, fallback, hedge, retry, timeout};
 use crate::proxy::listener;
 use crate::proxy::route::{self, Route};
 use crate::units::Ratio;
@@ -60,6 +60,10 @@ pub(super) struct Way<'a> {
 impl Way<'_> {
     fn timeout(&self) -> &timeout::Settings {
         self.arm.timeout.as_ref().unwrap_or(&self.upstream.timeout)
+    }
+
+    fn fallback(&self) -> &fallback::Settings {
+        self.arm.fallback.as_ref().unwrap_or(&self.upstream.fallback)
     }
 
     fn retry(&self) -> &retry::Settings {
@@ -138,6 +142,7 @@ impl Way<'_> {
                 timeouts,
             ),
         ];
+        way.extend(self.rate_limits());
         way.extend(upstream.shed.as_ref().map(|shed| {
             let what = "once for a request: in overload the least important are refused first";
             self.step("shed", what, Some((shed.mode, shed.rollout)), self.values(&path("shed"), shed))
@@ -194,7 +199,35 @@ impl Way<'_> {
             None,
             self.values(&path("failure"), &upstream.failure),
         ));
+        let fallback = self.fallback();
+        if fallback.is_on() {
+            way.push(self.step(
+                "fallback",
+                "what the client gets if all that came to nothing: stale, then upstream, then response",
+                Some((fallback.mode, fallback.rollout)),
+                self.values(&routed(self.route.fallback.is_some(), "fallback"), fallback),
+            ));
+        }
         way
+    }
+
+    fn rate_limits(&self) -> Vec<Policy> {
+        let limits = self.upstream.rate_limit.iter().enumerate().map(|(index, limit)| {
+            let path = format!("upstream.{}.rate_limit[{index}]", self.arm.upstream);
+            let mut values = self.values(&path, limit);
+            let mut built_in = |key: &str, value: String| {
+                values.push(InForce { key: key.to_owned(), value, from: "built in".to_owned() });
+            };
+            if limit.burst.is_none() {
+                built_in("burst", limit.burst().to_string());
+            }
+            if limit.key.is_none() {
+                built_in("key", "all requests share one".to_owned());
+            }
+            let what = "asked once, before all that follows; all of them before any is charged";
+            self.step("rate_limit", what, Some((limit.mode, limit.rollout)), values)
+        });
+        limits.collect()
     }
 
     fn step(
@@ -235,6 +268,7 @@ impl Way<'_> {
                 None => "built in".to_owned(),
                 Some(origin) => {
                     let (owner, table) = path.rsplit_once('.').unwrap_or(("", path));
+                    let table = table.split('[').next().unwrap_or(table);
                     let place = match origin.layer {
                         Layer::Defaults => format!("[defaults.{table}]"),
                         Layer::Route => format!("route {:?}", self.route.name),
@@ -295,6 +329,12 @@ impl Way<'_> {
             };
             why.push(format!(
                 "{what}: only what was surely not processed is sent again, so the upstream works on it once"
+            ));
+        }
+        let other = self.fallback().upstream.as_ref().filter(|_| self.fallback().mode == Mode::Enforce);
+        if let Some(other) = other {
+            why.push(format!(
+                "if they fail, fallback.upstream sends it to {other:?} besides, within its limits"
             ));
         }
         why.push(format!(

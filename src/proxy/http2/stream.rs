@@ -237,7 +237,7 @@ async fn own(
     }
     let body = match request.head.method {
         Method::Head => Bytes::new(),
-        _ => Bytes::from(answer.body),
+        _ => answer.body,
     };
     request.record.head_out(answer.status, now);
     let head = head::response(answer.status, fields);
@@ -365,7 +365,7 @@ impl Relay {
             if taker.send(answer.take(room), self.ended).is_err() {
                 return Poll::Ready(Err(Reason::ClientDisconnected));
             }
-            request.record.bytes_out += room as u64;
+            request.passed_on(room);
         }
     }
 }
