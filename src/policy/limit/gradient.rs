@@ -234,7 +234,8 @@ impl Gradient {
         let is_long = matches!(self.phase, Phase::Probe { .. } | Phase::Verify { .. });
         let is_over =
             if is_long { PROBE.into_iter().any(enough) } else { enough(first) || enough(WINDOW[1]) };
-        if !is_over && !(is_long && ended.is_multiple_of(WINDOW[0].0) && enough(WINDOW[0])) {
+        let is_looked_at = is_over || (is_long && ended.is_multiple_of(WINDOW[0].0) && enough(WINDOW[0]));
+        if !is_looked_at {
             return;
         }
         let Some(seen) = self.window.seen() else { return };
@@ -307,10 +308,10 @@ impl Gradient {
         }
     }
 
-    /// Too many attempts are refused or time out: less, but not below what was well served of late. In a brownout
+    /// Too many attempts are refused or time out: less, but not far below what was well served of late. In a brownout
     /// without overload it is not the limit that is too high.
     fn yields(&mut self, now: Instant, bounds: &Bounds) {
-        let proven = f64::from(self.proven.most());
+        let proven = 0.8 * f64::from(self.proven.most());
         self.limit = bounds.clamp((self.limit * 0.9).max(proven.min(self.limit)));
         self.hold = true;
         (self.ramps, self.grows, self.streak, self.mark) = (false, false, 0, None);
@@ -515,6 +516,7 @@ impl Gradient {
     /// A window closes after a cut.
     fn search(&mut self, now: Instant, seen: &Seen, last: (f64, Option<Seen>, Best), bounds: &Bounds) {
         let (limit, before, best) = last;
+        let before = before.filter(|before| !before.cut_off);
         if !self.is_busy(seen) {
             self.phase = Phase::Steady;
             return self.follow(now, seen, bounds);
@@ -542,11 +544,15 @@ impl Gradient {
         let (most, done) = match (best, before) {
             (Some(best), _) => best,
             (None, Some(before)) => (limit, before.rate),
-            (None, None) => (self.limit, 0.0),
+            (None, None) => (limit, 0.0),
         };
-        self.ramps = moves || before.is_none();
-        let little = done * seen.hold;
-        if self.ramps && little <= self.limit {
+        let little = match before {
+            Some(_) => done * seen.hold,
+            // Or as many as were well served, if that is not what has just been too much.
+            None => (done * seen.hold).max(f64::from(self.proven.most()).min(limit * 0.7)),
+        };
+        self.ramps = (moves || before.is_none()) && little <= self.limit;
+        if self.ramps {
             self.multiply(seen.rate, 1.5, bounds);
         } else {
             self.limit = bounds.clamp(little.clamp(self.limit, most.max(self.limit)));
@@ -554,7 +560,9 @@ impl Gradient {
         self.phase = Phase::Steady;
         self.window.clear(now, now);
         self.probe_gap = PROBE_FIRST;
-        self.schedule(now, if self.probed >= PROVEN_BY { PROBE_FIRST } else { PROBE_NEW }, 1.0);
+        // Where more is done than before, it has to be found out soon whether others do so too.
+        let is_new = self.probed < PROVEN_BY && !(moves && self.usual.is_some());
+        self.schedule(now, if is_new { PROBE_NEW } else { PROBE_FIRST }, 1.0);
     }
 
     /// `gap` in seconds, and what part of it chance decides: sidecars should not probe in step.
