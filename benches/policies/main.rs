@@ -19,6 +19,7 @@ use outrigger::policy::concurrency::Gate;
 use outrigger::policy::failure::Verdict;
 use outrigger::policy::latency::Latency;
 use outrigger::policy::rate_limit::Limits;
+use outrigger::policy::shed::Shed;
 use outrigger::upstream::balance::{Kind, Tables};
 use outrigger::upstream::endpoint::InFlight;
 
@@ -49,6 +50,19 @@ fn budget_deposit(state: (Arc<Budget>, Instant)) {
 #[bench::refused(steps::budget())]
 fn budget_withdraw(state: (Arc<Budget>, Instant)) {
     steps::budget_withdraw(state);
+}
+
+// What each request pays where hedging is on.
+#[library_benchmark]
+#[bench::known(steps::hedge())]
+fn hedge_of_a_request(state: steps::Hedges) {
+    steps::hedge_of_a_request(state);
+}
+
+#[library_benchmark]
+#[bench::due(steps::hedge())]
+fn hedge_admit(state: steps::Hedges) {
+    steps::hedge_admit(state);
 }
 
 #[library_benchmark]
@@ -94,6 +108,13 @@ fn backoff_wait() {
 #[library_benchmark]
 fn classify() {
     steps::classify();
+}
+
+#[library_benchmark]
+#[bench::calm(steps::shed())]
+#[bench::overloaded(steps::overloaded_shed())]
+fn shed_admit(state: Shed) {
+    steps::shed_admit(state);
 }
 
 #[library_benchmark]
@@ -149,6 +170,8 @@ library_benchmark_group!(
         breaker_admit_and_record,
         budget_deposit,
         budget_withdraw,
+        hedge_of_a_request,
+        hedge_admit,
         gate_enter_and_leave,
         gate_queue_and_leave,
         latency_record,
@@ -157,6 +180,7 @@ library_benchmark_group!(
         retry_decide,
         backoff_wait,
         classify,
+        shed_admit,
         mode_of_a_request,
         grpc_timeout_in_and_out,
         balance_pick,

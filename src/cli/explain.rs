@@ -353,6 +353,7 @@ timeout.mode = "off"
 endpoints = ["127.0.0.1:9001", "p.internal:80"]
 timeout.attempt = "1s"
 retry.backoff = { base = "100ms", jitter = "none" }
+hedge.mode = "enforce"
 shed.caller = "header:x-user"
 "#;
 
@@ -465,6 +466,7 @@ shed.caller = "header:x-user"
             "balance",
             "outlier",
             "health",
+            "fault",
             "connections",
             "failure",
         ];
@@ -526,6 +528,20 @@ shed.caller = "header:x-user"
                 Some(5000),
                 3,
                 "the method is not in retry.methods",
+            ),
+            (
+                "a hedge is one of them",
+                "--url|http://h/payments",
+                Some(5000),
+                3,
+                "one of them may be a hedge; over all requests, hedges add at most 5 % of the load",
+            ),
+            (
+                "what is not safe gets none",
+                "--url|http://h/payments|-X|DELETE",
+                Some(5000),
+                3,
+                "no hedge: only what is safe",
             ),
             (
                 "a gRPC call by itself",

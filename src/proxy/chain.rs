@@ -10,6 +10,7 @@ use crate::policy::breaker::{Breaker, StateKind};
 use crate::policy::budget::Budget;
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
+use crate::policy::fault::{Endpoints, Fault};
 use crate::policy::hedge::Hedge;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
@@ -18,10 +19,13 @@ use crate::policy::shed::level::LEVELS;
 use crate::policy::shed::{Change, Health, Shedding};
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
-use crate::upstream::standing::Out;
+use crate::upstream::standing::{Out, Standing};
 use crate::upstream::{Settings, Upstream};
 
+use super::coalesce::Coalescer;
+use super::fault::{Faults, Place};
 use super::queue::Gate;
+use super::store::Store;
 
 /// The policies of one upstream.
 pub struct Chain {
@@ -45,12 +49,23 @@ pub struct Chain {
     pub feasibility: Arc<Feasibility>,
     /// What a failure is.
     pub classifier: Classifier,
+    /// Answers for the time when it cannot answer.
+    pub store: Arc<Store>,
+    /// Who asks the same of it at the moment.
+    pub coalescer: Arc<Coalescer>,
+    /// What is done to requests on purpose.
+    pub faults: Arc<Faults>,
+    /// Of those, what the configuration says for requests whose route says nothing of it.
+    pub fault: Option<Arc<Fault>>,
 }
 
 impl Chain {
     /// The chain of the upstream `name`, with the state of `previous`, one of the same name.
     pub fn new(name: &str, settings: &Settings, previous: Option<&Chain>, metrics: &Arc<Metrics>) -> Self {
         let now = Instant::now();
+        let gate =
+            previous.map_or_else(|| Gate::new(&settings.concurrency, now), |old| Arc::clone(&old.gate));
+        gate.update(&settings.concurrency, now);
         let upstream =
             Upstream::new(name, settings.clone(), previous.map(|previous| &previous.upstream), metrics);
         upstream.metrics.set_breaker_mode(word(settings.breaker.mode));
@@ -75,13 +90,13 @@ impl Chain {
             }
         };
         breaker.update(&settings.breaker, now);
-        let gate = previous.map_or_else(|| Gate::new(&settings.concurrency), |old| Arc::clone(&old.gate));
-        gate.update(&settings.concurrency);
         let budget = previous.map_or_else(
             || Arc::new(Budget::new(&settings.retry.budget, now)),
             |old| Arc::clone(&old.budget),
         );
         budget.update(&settings.retry.budget, now);
+        let faults = previous.map_or_else(|| Faults::new(name), |old| Arc::clone(&old.faults));
+        faults.begin();
         Self {
             rate_limits: Limits::new(
                 &settings.rate_limit,
@@ -100,8 +115,23 @@ impl Chain {
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
             classifier: Classifier::new(&settings.failure),
+            store: previous.map_or_else(|| Arc::new(Store::new(metrics)), |old| Arc::clone(&old.store)),
+            coalescer: previous
+                .map_or_else(|| Arc::new(Coalescer::new(metrics, now)), |old| Arc::clone(&old.coalescer)),
+            fault: faults.written(&Place::Upstream, &settings.fault, now),
+            faults,
             upstream,
         }
+    }
+
+    /// What there is of endpoints for a fault, which must not add to a failure. New ones that wait for their first check
+    /// have shown no failure.
+    pub fn endpoints_for_fault(&self) -> Endpoints {
+        let endpoints = self.upstream.endpoints();
+        let is_healthy =
+            |standing: &Standing| !standing.is_out(Out::Ejected) && !standing.is_out(Out::Unhealthy);
+        let healthy = endpoints.usable.iter().filter(|choice| is_healthy(&choice.endpoint.standing)).count();
+        Endpoints { all: endpoints.usable.len() + endpoints.unresolved.len(), healthy }
     }
 
     /// Looks, now and then, whether more or less must be shed; mostly it is not time to.
@@ -148,6 +178,7 @@ impl Chain {
         let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
             serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
         });
+        let ((answers, bytes), (leaders, followers)) = (self.store.counts(), self.coalescer.counts());
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "discovery": self.upstream.known().view(now),
@@ -158,6 +189,10 @@ impl Chain {
             "connections": self.upstream.counts.connections(),
             "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
+            "fallback": {
+                "kept": { "answers": answers, "bytes": bytes },
+                "coalescing": { "leaders": leaders, "followers": followers },
+            },
             "hedge": self.hedge.view(now),
             "latency": {
                 "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),

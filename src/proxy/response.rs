@@ -7,7 +7,7 @@
 //! than `stream_after`) the slot comes back at once and the stream is counted apart.
 
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -15,10 +15,12 @@ use bytes::Bytes;
 use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
+use super::fault::{Passes, Shape};
 use super::grpc::{self, Call};
 use super::queue::Slot;
 use super::record::Record;
 use super::shared::Reservation;
+use super::tee::Tee;
 use super::wire::Wire;
 use super::words;
 use super::worker::Worker;
@@ -28,11 +30,12 @@ use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::backoff;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
+use crate::policy::limit::Lesson;
 use crate::policy::mode::Mode;
 use crate::policy::retry::{Cause, Skip};
 use crate::policy::timeout::is_evidence;
 use crate::reason::{Error, Reason};
-use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
+use crate::telemetry::metrics::{AttemptOutcome, Effect, FaultKind, Limit};
 use crate::timer::Timer;
 use crate::upstream::Observed;
 use crate::upstream::endpoint::InFlight;
@@ -65,23 +68,45 @@ pub struct Hold {
 
 /// An answer's head, and what it came over.
 pub struct Arrived {
-    /// What it came over, behind the head.
-    pub wire: Wire,
+    /// What it came over, behind the head; `None`: nothing follows, since it did not come from anywhere.
+    pub wire: Option<Wire>,
     /// The head.
     pub head: ResponseHead,
     /// How far the request's body has come, where it still flows.
     pub upload: Option<Progress>,
+    /// What an injected fault does to its body.
+    pub shape: Option<Box<Shape>>,
+    /// Its status and gRPC code, where an injected fault answers in the upstream's place.
+    pub abort: Option<(u16, u8)>,
 }
 
 impl Arrived {
+    /// What came over `wire`. `upload`: how far the request's body has come, where it still flows.
+    pub fn over(wire: Wire, head: ResponseHead, upload: Option<Progress>) -> Self {
+        Self { wire: Some(wire), head, upload, shape: None, abort: None }
+    }
+
+    /// The answer of an injected fault, with its status, and its code if it is one of gRPC.
+    pub fn aborted(mut head: ResponseHead, (status, code): (u16, u8), grpc: bool) -> Self {
+        head.status = if grpc { 200 } else { status };
+        if grpc {
+            let mut push =
+                |known: Name, value: &[u8]| head.fields.push(known, known.text().as_bytes(), value);
+            push(Name::ContentType, b"application/grpc");
+            push(Name::GrpcStatus, code.to_string().as_bytes());
+        }
+        Self { wire: None, head, upload: None, shape: None, abort: Some((status, code)) }
+    }
+
     /// The status of the call of gRPC that it answers, if it has come: in the head, or in trailers right behind it.
     pub fn grpc_status(&mut self) -> Option<u8> {
         if let Some(status) = self.head.fields.get(Name::GrpcStatus) {
             return Some(status_or_unknown(status));
         }
         let nobody = &mut Context::from_waker(Waker::noop());
-        match self.wire.poll_data(nobody) {
-            Poll::Ready(Ok(0)) => self.wire.trailers()?.get(Name::GrpcStatus).map(status_or_unknown),
+        let wire = self.wire.as_mut()?;
+        match wire.poll_data(nobody) {
+            Poll::Ready(Ok(0)) => wire.trailers()?.get(Name::GrpcStatus).map(status_or_unknown),
             _ => None,
         }
     }
@@ -127,6 +152,12 @@ pub struct FromUpstream {
     is_stream: bool,
     /// The memory of a small answer that was waited for.
     buffered: Option<Reservation>,
+    /// The copy that is made of it on its way.
+    tee: Option<Box<Tee>>,
+    /// What an injected fault does to its body.
+    shape: Option<Box<Shape>>,
+    /// Its status and gRPC code, where an injected fault answers in the upstream's place.
+    abort: Option<(u16, u8)>,
 }
 
 impl Hold {
@@ -150,6 +181,13 @@ impl Hold {
         }
     }
 
+    /// Tells the concurrency limit what the head has shown, where the body takes longer.
+    fn tell_limit(&mut self) {
+        if let Some(slot) = &mut self.slot {
+            slot.tell();
+        }
+    }
+
     fn is_settled(&self) -> bool {
         self.permit.is_none() && self.slot.is_none() && self.counted_as.is_none()
     }
@@ -167,8 +205,11 @@ impl FromUpstream {
         now: Instant,
     ) -> Self {
         Self {
+            // What goes on in another protocol has no body.
+            shape: arrived.shape.filter(|_| arrived.head.status != 101),
+            abort: arrived.abort,
             head: arrived.head,
-            wire: Some(arrived.wire),
+            wire: arrived.wire,
             trailers: None,
             upload: arrived.upload,
             hold,
@@ -187,7 +228,28 @@ impl FromUpstream {
             is_quiet: false,
             is_stream: false,
             buffered: None,
+            tee: None,
         }
+    }
+
+    /// The whole body, where all of it has come.
+    pub fn whole(&self) -> Option<&[u8]> {
+        let wire = self.wire.as_ref()?;
+        if wire.is_done() {
+            return Some(&[]);
+        }
+        let length = usize::try_from(wire.remaining()?).ok()?;
+        wire.data().get(..length)
+    }
+
+    /// How long its head took, from when the request had gone up.
+    pub fn latency(&self) -> Duration {
+        self.hold.outcome.latency
+    }
+
+    /// A copy of its body is made on its way to the client.
+    pub fn copy_to(&mut self, tee: Tee) {
+        self.tee = Some(Box::new(tee));
     }
 
     /// The answer is the one that the client gets. Event streams and other protocols are streams from here on.
@@ -210,6 +272,12 @@ impl FromUpstream {
             self.become_stream(now);
         }
         Ok(())
+    }
+
+    /// What the client is told in place of it, where an injected fault has answered.
+    pub fn injected(&self) -> Option<Error> {
+        let error = Error::new(Reason::FaultInjected, "a fault answers in place of the upstream");
+        self.abort.map(|answers_as| Error { answers_as: Some(answers_as), ..error })
     }
 
     /// Whether the status of a call of gRPC is still to come.
@@ -289,8 +357,16 @@ impl FromUpstream {
         let Some(remaining) = wire.remaining().filter(|remaining| *remaining <= bound) else {
             return Poll::Ready(Ok(wire.is_done()));
         };
-        match ready!(wire.poll_gather(cx, remaining)) {
-            Ok(is_whole) => Poll::Ready(Ok(is_whole)),
+        let Poll::Ready(gathered) = wire.poll_gather(cx, remaining) else {
+            self.hold.tell_limit();
+            return Poll::Pending;
+        };
+        match gathered {
+            Ok(is_whole) => match self.shape.as_ref().map(|shape| shape.poll_whole(cx, remaining)) {
+                Some(Poll::Pending) => Poll::Pending,
+                Some(Poll::Ready(Passes::Nothing)) => Poll::Ready(Err(self.truncated())),
+                Some(Poll::Ready(_)) | None => Poll::Ready(Ok(is_whole)),
+            },
             Err(error) => Poll::Ready(Err(self.broken(error))),
         }
     }
@@ -332,7 +408,8 @@ impl FromUpstream {
                 self.end(body);
                 Poll::Ready(Ok(0))
             }
-            Poll::Ready(Ok(size)) => Poll::Ready(Ok(size)),
+            Poll::Ready(Ok(size)) if self.shape.is_none() => Poll::Ready(Ok(size)),
+            Poll::Ready(Ok(size)) => self.poll_shaped(cx, size),
             Poll::Ready(Err(error)) => Poll::Ready(self.cut(error)),
             Poll::Pending => {
                 let may_be_quiet = self.upload.is_none() || !wire.is_blocked();
@@ -342,6 +419,39 @@ impl FromUpstream {
                 }
             }
         }
+    }
+
+    /// What of a piece of `size` bytes an injected fault lets pass.
+    #[cold]
+    fn poll_shaped(&mut self, cx: &mut Context<'_>, size: usize) -> Poll<Result<usize, Error>> {
+        match self.shape.as_ref().map_or(Poll::Ready(Passes::All), |shape| shape.poll_piece(cx, size)) {
+            Poll::Ready(Passes::Some(size)) => Poll::Ready(Ok(size)),
+            Poll::Ready(Passes::All) => {
+                self.shape = None;
+                Poll::Ready(Ok(size))
+            }
+            Poll::Ready(Passes::Nothing) => {
+                let error = self.truncated();
+                Poll::Ready(self.end_without(error))
+            }
+            Poll::Pending => match self.poll_patience(cx, Reason::UpstreamStalled, true) {
+                Poll::Ready(error) => Poll::Ready(self.cut(error)),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    /// An injected fault breaks the body off.
+    fn truncated(&mut self) -> Error {
+        self.routed
+            .target()
+            .chain
+            .upstream
+            .metrics
+            .shard(self.worker.index)
+            .faults(FaultKind::Truncate)
+            .inc();
+        self.broken(Error::new(Reason::UpstreamReset, "a fault breaks the body off").injected())
     }
 
     /// The piece that [`FromUpstream::poll_data`] has announced.
@@ -357,6 +467,7 @@ impl FromUpstream {
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
         self.follow(size);
+        self.pass(size);
         if let Some(wire) = &mut self.wire {
             wire.consume(size);
         }
@@ -366,13 +477,25 @@ impl FromUpstream {
     /// Takes `size` bytes of the piece, to be passed on; what came by HTTP/2 is not copied.
     pub fn take(&mut self, size: usize) -> Bytes {
         self.follow(size);
+        self.pass(size);
         let piece = self.wire.as_mut().map_or_else(Bytes::new, |wire| wire.take(size));
         self.moved();
         piece
     }
 
-    /// A call whose second message begins is a stream.
+    fn pass(&mut self, size: usize) {
+        if let Some(shape) = &mut self.shape {
+            shape.passed(size);
+        }
+    }
+
+    /// A call whose second message begins is a stream. What is copied is copied here.
     fn follow(&mut self, size: usize) {
+        if let (Some(tee), Some(wire)) = (&mut self.tee, &self.wire)
+            && !tee.push(&wire.data()[..size])
+        {
+            self.tee = None;
+        }
         if let (Some(call), Some(wire)) = (&mut self.call, &self.wire)
             && !self.is_stream
             && call.messages.follow(&wire.data()[..size])
@@ -420,6 +543,7 @@ impl FromUpstream {
         let (idle, stream_idle) = (*target.timeout.idle, *target.timeout.stream_idle);
         let stream_after = *target.chain.upstream.settings.concurrency.stream_after;
         self.has_waited = true;
+        self.hold.tell_limit();
         self.for_upstream = side == Reason::UpstreamStalled;
         if !std::mem::replace(&mut self.waiting, true) {
             self.moved_at = Instant::now();
@@ -497,7 +621,11 @@ impl FromUpstream {
     fn end(&mut self, body: &Body) {
         let now = if self.has_waited { Instant::now() } else { self.moved_at };
         let Some(wire) = self.wire.take() else { return };
+        self.shape = None;
         self.trailers = wire.trailers().cloned();
+        if let Some(tee) = self.tee.take() {
+            tee.end();
+        }
         let verdict = self.call_ended().unwrap_or(self.hold.outcome.verdict);
         self.hold.settle(&self.worker, &self.routed, now, verdict);
         let sent_all = self.upload.is_none() && body.is_read() && !self.switches();
@@ -539,7 +667,16 @@ impl FromUpstream {
     /// The answer will not be complete. A call of gRPC is told so by its end; of others the message is cut.
     fn cut(&mut self, error: Error) -> Result<usize, Error> {
         let error = self.broken(error);
-        if !self.is_final || !self.owes_status() {
+        self.end_without(error)
+    }
+
+    /// The same of an answer that has been let go of.
+    fn end_without(&mut self, error: Error) -> Result<usize, Error> {
+        if !self.is_final {
+            return Err(error);
+        }
+        let error = error.told();
+        if !self.owes_status() {
             return Err(error);
         }
         self.ended_for = Some(error.reason);
@@ -549,6 +686,9 @@ impl FromUpstream {
 
     /// The answer will not be complete.
     fn broken(&mut self, error: Error) -> Error {
+        if let Some(tee) = self.tee.take() {
+            tee.broke(&error);
+        }
         let target = self.routed.target();
         if self.is_final && target.rules.retries_on(Cause::Reason(error.reason)) {
             let shard = target.chain.upstream.metrics.shard(self.worker.index);
@@ -558,7 +698,7 @@ impl FromUpstream {
         let evidence = error.reason != Reason::DeadlineExceeded;
         let verdict = target.chain.classifier.reason(error.reason, evidence);
         let verdict = if error.reason == Reason::ClientDisconnected { Verdict::Ignored } else { verdict };
-        self.let_go(verdict, Some(error.reason));
+        self.let_go(verdict, Some(error.told_reason()));
         error
     }
 
@@ -584,7 +724,7 @@ impl FromUpstream {
             self.hold.counted_as = Some(AttemptOutcome::Reason(reason));
         }
         self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
-        self.wire = None;
+        (self.wire, self.shape) = (None, None);
     }
 }
 
@@ -623,9 +763,79 @@ fn is_event_stream(content_type: &[u8]) -> bool {
     content_type.get(..EVENTS.len()).is_some_and(|start| start.eq_ignore_ascii_case(EVENTS))
 }
 
+/// What an answer's head says of the upstream to its concurrency limit. `grpc`: the call's status, where it has come.
+pub fn lesson(head: &ResponseHead, grpc: Option<u8>, verdict: Verdict) -> Lesson {
+    const RESOURCE_EXHAUSTED: u8 = 8;
+    const UNAVAILABLE: u8 = 14;
+    let fields = &head.fields;
+    let is_refusal = match (grpc, head.status) {
+        (Some(RESOURCE_EXHAUSTED), _) | (None, 429) => return Lesson::Nothing,
+        // One class's matter: whoever sheds serves the others.
+        _ if verdict == Verdict::Throttled => return Lesson::Nothing,
+        (Some(UNAVAILABLE), _) => fields.has(Name::GrpcRetryPushbackMs) || is_from_outrigger(fields),
+        (None, 503) => fields.has(Name::RetryAfter) || is_from_outrigger(fields),
+        _ => false,
+    };
+    match verdict {
+        _ if is_refusal => Lesson::Overloaded,
+        Verdict::Success => Lesson::Served,
+        // It may have done no work.
+        Verdict::Failure | Verdict::Throttled | Verdict::Ignored => Lesson::Nothing,
+    }
+}
+
+/// Whether another Outrigger made the answer.
+pub fn is_from_outrigger(fields: &Fields) -> bool {
+    fields.find(b"proxy-status").any(|value| value.starts_with(b"outrigger; error="))
+}
+
 /// How long an answer asks to be left alone.
 pub fn retry_after(fields: &Fields) -> Option<Duration> {
     let value = fields.get(Name::RetryAfter)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     backoff::parse_retry_after(value, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_work_teaches_its_latency_and_what_is_overloaded_says_so() {
+        use Lesson::{Nothing, Overloaded, Served};
+        use Verdict::{Failure, Success, Throttled};
+        let (retry_after, pushback) = (("retry-after", "1"), ("grpc-retry-pushback-ms", "100"));
+        let outrigger = ("proxy-status", "outrigger; error=connection_limit_reached; details=\"queue_full\"");
+        let other = ("proxy-status", "squid; error=connection_timeout");
+        let none = ("x-none", "");
+        let cases = [
+            // why                                       status gRPC      verdict    field      lesson
+            ("an answer", 200, None, Success, none, Served),
+            ("no is an answer", 404, None, Success, none, Served),
+            ("a call", 200, Some(0), Success, none, Served),
+            ("a call whose status is to come", 200, None, Success, none, Served),
+            ("a failure may have done nothing", 500, None, Failure, none, Nothing),
+            ("so may a 503", 503, None, Failure, none, Nothing),
+            ("unless it says when to come back", 503, None, Failure, retry_after, Overloaded),
+            ("whatever a failure is here", 503, None, Success, retry_after, Overloaded),
+            ("or is another Outrigger's", 503, None, Failure, outrigger, Overloaded),
+            ("not any proxy's", 503, None, Failure, other, Nothing),
+            ("a 500 of an Outrigger is none", 502, None, Failure, outrigger, Nothing),
+            ("which sheds some, for the others", 503, None, Throttled, outrigger, Nothing),
+            ("one caller asks too much", 429, None, Throttled, retry_after, Nothing),
+            ("even if that counts as a failure", 429, None, Failure, outrigger, Nothing),
+            ("the same of a call", 200, Some(8), Throttled, pushback, Nothing),
+            ("a call is refused", 200, Some(14), Failure, none, Nothing),
+            ("and told when to come back", 200, Some(14), Failure, pushback, Overloaded),
+            ("or by another Outrigger", 200, Some(14), Failure, outrigger, Overloaded),
+        ];
+        for (why, status, grpc, verdict, (name, value), expected) in cases {
+            let mut head = ResponseHead::default();
+            head.status = status;
+            let known =
+                [Name::RetryAfter, Name::GrpcRetryPushbackMs].into_iter().find(|known| known.text() == name);
+            head.fields.push(known.unwrap_or(Name::Other), name.as_bytes(), value.as_bytes());
+            assert_eq!(lesson(&head, grpc, verdict), expected, "{why}");
+        }
+    }
 }

@@ -7,13 +7,17 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use super::activity::Activity;
 use super::chain::Chain;
+use super::fault::Place;
 use super::listener::{Settings, Trust};
 use super::route::{self, Route};
+use crate::policy::fallback::Triggers;
+use crate::policy::fault::Fault;
 use crate::policy::retry::Rules;
-use crate::policy::{hedge, retry, timeout};
+use crate::policy::{fallback, hedge, retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
 use crate::tls::server::Server;
 use crate::units::Ratio;
@@ -84,10 +88,24 @@ pub struct Target {
     pub retry: retry::Settings,
     /// The same, compiled.
     pub rules: Rules,
+    /// What is done about failures, where anything is.
+    pub fallback: Option<Arc<Standby>>,
     /// Hedges: the upstream's with the route's over them.
     pub hedge: hedge::Settings,
+    /// What is done to its requests on purpose: the route's own fault, or the upstream's.
+    pub fault: Option<Arc<Fault>>,
     /// Its series.
     pub metrics: Arc<RouteMetrics>,
+}
+
+/// What is done about a target's failures.
+pub struct Standby {
+    /// The upstream's settings with the route's over them.
+    pub settings: fallback::Settings,
+    /// `on`, compiled.
+    pub on: Triggers,
+    /// The place of the target that may answer in its stead.
+    pub elsewhere: Option<usize>,
 }
 
 impl Snapshot {
@@ -107,6 +125,7 @@ impl Snapshot {
                 (name.clone(), Arc::new(chain))
             })
             .collect();
+        let now = Instant::now();
         let target = |listener: &str, route: &Arc<Route>, arm: route::Arm| {
             let chain = chains.get(&arm.upstream)?;
             let of_upstream = &chain.upstream.settings;
@@ -115,7 +134,12 @@ impl Snapshot {
                 mirror: None,
                 timeout: arm.timeout.unwrap_or_else(|| of_upstream.timeout.clone()),
                 rules: Rules::new(&retry),
+                fault: match &arm.fault {
+                    Some(settings) => chain.faults.written(&place(listener, route), settings, now),
+                    None => chain.fault.clone(),
+                },
                 retry,
+                fallback: Standby::new(arm.fallback.as_ref().unwrap_or(&of_upstream.fallback)),
                 hedge: arm.hedge.unwrap_or_else(|| of_upstream.hedge.clone()),
                 metrics: metrics.route(listener, &route.name, &arm.upstream),
                 chain: Arc::clone(chain),
@@ -141,6 +165,14 @@ impl Snapshot {
                             targets.push(target);
                         }
                     }
+                    for at in first..targets.len() {
+                        let Some(other) = targets[at].goes_elsewhere().map(str::to_owned) else { continue };
+                        let place = targets.len();
+                        if let Some(elsewhere) = target(&name, &route, route::Arm::of(&other, None, None)) {
+                            targets.push(Target { fallback: None, ..elsewhere });
+                            targets[at].set_elsewhere(place);
+                        }
+                    }
                     if let Some(mirror) = &route.settings.mirror
                         && let Some(chain) = chains.get(&mirror.upstream)
                     {
@@ -149,7 +181,8 @@ impl Snapshot {
                         let hedge = Some(hedge::Settings::default());
                         let arm = route::Arm { hedge, ..route::Arm::of(&mirror.upstream, None, Some(retry)) };
                         let place = targets.len();
-                        targets.extend(target(&name, &route, arm));
+                        let mirror_target = target(&name, &route, arm);
+                        targets.extend(mirror_target.map(|target| Target { fallback: None, ..target }));
                         let mirrored = &mut targets[first..place];
                         mirrored.iter_mut().for_each(|target| target.mirror = Some((place, mirror.ratio)));
                     }
@@ -177,7 +210,24 @@ impl Snapshot {
                 }
             })
             .collect();
-        Self { listeners, chains }
+        chains.values().for_each(|chain| chain.faults.settle(now));
+        let snapshot = Self { listeners, chains };
+        snapshot.size_stores();
+        snapshot
+    }
+
+    /// Each upstream's store gets the most that the upstream or one of its routes asks for.
+    fn size_stores(&self) {
+        let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
+        for target in self.listeners.iter().flat_map(|listener| &listener.targets) {
+            if let Some(stale) = target.fallback.as_ref().and_then(|standby| standby.settings.stale) {
+                let size = sizes.entry(&target.chain.upstream.name).or_default();
+                *size = stale.max_size.bytes().max(*size);
+            }
+        }
+        for (name, chain) in &self.chains {
+            chain.store.set_max(sizes.get(name.as_str()).copied().unwrap_or(0));
+        }
     }
 
     /// The same with only those listeners that `stays` says. The chains are the same ones: whoever works for them, such
@@ -210,6 +260,11 @@ impl Snapshot {
     }
 }
 
+/// Where the configuration says the fault of a route.
+fn place(listener: &str, route: &Route) -> Place {
+    Place::Route { listener: listener.to_owned(), route: route.name.to_string() }
+}
+
 /// Who takes a listener's TLS connections: who did before, while the settings are the same. Tickets stay good then.
 fn tls(settings: &Settings, previous: Option<&Listener>) -> Option<Arc<Server>> {
     let (wanted, protocols) = (settings.tls.as_ref()?, settings.protocol.alpn());
@@ -224,6 +279,30 @@ fn series(settings: &Settings, name: &str, metrics: &Metrics) -> Arc<ListenerMet
         series.expect_handshakes();
     }
     series
+}
+
+impl Standby {
+    /// What `settings` ask for; none where that is nothing.
+    fn new(settings: &fallback::Settings) -> Option<Arc<Self>> {
+        settings.is_on().then(|| {
+            Arc::new(Self { on: Triggers::new(&settings.on), settings: settings.clone(), elsewhere: None })
+        })
+    }
+}
+
+impl Target {
+    /// The upstream that may answer in its stead.
+    fn goes_elsewhere(&self) -> Option<&str> {
+        let elsewhere = self.fallback.as_ref()?.settings.upstream.as_deref()?;
+        // One that stands for all in `[defaults]` may stand for itself.
+        (*elsewhere != *self.chain.upstream.name).then_some(elsewhere)
+    }
+
+    fn set_elsewhere(&mut self, place: usize) {
+        if let Some(standby) = self.fallback.as_mut().and_then(Arc::get_mut) {
+            standby.elsewhere = Some(place);
+        }
+    }
 }
 
 impl Listener {

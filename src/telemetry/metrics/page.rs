@@ -3,9 +3,9 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, Ejection, EndpointMetrics,
-    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, UNTOLD, UpstreamMetrics, Winner,
-    lock,
+    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, Ejection, EndpointMetrics, FaultKind,
+    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, Substitute, UNTOLD, UpstreamMetrics,
+    Winner, lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -38,6 +38,8 @@ families! {
     HEDGES = Counter "outrigger_hedges_total" ["upstream", "winner"] "Hedges, sent beside an attempt that was slow, by whose answer the request got.";
     HEDGES_SKIPPED = Counter "outrigger_hedges_skipped_total" ["upstream", "reason"] "Hedges that were not sent, by why; requests that could have none for their method, or before enough was known, included.";
     MIRRORED = Counter "outrigger_mirrored_total" ["upstream"] "Copies of requests that were sent to an upstream as shadow traffic.";
+    FALLBACKS = Counter "outrigger_fallbacks_total" ["upstream", "kind", "mode"] "Failures in whose place the client got something else (enforce) or would have got it (shadow).";
+    COALESCED = Counter "outrigger_coalesced_total" ["upstream"] "Requests that got the answer to another one that asked the same.";
     BREAKER_STATE = Gauge "outrigger_breaker_state" ["upstream", "mode"] "Where the circuit breaker stands: 0 closed, 1 half-open or ramping, 2 open.";
     BREAKER_TRANSITIONS = Counter "outrigger_breaker_transitions_total" ["upstream", "to"] "Transitions of the circuit breaker, by the new state.";
     CONCURRENCY_LIMIT = Gauge "outrigger_concurrency_limit" ["upstream"] "How many attempts may be in flight.";
@@ -52,6 +54,7 @@ families! {
     UPSTREAM_CONNECTS = Counter "outrigger_upstream_connects_total" ["upstream", "result"] "Attempts to connect to an endpoint, by what they came to.";
     DNS_AGE = Gauge "outrigger_dns_age_seconds" ["upstream"] "Time since DNS last gave a definite answer, for the name of the upstream for which that is longest ago.";
     DISCOVERY_FAILURES = Counter "outrigger_discovery_failures_total" ["upstream"] "Look-ups of names that failed, and files of endpoints that could not be taken.";
+    FAULTS = Counter "outrigger_faults_injected_total" ["upstream", "kind"] "Faults that were injected on purpose, as if the upstream had done it.";
     CLIENT_CONNECTIONS = Gauge "outrigger_client_connections" ["listener"] "Connections from clients.";
     CLIENT_CONNECTIONS_REFUSED = Counter "outrigger_client_connections_refused_total" ["listener", "reason"] "Connections from clients that were closed before they could ask for anything.";
     CLIENT_HANDSHAKES = Counter "outrigger_client_handshakes_total" ["listener", "result"] "TLS handshakes of clients, by what they came to.";
@@ -235,6 +238,17 @@ impl Metrics {
         page.push(each(&MIRRORED, &|series, name, upstream| {
             series.value(&[name], upstream.mirrored.get() as f64);
         }));
+        page.push(each(&FALLBACKS, &|series, name, upstream| {
+            for kind in Substitute::ALL {
+                for effect in Effect::ALL {
+                    let count = upstream.sum(|shard| shard.fallbacks(kind, effect));
+                    series.value(&[name, kind.label(), effect.label()], count as f64);
+                }
+            }
+        }));
+        page.push(each(&COALESCED, &|series, name, upstream| {
+            series.value(&[name], upstream.sum(|shard| &shard.coalesced) as f64);
+        }));
         page.push(each(&BREAKER_STATE, &|series, name, upstream| {
             series.value(&[name, *lock(&upstream.breaker_mode)], upstream.breaker_state.get() as f64);
         }));
@@ -274,6 +288,11 @@ impl Metrics {
         page.push(each(&UPSTREAM_CONNECTS, &|series, name, upstream| {
             for result in ConnectResult::ALL {
                 series.value(&[name, result.label()], upstream.sum(|shard| shard.connects(result)) as f64);
+            }
+        }));
+        page.push(each(&FAULTS, &|series, name, upstream| {
+            for kind in FaultKind::ALL {
+                series.value(&[name, kind.label()], upstream.sum(|shard| shard.faults(kind)) as f64);
             }
         }));
     }
