@@ -19,6 +19,7 @@ use outrigger::policy::concurrency::Gate;
 use outrigger::policy::failure::Verdict;
 use outrigger::policy::latency::Latency;
 use outrigger::policy::rate_limit::Limits;
+use outrigger::policy::shed::Shed;
 use outrigger::upstream::balance::{Kind, Tables};
 use outrigger::upstream::endpoint::InFlight;
 
@@ -97,6 +98,13 @@ fn classify() {
 }
 
 #[library_benchmark]
+#[bench::calm(steps::shed())]
+#[bench::overloaded(steps::overloaded_shed())]
+fn shed_admit(state: Shed) {
+    steps::shed_admit(state);
+}
+
+#[library_benchmark]
 fn mode_of_a_request() {
     steps::mode_of_a_request();
 }
@@ -157,6 +165,7 @@ library_benchmark_group!(
         retry_decide,
         backoff_wait,
         classify,
+        shed_admit,
         mode_of_a_request,
         grpc_timeout_in_and_out,
         balance_pick,

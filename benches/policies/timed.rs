@@ -57,6 +57,8 @@ const BENCHES: &[Bench] = &[
     ("retry: decide",                        || time(|| (), |()| steps::retry_decide())),
     ("backoff: wait",                        || time(|| (), |()| steps::backoff_wait())),
     ("failure: classify",                    || time(|| (), |()| steps::classify())),
+    ("shed: admit and record, calm",         || time(steps::shed, steps::shed_admit)),
+    ("shed: admit and record, overloaded",   || time(steps::overloaded_shed, steps::shed_admit)),
     ("mode and rollout",                     || time(|| (), |()| steps::mode_of_a_request())),
     ("grpc-timeout in and out",              || time(|| (), |()| steps::grpc_timeout_in_and_out())),
     ("balance: pick of 3, least_loaded",     || time(|| steps::tables((Kind::LeastLoaded, 3)), steps::balance_pick)),

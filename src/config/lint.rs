@@ -13,7 +13,7 @@ use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
 use crate::policy::rate_limit::{self, DEFAULT_NAME};
-use crate::policy::{breaker, fallback, hedge, retry, timeout};
+use crate::policy::{breaker, fallback, hedge, limit, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
@@ -462,6 +462,7 @@ impl<'a> Lint<'a> {
         }
         self.outlier(path, settings);
         self.health(&path.key("health"), &settings.health);
+        self.limit(path, &settings.concurrency.limit);
         self.capacity(path, settings, config);
         self.balance(&path.key("balance"), &settings.balance);
         self.priorities(path, settings);
@@ -914,6 +915,23 @@ impl<'a> Lint<'a> {
                 let problem =
                     Problem::new(format!("`{path}` is only for checks of `kind = \"{kind}\"`"), "remove it");
                 self.say(&path, problem.warning());
+            }
+        }
+    }
+
+    /// A limit that moves has room to.
+    fn limit(&mut self, path: &Path, limit: &limit::Settings) {
+        let Some((min, initial)) = limit.start() else { return };
+        let [min_at, initial_at, max_at] = [("min", min), ("initial", initial), ("max", limit.max())]
+            .map(|(key, value)| At(path.below(&format!("concurrency.limit.{key}")), value));
+        if min > limit.max() {
+            self.error(&min_at, "is more than", &max_at, "raise `max`, or lower `min`");
+        } else if self.find(&initial_at.0).1 {
+            let cure = "it begins within its bounds: give it a number from `min` to `max`";
+            if initial > limit.max() {
+                self.error(&initial_at, "is more than", &max_at, cure);
+            } else if initial < min {
+                self.error(&initial_at, "is less than", &min_at, cure);
             }
         }
     }

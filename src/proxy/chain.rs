@@ -57,6 +57,9 @@ impl Chain {
     /// The chain of the upstream `name`, with the state of `previous`, one of the same name.
     pub fn new(name: &str, settings: &Settings, previous: Option<&Chain>, metrics: &Arc<Metrics>) -> Self {
         let now = Instant::now();
+        let gate =
+            previous.map_or_else(|| Gate::new(&settings.concurrency, now), |old| Arc::clone(&old.gate));
+        gate.update(&settings.concurrency, now);
         let upstream =
             Upstream::new(name, settings.clone(), previous.map(|previous| &previous.upstream), metrics);
         upstream.metrics.set_breaker_mode(word(settings.breaker.mode));
@@ -81,8 +84,6 @@ impl Chain {
             }
         };
         breaker.update(&settings.breaker, now);
-        let gate = previous.map_or_else(|| Gate::new(&settings.concurrency), |old| Arc::clone(&old.gate));
-        gate.update(&settings.concurrency);
         let budget = previous.map_or_else(
             || Arc::new(Budget::new(&settings.retry.budget, now)),
             |old| Arc::clone(&old.budget),

@@ -91,7 +91,7 @@ async fn serve(
     rate_limit::admit(worker, &routed, request)?; // rate_limited
     let admitted = shed::admit(worker, request, &routed)?; // load_shed
     let served = attempts(worker, request, &routed, client).await;
-    admitted.settle(&served);
+    admitted.settle(request, &served);
     served
 }
 

@@ -142,6 +142,7 @@ impl Way<'_> {
                 timeouts,
             ),
         ];
+        way.extend(self.rate_limits());
         way.extend(upstream.shed.as_ref().map(|shed| {
             let what = "once for a request: in overload the least important are refused first";
             self.step("shed", what, Some((shed.mode, shed.rollout)), self.values(&path("shed"), shed))
@@ -191,7 +192,6 @@ impl Way<'_> {
                 self.values(&path("connections"), &upstream.connections),
             ),
         ]);
-        way.splice(1..1, self.rate_limits());
         way.extend(tls);
         way.push(self.step(
             "failure",

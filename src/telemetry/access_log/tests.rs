@@ -71,6 +71,13 @@ fn a_line_for_machines() {
 }
 
 #[test]
+fn a_line_names_the_rate_limit_that_refused() {
+    let line = Line { reason: Some(Reason::RateLimited), rate_limit: "tenant", ..line() };
+    assert!(json(&line).contains(r#""reason":"rate_limited","rate_limit":"tenant","attempts":"#));
+    assert!(text(&line).contains(" reason=rate_limited rate_limit=tenant upstream="));
+}
+
+#[test]
 fn a_line_for_people() {
     let expected = "2024-02-29T00:00:01.007Z GET /payments/42?x=1 503 rejected reason=breaker_open \
         upstream=payments endpoint=127.0.0.1:9101 route=payments listener=egress attempts=2 head=12.034ms \
