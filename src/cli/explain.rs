@@ -452,7 +452,7 @@ shed.caller = "header:x-user"
         assert_eq!(from("retry", "attempts"), said("3", "route \"payments\" line 16"));
         assert_eq!(from("retry", "backoff.base"), said("\"100ms\"", "[upstream.payments] line 28"));
         assert_eq!(from("retry", "backoff.max"), said("\"1s\"", "built in"));
-        assert_eq!(from("shed", "caller"), said("\"header:x-user\"", "[upstream.payments] line 29"));
+        assert_eq!(from("shed", "caller"), said("\"header:x-user\"", "[upstream.payments] line 30"));
         assert_eq!(from("shed", "memory"), said("0.9", "built in"));
         let order: Vec<_> = answer.chain.iter().map(|step| step.name).collect();
         let chain = [
