@@ -176,6 +176,17 @@ pub struct Error {
     pub is_injected: bool,
     /// The answer's status and gRPC code, where they are not the reason's own.
     pub answers_as: Option<(u16, u8)>,
+    /// Which rate limits there are and how they stand, where one of them is the reason.
+    pub quota: Option<Box<Quota>>,
+}
+
+/// What the fields of draft-ietf-httpapi-ratelimit-headers say.
+#[derive(Clone, Debug, Default)]
+pub struct Quota {
+    /// `RateLimit-Policy`: the limits.
+    pub policy: String,
+    /// `RateLimit`: how they stand.
+    pub state: String,
 }
 
 impl Error {
@@ -234,6 +245,7 @@ impl From<Reason> for Error {
             detail: std::borrow::Cow::Borrowed(""),
             is_injected: false,
             answers_as: None,
+            quota: None,
         }
     }
 }

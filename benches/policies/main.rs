@@ -8,6 +8,7 @@
 
 mod steps;
 
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,8 +18,12 @@ use outrigger::policy::budget::Budget;
 use outrigger::policy::concurrency::Gate;
 use outrigger::policy::failure::Verdict;
 use outrigger::policy::latency::Latency;
+use outrigger::policy::rate_limit::Limits;
+use outrigger::policy::shed::Shed;
 use outrigger::upstream::balance::{Kind, Tables};
 use outrigger::upstream::endpoint::InFlight;
+
+use steps::RateLimits;
 
 // Admitted, and dropped without an outcome.
 #[library_benchmark]
@@ -93,6 +98,13 @@ fn classify() {
 }
 
 #[library_benchmark]
+#[bench::calm(steps::shed())]
+#[bench::overloaded(steps::overloaded_shed())]
+fn shed_admit(state: Shed) {
+    steps::shed_admit(state);
+}
+
+#[library_benchmark]
 fn mode_of_a_request() {
     steps::mode_of_a_request();
 }
@@ -121,6 +133,23 @@ fn balance_load() {
     steps::balance_load();
 }
 
+// With the hash of the key, where there is one.
+#[library_benchmark]
+#[bench::one_for_all(steps::rate_limits(RateLimits::Shared))]
+#[bench::one_for_each_key(steps::rate_limits(RateLimits::Keyed))]
+#[bench::both(steps::rate_limits(RateLimits::Two))]
+#[bench::refused(steps::rate_limits(RateLimits::Spent))]
+fn rate_limit_admit(state: (Arc<Limits>, RandomState, Instant)) {
+    steps::rate_limit_admit(state);
+}
+
+#[library_benchmark]
+#[bench::known(steps::a_million_keys(), 0)]
+#[bench::too_many(steps::a_million_keys(), 1_000_000)]
+fn rate_limit_admit_of_many(state: (Arc<Limits>, RandomState, Instant), first: u64) {
+    steps::rate_limit_admit_of_many(state, first);
+}
+
 library_benchmark_group!(
     name = policies,
     benchmarks = [
@@ -136,10 +165,13 @@ library_benchmark_group!(
         retry_decide,
         backoff_wait,
         classify,
+        shed_admit,
         mode_of_a_request,
         grpc_timeout_in_and_out,
         balance_pick,
         balance_load,
+        rate_limit_admit,
+        rate_limit_admit_of_many,
     ]
 );
 

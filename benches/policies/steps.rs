@@ -1,18 +1,26 @@
 //! What each policy is asked for a request, a thousand times, with what it needs to be set up: counted by `main`,
 //! timed by `timed`.
 
+use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use outrigger::policy::breaker::{self, Breaker, Outcome};
 use outrigger::policy::budget::Budget;
-use outrigger::policy::concurrency::{self, Entry, Gate};
+use outrigger::policy::concurrency::{self, Ask, Entry, Gate};
 use outrigger::policy::deadline::Feasibility;
 use outrigger::policy::failure::{self, Classifier, Verdict};
+use outrigger::policy::key;
 use outrigger::policy::latency::Latency;
+use outrigger::policy::limit::{Lesson, Sample};
 use outrigger::policy::mode::Mode;
+use outrigger::policy::priority::Priority;
+use outrigger::policy::rate_limit::{self, Limits};
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
+use outrigger::policy::shed::level::level;
+use outrigger::policy::shed::{self, Health, Shed};
 use outrigger::policy::{backoff, deadline};
 use outrigger::telemetry::metrics::{Metrics, Words};
 use outrigger::units::Ratio;
@@ -82,27 +90,36 @@ pub(crate) fn budget_withdraw((budget, now): (Arc<Budget>, Instant)) {
 
 pub(crate) fn gate(in_flight: u32) -> (Gate, Instant) {
     let now = Instant::now();
-    let mut gate = Gate::new(&concurrency::Settings::default());
-    for _ in 0..in_flight {
-        assert_eq!(gate.enter(now, now + LEASE, true, None), Entry::Slot);
+    let mut gate = Gate::new(&concurrency::Settings::default(), now, 1);
+    for _ in 0..in_flight.min(gate.limit()) {
+        assert_eq!(gate.enter(&ask(now)), Entry::Slot);
     }
     (gate, now)
 }
 
+fn ask(now: Instant) -> Ask {
+    Ask { now, deadline: now + LEASE, priority: Priority::Normal, may_queue: true, p50: None }
+}
+
+fn sample(now: Instant) -> Option<Sample> {
+    let latency = Duration::from_millis(5);
+    Some(Sample { began: now - latency, latency, lesson: Lesson::Served })
+}
+
 pub(crate) fn gate_enter_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
-        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        let entry = gate.enter(black_box(&ask(now)));
         black_box(entry == Entry::Slot);
-        let _ = black_box(gate.leave(now, None));
+        let _ = black_box(gate.leave(now, sample(now), None));
     }
 }
 
 // Somebody comes, and a slot comes back.
 pub(crate) fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
-        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        let entry = gate.enter(black_box(&ask(now)));
         black_box(entry == Entry::Slot);
-        let _ = black_box(gate.leave(now, None));
+        let _ = black_box(gate.leave(now, sample(now), None));
     }
 }
 
@@ -169,6 +186,36 @@ pub(crate) fn classify() {
     }
 }
 
+pub(crate) fn shed() -> Shed {
+    Shed::new(Instant::now(), 1_764_547_200)
+}
+
+// One that gets four times what completes, after so many half seconds.
+pub(crate) fn overloaded_shed() -> Shed {
+    let (shed, mut now) = (shed(), Instant::now());
+    for _ in 0..10 {
+        for user in 0..TIMES {
+            if shed.admit(level(Priority::Normal, key::hash(&user.to_le_bytes()), shed.seconds())).is_ok() {
+                if user % 4 == 0 { shed.completed() } else { shed.refused() }
+            }
+        }
+        now += shed::TICK;
+        let settings = shed::Settings::default();
+        shed.tick((now, 1_764_547_200), &settings, || (20, 20, 0), Health::default);
+    }
+    shed
+}
+
+// A caller's hash, its level, and the answer; and what it came to, if it passed.
+pub(crate) fn shed_admit(shed: Shed) {
+    for user in 0..TIMES {
+        let caller = key::hash(black_box(&user.to_le_bytes()));
+        if shed.admit(level(black_box(Priority::Normal), caller, shed.seconds())).is_ok() {
+            shed.completed();
+        }
+    }
+}
+
 pub(crate) fn mode_of_a_request() {
     for n in 0..TIMES {
         black_box(black_box(Mode::Enforce).of(black_box(Ratio::ONE), u64::from(n) << 50));
@@ -228,4 +275,91 @@ pub(crate) fn balance_load() {
         in_flight.answered(now + Duration::from_millis(5));
         in_flight.release();
     }
+}
+
+/// What rate limits stand before the requests of a bench.
+#[derive(Clone, Copy)]
+pub(crate) enum RateLimits {
+    /// One that all requests share.
+    Shared,
+    /// One for each tenant.
+    Keyed,
+    /// Both.
+    Two,
+    /// One that lets nothing through any more.
+    Spent,
+}
+
+fn rate_limits_of(limits: serde_json::Value, now: Instant) -> Limits {
+    let settings: Vec<_> = serde_json::from_value(limits).expect("they are well formed");
+    Limits::new(&settings, None, now)
+}
+
+pub(crate) fn rate_limits(kind: RateLimits) -> (Arc<Limits>, RandomState, Instant) {
+    let now = Instant::now();
+    let shared = serde_json::json!({ "name": "shared", "rate": "1000000/s" });
+    let keyed = serde_json::json!({ "name": "tenant", "rate": "1000000/s", "key": "header:x-tenant" });
+    let spent = serde_json::json!({ "rate": "1/d", "burst": 1 });
+    let limits = match kind {
+        RateLimits::Shared => [shared].into(),
+        RateLimits::Keyed => [keyed].into(),
+        RateLimits::Two => [shared, keyed].into(),
+        RateLimits::Spent => [spent].into(),
+    };
+    let limits = rate_limits_of(limits, now);
+    if let RateLimits::Spent = kind {
+        limits.admit(now, &[rate_limit::Ask::default()], |_, _| {});
+    }
+    (Arc::new(limits), RandomState::new(), now)
+}
+
+// A table of a million keys, and more come.
+pub(crate) fn a_million_keys() -> (Arc<Limits>, RandomState, Instant) {
+    static FULL: LazyLock<(Arc<Limits>, RandomState, Instant)> = LazyLock::new(|| {
+        let now = Instant::now();
+        let limit =
+            serde_json::json!({ "rate": "1/d", "burst": 1000000, "key": "client_ip", "max_keys": 1000000 });
+        let (limits, seed) = (rate_limits_of([limit].into(), now), RandomState::new());
+        for n in 0..1_000_000u64 {
+            limits.admit(
+                now,
+                &[rate_limit::Ask { key: Some(seed.hash_one(&tenant(n)[..])), ..rate_limit::Ask::default() }],
+                |_, _| {},
+            );
+        }
+        (Arc::new(limits), seed, now)
+    });
+    FULL.clone()
+}
+
+// With the hash of the key, where there is one: each request is another of a thousand tenants.
+pub(crate) fn rate_limit_admit((limits, seed, now): (Arc<Limits>, RandomState, Instant)) {
+    let keyed: Vec<bool> = limits.iter().map(|limit| limit.settings.key.is_some()).collect();
+    for (n, now) in (0..).zip(instants(now)) {
+        let mut asks = [rate_limit::Ask::default(); 2];
+        for (ask, keyed) in asks.iter_mut().zip(&keyed) {
+            ask.key = keyed.then(|| seed.hash_one(black_box(&tenant(n)[..])));
+        }
+        black_box(limits.admit(black_box(now), &asks[..keyed.len()], |_, _| {}));
+    }
+}
+
+// Each request is another of a million, so that none is in the processor's caches; `first`: from which on.
+pub(crate) fn rate_limit_admit_of_many((limits, seed, now): (Arc<Limits>, RandomState, Instant), first: u64) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(TIMES.into(), Relaxed) % 1_000_000;
+    for (n, now) in (first + next..).zip(instants(now)) {
+        let ask = rate_limit::Ask {
+            key: Some(seed.hash_one(black_box(&tenant(n)[..]))),
+            ..rate_limit::Ask::default()
+        };
+        black_box(limits.admit(black_box(now), &[ask], |_, _| {}));
+    }
+}
+
+// The name of one of many tenants.
+fn tenant(n: u64) -> [u8; 16] {
+    let mut name = *b"tenant-.........";
+    name[8..].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    name
 }

@@ -18,9 +18,6 @@ const ROWS: &[Row] = &[
     ("listener.*.route.*.fallback",           &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
-    ("upstream.*.concurrency.limit.kind",     &["gradient", "aimd", "vegas"], "give a fixed limit: { kind = \"fixed\", max = 1000 }"),
-    ("upstream.*.concurrency.queue.order",    &["priority", "lifo_when_full"], "give \"fifo\""),
-    ("upstream.*.rate_limit",                 &[], REMOVE),
     ("upstream.*.fallback",                   &[], REMOVE),
     ("upstream.*.slo",                        &[], REMOVE),
 ];

@@ -14,6 +14,7 @@ use crate::policy::fault::{Endpoints, Fault};
 use crate::policy::hedge::Hedge;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
+use crate::policy::rate_limit::{Limit, Limits};
 use crate::policy::shed::level::LEVELS;
 use crate::policy::shed::{Change, Health, Shedding};
 use crate::reason::Error;
@@ -28,6 +29,8 @@ use super::queue::Gate;
 pub struct Chain {
     /// Who can answer, and what is in force.
     pub upstream: Upstream,
+    /// How much each key may have in a time.
+    pub rate_limits: Limits,
     /// Whether to send at all.
     pub breaker: Arc<Breaker>,
     /// How many may be sent at once.
@@ -54,6 +57,9 @@ impl Chain {
     /// The chain of the upstream `name`, with the state of `previous`, one of the same name.
     pub fn new(name: &str, settings: &Settings, previous: Option<&Chain>, metrics: &Arc<Metrics>) -> Self {
         let now = Instant::now();
+        let gate =
+            previous.map_or_else(|| Gate::new(&settings.concurrency, now), |old| Arc::clone(&old.gate));
+        gate.update(&settings.concurrency, now);
         let upstream =
             Upstream::new(name, settings.clone(), previous.map(|previous| &previous.upstream), metrics);
         upstream.metrics.set_breaker_mode(word(settings.breaker.mode));
@@ -78,8 +84,6 @@ impl Chain {
             }
         };
         breaker.update(&settings.breaker, now);
-        let gate = previous.map_or_else(|| Gate::new(&settings.concurrency), |old| Arc::clone(&old.gate));
-        gate.update(&settings.concurrency);
         let budget = previous.map_or_else(
             || Arc::new(Budget::new(&settings.retry.budget, now)),
             |old| Arc::clone(&old.budget),
@@ -88,6 +92,11 @@ impl Chain {
         let faults = previous.map_or_else(|| Faults::new(name), |old| Arc::clone(&old.faults));
         faults.begin();
         Self {
+            rate_limits: Limits::new(
+                &settings.rate_limit,
+                previous.map(|previous| &previous.rate_limits),
+                now,
+            ),
             breaker,
             gate,
             shed: settings.shed.as_ref().map(|_| {
@@ -163,6 +172,7 @@ impl Chain {
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "discovery": self.upstream.known().view(now),
+            "rate_limits": self.rate_limits.iter().map(|limit: &Limit| limit.view(now)).collect::<Vec<_>>(),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
             "shed": self.shed.as_ref().map(|shedding| shedding.view()),

@@ -216,7 +216,7 @@ impl Metrics {
             version: version.to_owned(),
             commit: commit.to_owned(),
             overhead: (0..workers).map(|_| OverheadShard(Histogram::new(&OVERHEAD))).collect(),
-            limits: Default::default(),
+            limits: std::array::from_fn(|_| SharedCounter::default()),
             panics: SharedCounter::default(),
             log_dropped: Arc::default(),
             config: ConfigMetrics {

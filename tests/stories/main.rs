@@ -30,6 +30,8 @@ mod outlier;
 mod path;
 mod pool;
 mod proxy_protocol;
+mod queue;
+mod rate_limit;
 mod real_components;
 mod reload;
 mod retries;

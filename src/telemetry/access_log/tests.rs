@@ -19,6 +19,7 @@ fn line() -> Line<'static> {
         status: 503,
         outcome: RequestOutcome::Rejected,
         reason: Some(Reason::BreakerOpen),
+        rate_limit: "",
         attempts: 2,
         hedge: None,
         head: Duration::from_micros(12_034),
@@ -56,6 +57,13 @@ fn a_line_for_machines() {
     let value: serde_json::Value = serde_json::from_str(&json(&unrouted)).expect("JSON");
     assert_eq!(value["reason"], serde_json::Value::Null);
     assert_eq!(value["client"], "[::1]:80");
+}
+
+#[test]
+fn a_line_names_the_rate_limit_that_refused() {
+    let line = Line { reason: Some(Reason::RateLimited), rate_limit: "tenant", ..line() };
+    assert!(json(&line).contains(r#""reason":"rate_limited","rate_limit":"tenant","attempts":"#));
+    assert!(text(&line).contains(" reason=rate_limited rate_limit=tenant upstream="));
 }
 
 #[test]
