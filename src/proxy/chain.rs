@@ -22,8 +22,10 @@ use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::standing::{Out, Standing};
 use crate::upstream::{Settings, Upstream};
 
+use super::coalesce::Coalescer;
 use super::fault::{Faults, Place};
 use super::queue::Gate;
+use super::store::Store;
 
 /// The policies of one upstream.
 pub struct Chain {
@@ -47,6 +49,10 @@ pub struct Chain {
     pub feasibility: Arc<Feasibility>,
     /// What a failure is.
     pub classifier: Classifier,
+    /// Answers for the time when it cannot answer.
+    pub store: Arc<Store>,
+    /// Who asks the same of it at the moment.
+    pub coalescer: Arc<Coalescer>,
     /// What is done to requests on purpose.
     pub faults: Arc<Faults>,
     /// Of those, what the configuration says for requests whose route says nothing of it.
@@ -109,6 +115,9 @@ impl Chain {
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
             classifier: Classifier::new(&settings.failure),
+            store: previous.map_or_else(|| Arc::new(Store::new(metrics)), |old| Arc::clone(&old.store)),
+            coalescer: previous
+                .map_or_else(|| Arc::new(Coalescer::new(metrics, now)), |old| Arc::clone(&old.coalescer)),
             fault: faults.written(&Place::Upstream, &settings.fault, now),
             faults,
             upstream,
@@ -169,6 +178,7 @@ impl Chain {
         let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
             serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
         });
+        let ((answers, bytes), (leaders, followers)) = (self.store.counts(), self.coalescer.counts());
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "discovery": self.upstream.known().view(now),
@@ -179,6 +189,10 @@ impl Chain {
             "connections": self.upstream.counts.connections(),
             "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
+            "fallback": {
+                "kept": { "answers": answers, "bytes": bytes },
+                "coalescing": { "leaders": leaders, "followers": followers },
+            },
             "hedge": self.hedge.view(now),
             "latency": {
                 "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),

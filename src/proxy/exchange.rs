@@ -1,7 +1,7 @@
 //! A request, from its complete head to the head of its answer.
 //!
 //! context -> route -> rate limit -> shed -> attempts: [ budget, back-off, hedge ] x [ breaker -> concurrency -> endpoint ->
-//! wire ] -> answer.
+//! wire ] -> fallback if it failed -> answer.
 //!
 //! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
@@ -12,6 +12,7 @@ use super::answer::Answer;
 use super::attempt;
 use super::client::Informed;
 use super::context::Routed;
+use super::fallback;
 use super::hedge::{Sent, Serving};
 use super::life::Stage;
 use super::mirror;
@@ -39,7 +40,12 @@ pub async fn exchange(
         shadow(worker, request, routed);
     }
     let served = match routed {
-        Ok(routed) => serve(worker, request, routed, client).await,
+        Ok(routed) if routed.target().fallback.is_some() => {
+            let serve = async |request: &mut Request, routed| serve(worker, request, routed, client).await;
+            // Boxed, so that requests without one are no larger for it.
+            Box::pin(fallback::answer(worker, request, routed, serve)).await
+        }
+        Ok(routed) => serve(worker, request, routed, client).await.map(Response::Upstream),
         Err(error) => Err(error),
     };
     if let Some(routed) = mirrored.filter(|_| !is_whole) {
@@ -47,10 +53,11 @@ pub async fn exchange(
     }
     let mut response = match served {
         // It was the upstream's answer for all who asked; the client learns the truth.
-        Ok(answer) => match answer.injected() {
+        Ok(Response::Upstream(answer)) => match answer.injected() {
             Some(error) => Response::Own(refuse(request, error)),
             None => Response::Upstream(answer),
         },
+        Ok(own) => own,
         Err(error) => Response::Own(refuse(request, error)),
     };
     shed::tell(request, &mut response);

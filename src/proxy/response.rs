@@ -20,6 +20,7 @@ use super::grpc::{self, Call};
 use super::queue::Slot;
 use super::record::Record;
 use super::shared::Reservation;
+use super::tee::Tee;
 use super::wire::Wire;
 use super::words;
 use super::worker::Worker;
@@ -151,6 +152,8 @@ pub struct FromUpstream {
     is_stream: bool,
     /// The memory of a small answer that was waited for.
     buffered: Option<Reservation>,
+    /// The copy that is made of it on its way.
+    tee: Option<Box<Tee>>,
     /// What an injected fault does to its body.
     shape: Option<Box<Shape>>,
     /// Its status and gRPC code, where an injected fault answers in the upstream's place.
@@ -225,7 +228,28 @@ impl FromUpstream {
             is_quiet: false,
             is_stream: false,
             buffered: None,
+            tee: None,
         }
+    }
+
+    /// The whole body, where all of it has come.
+    pub fn whole(&self) -> Option<&[u8]> {
+        let wire = self.wire.as_ref()?;
+        if wire.is_done() {
+            return Some(&[]);
+        }
+        let length = usize::try_from(wire.remaining()?).ok()?;
+        wire.data().get(..length)
+    }
+
+    /// How long its head took, from when the request had gone up.
+    pub fn latency(&self) -> Duration {
+        self.hold.outcome.latency
+    }
+
+    /// A copy of its body is made on its way to the client.
+    pub fn copy_to(&mut self, tee: Tee) {
+        self.tee = Some(Box::new(tee));
     }
 
     /// The answer is the one that the client gets. Event streams and other protocols are streams from here on.
@@ -468,8 +492,13 @@ impl FromUpstream {
         }
     }
 
-    /// A call whose second message begins is a stream.
+    /// A call whose second message begins is a stream. What is copied is copied here.
     fn follow(&mut self, size: usize) {
+        if let (Some(tee), Some(wire)) = (&mut self.tee, &self.wire)
+            && !tee.push(&wire.data()[..size])
+        {
+            self.tee = None;
+        }
         if let (Some(call), Some(wire)) = (&mut self.call, &self.wire)
             && !self.is_stream
             && call.messages.follow(&wire.data()[..size])
@@ -597,6 +626,9 @@ impl FromUpstream {
         let Some(wire) = self.wire.take() else { return };
         self.shape = None;
         self.trailers = wire.trailers().cloned();
+        if let Some(tee) = self.tee.take() {
+            tee.end();
+        }
         let verdict = self.call_ended().unwrap_or(self.hold.outcome.verdict);
         self.hold.settle(&self.worker, &self.routed, now, verdict);
         let sent_all = self.upload.is_none() && body.is_read() && !self.switches();
@@ -657,6 +689,9 @@ impl FromUpstream {
 
     /// The answer will not be complete.
     fn broken(&mut self, error: Error) -> Error {
+        if let Some(tee) = self.tee.take() {
+            tee.broke(&error);
+        }
         let target = self.routed.target();
         if self.is_final && target.rules.retries_on(Cause::Reason(error.reason)) {
             let shard = target.chain.upstream.metrics.shard(self.worker.index);

@@ -9,7 +9,7 @@ use crate::config::{Layer, Loaded};
 use crate::policy::fault;
 use crate::policy::mode::Mode;
 use crate::policy::retry::BackoffSettings;
-use crate::policy::{backoff, deadline, hedge, retry, timeout};
+use crate::policy::{backoff, deadline, fallback, hedge, retry, timeout};
 use crate::proxy::listener;
 use crate::proxy::route::{self, Route};
 use crate::units::Ratio;
@@ -61,6 +61,10 @@ pub(super) struct Way<'a> {
 impl Way<'_> {
     fn timeout(&self) -> &timeout::Settings {
         self.arm.timeout.as_ref().unwrap_or(&self.upstream.timeout)
+    }
+
+    fn fallback(&self) -> &fallback::Settings {
+        self.arm.fallback.as_ref().unwrap_or(&self.upstream.fallback)
     }
 
     fn retry(&self) -> &retry::Settings {
@@ -206,6 +210,15 @@ impl Way<'_> {
             None,
             self.values(&path("failure"), &upstream.failure),
         ));
+        let fallback = self.fallback();
+        if fallback.is_on() {
+            way.push(self.step(
+                "fallback",
+                "what the client gets if all that came to nothing: stale, then upstream, then response",
+                Some((fallback.mode, fallback.rollout)),
+                self.values(&routed(self.route.fallback.is_some(), "fallback"), fallback),
+            ));
+        }
         way
     }
 
@@ -327,6 +340,12 @@ impl Way<'_> {
             };
             why.push(format!(
                 "{what}: only what was surely not processed is sent again, so the upstream works on it once"
+            ));
+        }
+        let other = self.fallback().upstream.as_ref().filter(|_| self.fallback().mode == Mode::Enforce);
+        if let Some(other) = other {
+            why.push(format!(
+                "if they fail, fallback.upstream sends it to {other:?} besides, within its limits"
             ));
         }
         why.push(format!(

@@ -19,6 +19,7 @@ fn line() -> Line<'static> {
         status: 503,
         outcome: RequestOutcome::Rejected,
         reason: Some(Reason::BreakerOpen),
+        fallback: None,
         rate_limit: "",
         attempts: 2,
         hedge: None,
@@ -40,6 +41,16 @@ fn text(line: &Line<'_>) -> String {
     let mut out = Vec::new();
     line.write_text(&mut out, &mut Stamps::default());
     String::from_utf8(out).expect("text")
+}
+
+#[test]
+fn what_the_client_got_instead_stands_behind_the_reason() {
+    let line = Line { fallback: Some(Substitute::Stale), outcome: RequestOutcome::Ok, status: 200, ..line() };
+    assert!(
+        json(&line).contains(r#""outcome":"ok","reason":"breaker_open","fallback":"stale","attempts":2,"#)
+    );
+    assert!(text(&line).contains(" 200 ok reason=breaker_open fallback=stale upstream="));
+    assert!(Line { reason: None, attempts: 1, ..line }.is_failure(), "a failure it was");
 }
 
 #[test]
