@@ -171,13 +171,13 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// What exactly happened, for the log and the problem body's `detail`. Empty: the title says it all.
     pub detail: std::borrow::Cow<'static, str>,
+    /// Which rate limits there are and how they stand, where one of them is the reason.
+    pub quota: Option<Box<Quota>>,
     /// It did not happen by itself: the policies see `reason`, as if the upstream had done it, and the client is told
     /// [`Reason::FaultInjected`] ([`Error::told`]).
     pub is_injected: bool,
     /// The answer's status and gRPC code, where they are not the reason's own.
     pub answers_as: Option<(u16, u8)>,
-    /// Which rate limits there are and how they stand, where one of them is the reason.
-    pub quota: Option<Box<Quota>>,
 }
 
 /// What the fields of draft-ietf-httpapi-ratelimit-headers say.

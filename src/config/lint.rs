@@ -467,6 +467,7 @@ impl<'a> Lint<'a> {
             upstream_path: path.clone(),
             upstream: settings,
         });
+        self.hedge_is_used(path, settings, config);
         self.rate_limits(path, &settings.rate_limit);
         self.breaker(&path.key("breaker"), &settings.breaker);
         let name = path.last_key().unwrap_or_default().to_owned();
@@ -477,8 +478,8 @@ impl<'a> Lint<'a> {
         }
         self.outlier(path, settings);
         self.health(&path.key("health"), &settings.health);
-        self.fault(&path.key("fault"), &settings.fault);
         self.limit(path, &settings.concurrency.limit);
+        self.fault(&path.key("fault"), &settings.fault);
         self.capacity(path, settings, config);
         self.balance(&path.key("balance"), &settings.balance);
         self.priorities(path, settings);
@@ -617,20 +618,32 @@ impl<'a> Lint<'a> {
         self.hedge(way, in_force);
     }
 
+    /// What says how to hedge has a use: here, or on a route that leads here.
+    fn hedge_is_used(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
+        let name = path.last_key().unwrap_or_default();
+        let routes = config.listener.iter().flat_map(|listener| &listener.route);
+        let hedges = |arm: &route::Arm| {
+            arm.upstream == name && arm.hedge.as_ref().is_some_and(|hedge| hedge.mode != Mode::Off)
+        };
+        let at = path.key("hedge");
+        if settings.hedge.mode != Mode::Off
+            || self.find(&at.key("mode")).1
+            || routes.into_iter().any(|route| route.arms().iter().any(hedges))
+        {
+            return;
+        }
+        let written = ["after", "budget", "rollout"].map(|key| at.key(key));
+        if let Some(key) = written.iter().find(|key| self.find(key).1) {
+            let message = format!("`{key}` says how to hedge, but nothing is hedged");
+            let problem = Problem::new(message, "add `mode = \"enforce\"`, or remove it");
+            self.say(key, problem.warning());
+        }
+    }
+
     /// A hedge can be sent, in time, and only of what may be sent twice at once. `attempt`: how long an attempt may take.
     fn hedge(&mut self, way: &InForce<'_>, attempt: Duration) {
         let (path, hedge) = (&way.hedge_path, way.hedge);
         if hedge.mode == Mode::Off {
-            let written = ["after", "budget", "rollout"].map(|key| path.key(key));
-            if let Some(key) = written.iter().find(|key| self.find(key).1)
-                && !self.find(&path.key("mode")).1
-            {
-                let problem = Problem::new(
-                    format!("`{key}` says how to hedge, but nothing is hedged"),
-                    "add `mode = \"enforce\"`, or remove it",
-                );
-                self.say(key, problem.warning());
-            }
             return;
         }
         let mode = if hedge.mode == Mode::Shadow { "\"shadow\"" } else { "\"enforce\"" };
@@ -935,6 +948,23 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// A limit that moves has room to.
+    fn limit(&mut self, path: &Path, limit: &limit::Settings) {
+        let Some((min, initial)) = limit.start() else { return };
+        let [min_at, initial_at, max_at] = [("min", min), ("initial", initial), ("max", limit.max())]
+            .map(|(key, value)| At(path.below(&format!("concurrency.limit.{key}")), value));
+        if min > limit.max() {
+            self.error(&min_at, "is more than", &max_at, "raise `max`, or lower `min`");
+        } else if self.find(&initial_at.0).1 {
+            let cure = "it begins within its bounds: give it a number from `min` to `max`";
+            if initial > limit.max() {
+                self.error(&initial_at, "is more than", &max_at, cure);
+            } else if initial < min {
+                self.error(&initial_at, "is less than", &min_at, cure);
+            }
+        }
+    }
+
     /// Somebody who comes by this listener can ask for the fault.
     fn asked_for(&mut self, path: &Path, fault: &fault::Settings, listener: &listener::Settings) {
         if !fault.is_on() || fault.matches.headers.is_empty() || listener.trust() != Trust::None {
@@ -979,23 +1009,6 @@ impl<'a> Lint<'a> {
             ),
         );
         self.say(&at, problem);
-    }
-
-    /// A limit that moves has room to.
-    fn limit(&mut self, path: &Path, limit: &limit::Settings) {
-        let Some((min, initial)) = limit.start() else { return };
-        let [min_at, initial_at, max_at] = [("min", min), ("initial", initial), ("max", limit.max())]
-            .map(|(key, value)| At(path.below(&format!("concurrency.limit.{key}")), value));
-        if min > limit.max() {
-            self.error(&min_at, "is more than", &max_at, "raise `max`, or lower `min`");
-        } else if self.find(&initial_at.0).1 {
-            let cure = "it begins within its bounds: give it a number from `min` to `max`";
-            if initial > limit.max() {
-                self.error(&initial_at, "is more than", &max_at, cure);
-            } else if initial < min {
-                self.error(&initial_at, "is less than", &min_at, cure);
-            }
-        }
     }
 
     /// What an upstream may hold at once fits into what holds it.

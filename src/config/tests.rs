@@ -635,6 +635,14 @@ fn what_contradicts_itself_is_told_by_both_paths() {
             "warning: `upstream.app.hedge.after` (\"p90\") is earlier than can be paid for by `upstream.app.hedge.budget` (0.05, built in)",
         ),
         (
+            "hedge.budget = 0.1",
+            "warning: `upstream.app.hedge.budget` says how to hedge, but nothing is hedged",
+        ),
+        (
+            "hedge = { mode = \"enforce\", budget = 0.0 }",
+            "warning: `upstream.app.hedge.budget` is 0: nothing is ever hedged",
+        ),
+        (
             "breaker.slow_request = \"7500ms\"",
             "error: `upstream.app.breaker.slow_request` (\"7500ms\") is not below `upstream.app.timeout.attempt` (7.5s, built in)",
         ),

@@ -212,8 +212,15 @@ impl Settings {
 impl Arm {
     /// All that goes to `upstream`, with what is in force there over its own.
     pub fn of(upstream: &str, timeout: Option<timeout::Settings>, retry: Option<retry::Settings>) -> Self {
-        let (hedge, fallback, fault) = (None, None, None);
-        Self { upstream: upstream.to_owned(), weight: 1, timeout, retry, hedge, fallback, fault }
+        Self {
+            upstream: upstream.to_owned(),
+            weight: 1,
+            timeout,
+            retry,
+            hedge: None,
+            fallback: None,
+            fault: None,
+        }
     }
 }
 

@@ -596,8 +596,8 @@ mod tests {
         assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
         assert!(HandshakeResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
-        assert!(FaultKind::ALL.iter().enumerate().all(|(index, kind)| *kind as usize == index));
         assert!(Substitute::ALL.iter().enumerate().all(|(index, kind)| *kind as usize == index));
+        assert!(FaultKind::ALL.iter().enumerate().all(|(index, kind)| *kind as usize == index));
         assert!(Ejection::ALL.iter().enumerate().all(|(index, why)| *why as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));
