@@ -208,7 +208,8 @@ where
         });
         match served {
             Ok(mut answer) => {
-                if let Some(asks) = asks {
+                // What a fault answers is no answer of the upstream's for others; the next one leads.
+                if let Some(asks) = asks.filter(|_| answer.injected().is_none()) {
                     self.copy(asks, &mut answer, lead);
                 }
                 Came::Answer(answer)

@@ -364,7 +364,10 @@ impl FromUpstream {
         };
         match gathered {
             Ok(is_whole) => match self.shape.as_ref().map(|shape| shape.poll_whole(cx, remaining)) {
-                Some(Poll::Pending) => Poll::Pending,
+                Some(Poll::Pending) => {
+                    self.hold.tell_limit();
+                    Poll::Pending
+                }
                 Some(Poll::Ready(Passes::Nothing)) => Poll::Ready(Err(self.truncated())),
                 Some(Poll::Ready(_)) | None => Poll::Ready(Ok(is_whole)),
             },
