@@ -1,30 +1,30 @@
 //! Draws that are the same on every machine: only what IEEE 754 rounds exactly is used, and no `ln` of a C library.
 
 /// Seeded draws.
-pub struct Chance(fastrand::Rng);
+pub(crate) struct Chance(fastrand::Rng);
 
 impl Chance {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(fastrand::Rng::with_seed(seed))
     }
 
     /// From 0 to 1.
-    pub fn even(&mut self) -> f64 {
+    pub(crate) fn even(&mut self) -> f64 {
         self.0.f64()
     }
 
     /// Whether something happens that does so in this ratio of cases.
-    pub fn is(&mut self, ratio: f64) -> bool {
+    pub(crate) fn is(&mut self, ratio: f64) -> bool {
         ratio > 0.0 && self.even() < ratio
     }
 
     /// The time to the next event of a Poisson process, in its mean.
-    pub fn gap(&mut self) -> f64 {
+    pub(crate) fn gap(&mut self) -> f64 {
         -ln(1.0 - self.even())
     }
 
     /// Lognormal with this spread and a mean of one.
-    pub fn lognormal(&mut self, sigma: f64) -> f64 {
+    pub(crate) fn lognormal(&mut self, sigma: f64) -> f64 {
         // The sum of twelve is normal enough up to three sigma.
         let normal: f64 = (0..12).map(|_| self.even()).sum::<f64>() - 6.0;
         exp(sigma * normal - sigma * sigma / 2.0)

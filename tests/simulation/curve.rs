@@ -27,7 +27,7 @@ const PANELS: [(&str, &str); 5] = [
 ];
 
 /// Holds `record` to the curves that are in the tree, or writes them.
-pub fn compare(name: &str, record: &Record) {
+pub(crate) fn compare(name: &str, record: &Record) {
     let points = points(record);
     for (end, now) in [("txt", text(&points)), ("svg", svg(name, &points))] {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))

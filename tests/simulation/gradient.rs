@@ -43,10 +43,9 @@ fn twice_the_load_for_a_minute() {
 
 #[test]
 fn in_a_standing_overload_nothing_drifts() {
-    let cases: [(&str, fn(f64) -> f64); 2] =
-        [("gradient_double_load_long", |_| 800.0), ("gradient_tenth_over_long", |_| 440.0)];
-    for (name, rate) in cases {
-        let record = curve(name, &Run { rate, seconds: 1200.0, ..twenty() });
+    let (double, tenth_over) = (Run { rate: |_| 800.0, ..twenty() }, Run { rate: |_| 440.0, ..twenty() });
+    for (name, run) in [("gradient_double_load_long", double), ("gradient_tenth_over_long", tenth_over)] {
+        let record = curve(name, &Run { seconds: 1200.0, ..run });
         holds!(record.goodput(15.0..1200.0), >= 0.95 * CAPACITY);
         for part in (15..1200).step_by(15) {
             let part = f64::from(part);

@@ -32,12 +32,13 @@ fn twice_as_slow(run: Run) -> Run {
 #[test]
 fn aimd_keeps_the_latency_that_it_is_given() {
     half(aimd(20), "aimd_half_load");
-    for (name, seconds, rate) in [
-        ("aimd_double_load", 60.0, (|_| 800.0) as fn(f64) -> f64),
-        ("aimd_double_load_long", 300.0, |_| 800.0),
-        ("aimd_tenth_over_long", 300.0, |_| 440.0),
+    let (double, tenth_over) = (Run { rate: |_| 800.0, ..aimd(20) }, Run { rate: |_| 440.0, ..aimd(20) });
+    for (name, seconds, run) in [
+        ("aimd_double_load", 60.0, double.clone()),
+        ("aimd_double_load_long", 300.0, double),
+        ("aimd_tenth_over_long", 300.0, tenth_over),
     ] {
-        let record = curve(name, &Run { rate, seconds, ..aimd(20) });
+        let record = curve(name, &Run { seconds, ..run });
         holds!(record.goodput(15.0..seconds), >= 0.95 * CAPACITY);
         holds!(record.p50(15.0..seconds), <= 200.0);
     }
@@ -58,12 +59,13 @@ fn aimd_without_a_latency_rises_until_the_upstream_times_out() {
 #[test]
 fn vegas_keeps_a_small_queue() {
     half(vegas(20), "vegas_half_load");
-    for (name, seconds, rate) in [
-        ("vegas_double_load", 60.0, (|_| 800.0) as fn(f64) -> f64),
-        ("vegas_double_load_long", 300.0, |_| 800.0),
-        ("vegas_tenth_over_long", 300.0, |_| 440.0),
+    let (double, tenth_over) = (Run { rate: |_| 800.0, ..vegas(20) }, Run { rate: |_| 440.0, ..vegas(20) });
+    for (name, seconds, run) in [
+        ("vegas_double_load", 60.0, double.clone()),
+        ("vegas_double_load_long", 300.0, double),
+        ("vegas_tenth_over_long", 300.0, tenth_over),
     ] {
-        let record = curve(name, &Run { rate, seconds, ..vegas(20) });
+        let record = curve(name, &Run { seconds, ..run });
         holds!(record.goodput(15.0..seconds), >= 0.93 * CAPACITY);
         holds!(record.p50(15.0..seconds), <= 100.0);
     }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use outrigger::policy::priority::Priority;
 
 /// The slices of a run in their order.
-pub struct Record {
+pub(crate) struct Record {
     slices: Vec<Slice>,
     /// Good answers of each sidecar in each second.
     shares: Vec<Vec<u32>>,
     /// The limit of each sidecar each 10 ms, the last one seen.
-    pub limits: Vec<Vec<u16>>,
+    pub(crate) limits: Vec<Vec<u16>>,
 }
 
 #[derive(Clone, Default)]
@@ -42,7 +42,7 @@ const PER_SECOND: f64 = 10.0;
 const LOOKS_PER_SECOND: f64 = 100.0;
 
 impl Record {
-    pub fn new(seconds: f64, sidecars: usize) -> Self {
+    pub(crate) fn new(seconds: f64, sidecars: usize) -> Self {
         Self {
             slices: vec![Slice::default(); (seconds * PER_SECOND) as usize + 1],
             shares: vec![vec![0; seconds as usize + 1]; sidecars],
@@ -54,27 +54,27 @@ impl Record {
         &mut self.slices[(now / SLICE) as usize]
     }
 
-    pub fn asked(&mut self, now: u64, _sidecar: usize, first: bool) {
+    pub(crate) fn asked(&mut self, now: u64, _sidecar: usize, first: bool) {
         let slice = self.slice(now);
         slice.asked += 1;
         slice.wanted += u32::from(first);
     }
 
-    pub fn sent(&mut self, now: u64) {
+    pub(crate) fn sent(&mut self, now: u64) {
         self.slice(now).sent += 1;
     }
 
-    pub fn wasted(&mut self, now: u64) {
+    pub(crate) fn wasted(&mut self, now: u64) {
         self.slice(now).wasted += 1;
     }
 
-    pub fn ended(&mut self, now: u64, _sidecar: usize, latency: Duration, served: bool) {
+    pub(crate) fn ended(&mut self, now: u64, _sidecar: usize, latency: Duration, served: bool) {
         if served {
             self.slice(now).attempts.push(latency.as_micros() as u32);
         }
     }
 
-    pub fn good(&mut self, now: u64, sidecar: usize, nanos: u64, priority: Priority) {
+    pub(crate) fn good(&mut self, now: u64, sidecar: usize, nanos: u64, priority: Priority) {
         self.shares[sidecar][(now / 1_000_000_000) as usize] += 1;
         let slice = self.slice(now);
         slice.good += 1;
@@ -82,7 +82,7 @@ impl Record {
         list.push((nanos / 1000) as u32);
     }
 
-    pub fn failed(&mut self, now: u64, _sidecar: usize, refused: bool, nanos: u64) {
+    pub(crate) fn failed(&mut self, now: u64, _sidecar: usize, refused: bool, nanos: u64) {
         let slice = self.slice(now);
         if refused {
             slice.refused += 1;
@@ -92,7 +92,7 @@ impl Record {
         }
     }
 
-    pub fn look(&mut self, now: u64, sidecar: usize, limit: u32, in_flight: u32, queued: usize) {
+    pub(crate) fn look(&mut self, now: u64, sidecar: usize, limit: u32, in_flight: u32, queued: usize) {
         self.limits[sidecar].push(limit as u16);
         let slice = self.slice(now);
         slice.limit += u64::from(limit);
@@ -112,32 +112,32 @@ impl Record {
     }
 
     /// Good answers in a second.
-    pub fn goodput(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn goodput(&self, seconds: Range<f64>) -> f64 {
         self.sum(seconds.clone(), |slice| slice.good) / (seconds.end - seconds.start)
     }
 
     /// The ratio of what was wanted that was got.
-    pub fn got(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn got(&self, seconds: Range<f64>) -> f64 {
         self.sum(seconds.clone(), |slice| slice.good) / self.sum(seconds, |slice| slice.wanted)
     }
 
     /// Own refusals: their number.
-    pub fn refused(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn refused(&self, seconds: Range<f64>) -> f64 {
         self.sum(seconds, |slice| slice.refused)
     }
 
     /// All that was asked.
-    pub fn asked_in(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn asked_in(&self, seconds: Range<f64>) -> f64 {
         self.sum(seconds, |slice| slice.asked)
     }
 
     /// Errors that are not own refusals.
-    pub fn errors(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn errors(&self, seconds: Range<f64>) -> f64 {
         self.sum(seconds, |slice| slice.failed)
     }
 
     /// Attempts that were sent in this time and whose callers had left before the upstream was done.
-    pub fn wasted_in(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn wasted_in(&self, seconds: Range<f64>) -> f64 {
         self.sum(seconds, |slice| slice.wasted)
     }
 
@@ -151,38 +151,38 @@ impl Record {
     }
 
     /// Of attempts that were served, in milliseconds.
-    pub fn p50(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn p50(&self, seconds: Range<f64>) -> f64 {
         self.percentile(seconds, 50, |slice| &slice.attempts)
     }
 
     /// Of good answers, with their wait, in milliseconds.
-    pub fn p99(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn p99(&self, seconds: Range<f64>) -> f64 {
         self.percentile(seconds, 99, |slice| &slice.answers)
     }
 
-    pub fn p99_of_critical(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn p99_of_critical(&self, seconds: Range<f64>) -> f64 {
         self.percentile(seconds, 99, |slice| &slice.critical)
     }
 
-    pub fn p99_of_refusals(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn p99_of_refusals(&self, seconds: Range<f64>) -> f64 {
         self.percentile(seconds, 99, |slice| &slice.refusals)
     }
 
     /// The sum of all limits, in the mean.
-    pub fn limit(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn limit(&self, seconds: Range<f64>) -> f64 {
         let slices = self.of(seconds);
         let looks: u32 = slices.iter().map(|slice| slice.looks).sum();
         slices.iter().map(|slice| slice.limit).sum::<u64>() as f64 / f64::from(looks.max(1))
     }
 
-    pub fn in_flight(&self, seconds: Range<f64>) -> f64 {
+    pub(crate) fn in_flight(&self, seconds: Range<f64>) -> f64 {
         let slices = self.of(seconds);
         let looks: u32 = slices.iter().map(|slice| slice.looks).sum();
         slices.iter().map(|slice| slice.in_flight).sum::<u64>() as f64 / f64::from(looks.max(1))
     }
 
     /// The good answers of each sidecar.
-    pub fn shares(&self, seconds: Range<usize>) -> Vec<f64> {
+    pub(crate) fn shares(&self, seconds: Range<usize>) -> Vec<f64> {
         self.shares
             .iter()
             .map(|share| share[seconds.clone()].iter().map(|good| f64::from(*good)).sum())
@@ -190,7 +190,7 @@ impl Record {
     }
 
     /// How many sidecars had their limit a seventh below what it was a second before and after, at most at once.
-    pub fn most_cut_at_once(&self, seconds: Range<f64>) -> usize {
+    pub(crate) fn most_cut_at_once(&self, seconds: Range<f64>) -> usize {
         let place = |time: f64| (time * LOOKS_PER_SECOND) as usize;
         let second = LOOKS_PER_SECOND as usize;
         let is_cut = |limits: &[u16], now: usize| {
@@ -203,7 +203,7 @@ impl Record {
             .unwrap_or_default()
     }
 
-    pub fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         (self.slices.len() - 1) as f64 / PER_SECOND
     }
 }

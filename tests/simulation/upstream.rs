@@ -10,7 +10,7 @@ use crate::chance::Chance;
 
 /// How long the work for one request takes, by its mean.
 #[derive(Clone, Copy)]
-pub enum Service {
+pub(crate) enum Service {
     Fixed,
     /// With a sigma of 0.4.
     Lognormal,
@@ -30,16 +30,16 @@ impl Service {
 
 /// Of an upstream, all that a run may vary. Times in seconds since its begin.
 #[derive(Clone)]
-pub struct Shape {
-    pub service: Service,
+pub(crate) struct Shape {
+    pub(crate) service: Service,
     /// The mean of a service that begins at this time.
-    pub mean: fn(f64) -> f64,
-    pub workers: fn(f64) -> usize,
+    pub(crate) mean: fn(f64) -> f64,
+    pub(crate) workers: fn(f64) -> usize,
     /// Nothing moves from one time to the other.
-    pub stalls: &'static [(f64, f64)],
+    pub(crate) stalls: &'static [(f64, f64)],
 }
 
-pub struct Upstream {
+pub(crate) struct Upstream {
     shape: Shape,
     /// When each worker is free, in nanoseconds.
     free: BinaryHeap<Reverse<u64>>,
@@ -47,12 +47,12 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    pub fn new(shape: Shape, seed: u64) -> Self {
+    pub(crate) fn new(shape: Shape, seed: u64) -> Self {
         Self { shape, free: BinaryHeap::new(), chance: Chance::new(seed) }
     }
 
     /// Takes a job, and says when it will be done.
-    pub fn take(&mut self, now: u64) -> u64 {
+    pub(crate) fn take(&mut self, now: u64) -> u64 {
         let wanted = (self.shape.workers)(now as f64 / 1e9);
         while self.free.len() < wanted {
             self.free.push(Reverse(now));

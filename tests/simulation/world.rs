@@ -29,36 +29,36 @@ use crate::upstream::{Service, Shape, Upstream};
 
 /// A run, with all that it may vary.
 #[derive(Clone)]
-pub struct Run {
-    pub seconds: f64,
+pub(crate) struct Run {
+    pub(crate) seconds: f64,
     /// Requests in a second, in all.
-    pub rate: fn(f64) -> f64,
-    pub upstream: Shape,
-    pub limit: limit::Settings,
+    pub(crate) rate: fn(f64) -> f64,
+    pub(crate) upstream: Shape,
+    pub(crate) limit: limit::Settings,
     /// Places in the queue; 0: nobody waits.
-    pub queue: u32,
-    pub sidecars: usize,
+    pub(crate) queue: u32,
+    pub(crate) sidecars: usize,
     /// How long a client waits, which the sidecar is told.
-    pub deadline: Duration,
+    pub(crate) deadline: Duration,
     /// `timeout.request`; half of it is an attempt's while another may follow.
-    pub request_timeout: Duration,
+    pub(crate) request_timeout: Duration,
     /// What a client sends for one thing that it wants.
-    pub client_tries: u32,
+    pub(crate) client_tries: u32,
     /// Attempts of a request in a sidecar.
-    pub attempts: u32,
-    pub breaker: bool,
+    pub(crate) attempts: u32,
+    pub(crate) breaker: bool,
     /// The ratio of requests that are critical.
-    pub critical: f64,
+    pub(crate) critical: f64,
     /// What becomes of a request that is neither refused nor served, by ratio.
-    pub refused: fn(f64) -> f64,
-    pub limited: fn(f64) -> f64,
-    pub hangs: fn(f64) -> f64,
-    pub seed: u64,
+    pub(crate) refused: fn(f64) -> f64,
+    pub(crate) limited: fn(f64) -> f64,
+    pub(crate) hangs: fn(f64) -> f64,
+    pub(crate) seed: u64,
 }
 
 impl Run {
     /// One sidecar before 20 workers of 50 ms, 400/s; nobody waits for a slot, clients give up after a second.
-    pub fn before_twenty_workers(limit: limit::Settings) -> Self {
+    pub(crate) fn before_twenty_workers(limit: limit::Settings) -> Self {
         Self {
             seconds: 60.0,
             rate: |_| 400.0,
@@ -80,7 +80,7 @@ impl Run {
     }
 
     /// One sidecar with the defaults before 8 workers of 10 ms, 800/s; clients give up after 250 ms.
-    pub fn before_eight_workers(limit: limit::Settings) -> Self {
+    pub(crate) fn before_eight_workers(limit: limit::Settings) -> Self {
         Self {
             upstream: Shape { service: Service::Fixed, mean: |_| 0.01, workers: |_| 8, stalls: &[] },
             queue: 100,
@@ -92,7 +92,7 @@ impl Run {
         }
     }
 
-    pub fn go(&self) -> Record {
+    pub(crate) fn go(&self) -> Record {
         World::new(self).run()
     }
 }
