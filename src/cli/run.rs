@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::exit::{FAILED, UNUSABLE, fail};
 use super::file::ConfigFile;
 use crate::config::{self, Problems};
-use crate::runtime::{self, Running};
+use crate::runtime::{self, Owner, Running};
 
 /// What `run` takes.
 #[derive(Debug, clap::Args)]
@@ -25,10 +25,7 @@ pub(super) fn run(args: &Args) -> ExitCode {
         Ok(loaded) => loaded,
         Err(problems) => return refuse(&problems),
     };
-    let running = match runtime::start(loaded, Some(file)).and_then(|running| {
-        running.own_the_process()?;
-        Ok(running)
-    }) {
+    let running = match runtime::start(loaded, Some(file), Owner::Sidecar) {
         Ok(running) => running,
         Err(error) => return fail(FAILED, error),
     };

@@ -688,7 +688,7 @@ impl<'a> Lint<'a> {
 
     /// What an upstream may hold at once fits into what holds it.
     fn capacity(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
-        let crate::policy::concurrency::Limit::Fixed { max } = settings.concurrency.limit;
+        let max = settings.concurrency.limit.max();
         if !settings.shares_connections() && max > settings.connections.max {
             let limit = At(path.below("concurrency.limit.max"), max);
             let connections = At(path.below("connections.max"), settings.connections.max);

@@ -4,18 +4,18 @@
 //! attempt may wait for one. [`Gate`] is pure; the shell around it, one for each upstream and the whole process,
 //! is a mutex and the wakers (`proxy`).
 //!
-//! Where the limit comes from is [`Limit`]: a fixed number. A limit that adapts becomes another variant of it, and
-//! asks nothing more of the gate than to be told when slots come back.
+//! Where the limit comes from: `limit`.
 
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::limit;
 use crate::policy::mode::Mode;
 use crate::policy::queue::{self, Need, Queue, Refused, Ticket};
 use crate::reason::Reason;
-use crate::units::{Ratio, Span, within};
+use crate::units::{Ratio, Span};
 
 /// `[upstream.NAME.concurrency]`: how many attempts may be in flight.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -26,24 +26,11 @@ pub struct Settings {
     /// The ratio of requests for which it is enforced. Default 1.0.
     pub rollout: Ratio,
     /// The limit. Default `{ kind = "fixed", max = 1000 }`.
-    pub limit: Limit,
+    pub limit: limit::Settings,
     /// Who waits for a slot. Default `{ size = 100, timeout = "500ms", order = "fifo" }`.
     pub queue: queue::Settings,
     /// A body that runs longer is a stream and gives its slot back. Default `"5s"`.
     pub stream_after: Span,
-}
-
-/// `limit`: where the number comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Limit {
-    /// The number in the configuration.
-    Fixed {
-        /// Attempts in flight. From 1 to 1,000,000.
-        #[serde(deserialize_with = "within::<_, 1, 1_000_000>")]
-        #[schemars(range(min = 1, max = 1_000_000))]
-        max: u32,
-    },
 }
 
 impl Default for Settings {
@@ -51,16 +38,10 @@ impl Default for Settings {
         Self {
             mode: Mode::Enforce,
             rollout: Ratio::ONE,
-            limit: Limit::default(),
+            limit: limit::Settings::default(),
             queue: queue::Settings::default(),
             stream_after: Span::from_secs(5),
         }
-    }
-}
-
-impl Default for Limit {
-    fn default() -> Self {
-        Limit::Fixed { max: 1000 }
     }
 }
 
@@ -103,9 +84,8 @@ pub struct Leave {
 impl Gate {
     /// Nothing is in flight.
     pub fn new(settings: &Settings) -> Self {
-        let Limit::Fixed { max } = settings.limit;
         Self {
-            limit: max,
+            limit: settings.limit.max(),
             in_flight: 0,
             queue: Queue::new(&settings.queue),
             departures: Departures::default(),
@@ -114,8 +94,7 @@ impl Gate {
 
     /// Takes over changed settings. What is in flight stays; a raised limit is handed on by [`Gate::grant`].
     pub fn update(&mut self, settings: &Settings) {
-        let Limit::Fixed { max } = settings.limit;
-        self.limit = max;
+        self.limit = settings.limit.max();
         self.queue.update(&settings.queue);
     }
 

@@ -13,10 +13,10 @@ use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::http1::head::{Framing, RequestHead, Version};
 use crate::policy::deadline;
+use crate::policy::key::{self, Key};
 use crate::policy::priority::Priority;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::Limit;
-use crate::upstream::key::{self, Key};
 
 /// The most processes that a request may have passed.
 const MAX_HOPS: usize = 16;

@@ -23,6 +23,7 @@ pub mod queue;
 pub mod record;
 pub mod request;
 pub mod response;
+pub mod retries;
 pub mod route;
 pub mod send;
 pub mod shared;

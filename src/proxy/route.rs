@@ -16,11 +16,11 @@ use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::policy::key::Key;
 use crate::policy::priority::Priority;
 use crate::policy::{retry, timeout};
 use crate::units::{Ratio, within};
 use crate::upstream::check_authority;
-use crate::upstream::key::Key;
 
 /// `[[listener.route]]`: which requests go to which upstream.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]

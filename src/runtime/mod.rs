@@ -109,13 +109,25 @@ struct Background {
     thread: Option<thread::JoinHandle<()>>,
 }
 
+/// Whose the process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The sidecar's: it obeys signals, and logs each panic as one line.
+    Sidecar,
+    /// Somebody else's, who embeds it.
+    Other,
+}
+
 /// Starts a sidecar with the configuration `loaded` from `file` (none: there is nothing to reload). When it returns,
 /// everything is bound and served; names of endpoints may still be looked up ([`Running::settle`]).
+///
+/// Signals are obeyed before anything is bound: whoever sees a port open may send one, and its default action would
+/// end the process where it stands.
 ///
 /// # Errors
 /// If an address is taken, a file cannot be used, or the system refuses threads or descriptors. Nothing is left
 /// behind then.
-pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartError> {
+pub fn start(loaded: Loaded, file: Option<PathBuf>, owner: Owner) -> Result<Running, StartError> {
     let config = &loaded.config;
     let workers = workers::count(config.server.workers, workers::cores());
     let metrics = Metrics::new(workers, env!("CARGO_PKG_VERSION"), env!("OUTRIGGER_COMMIT"), words::words());
@@ -126,6 +138,15 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     }
     let files_limit = files::raise_limit();
     let gate = Gate::new(workers, files::connections(files_limit, config));
+
+    let background = Background::start()?;
+    let inside = background.handle.enter();
+    let (reloads, reload_orders) = reload::channel();
+    let (drains, drain_orders) = mpsc::unbounded_channel();
+    if owner == Owner::Sidecar {
+        signals::obey(reloads.clone(), drains.clone())?;
+        panics::log_them();
+    }
 
     let token = config.admin.token_file.as_deref().map(read_token).transpose()?;
     let (admin, admin_address) = sockets::bind(config.admin.address, "admin.address")?;
@@ -141,8 +162,6 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     let process = Process::new(shared, workers, gate, loaded, file, log, files_limit);
     *process.open() = open;
 
-    let (reloads, reload_orders) = reload::channel();
-    let (drains, drain_orders) = mpsc::unbounded_channel();
     let (tell_end, ended) = std_mpsc::channel();
     let (tell_settled, settled) = std_mpsc::channel();
     let control = Arc::new(Control { process: process.clone(), reloads: reloads.clone(), drains });
@@ -151,21 +170,19 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>) -> Result<Running, StartErro
     watching.follow(&process, &reloads);
     certificates::measure(&process.loaded.load().config, &process.shared.metrics);
     let metrics_address = public.as_ref().map(|(_, address)| *address);
-    let background = Background::start(|| {
-        let discovery = Discovery::new();
-        tokio::spawn(discovery.clone().keep(process.clone(), tell_settled));
-        tokio::spawn(checks::keep_checked(process.clone()));
-        tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watching, discovery));
-        tokio::spawn(certificates::warn_in_time(process.clone()));
-        tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));
-        let admin = TcpListener::from_std(admin)?;
-        tokio::spawn(admin::serve(admin, Scope::All, token.clone(), control.clone()));
-        if let Some((socket, _)) = public {
-            let socket = TcpListener::from_std(socket)?;
-            tokio::spawn(admin::serve(socket, Scope::Public, token, control.clone()));
-        }
-        Ok(())
-    })?;
+    let discovery = Discovery::new();
+    let admin = TcpListener::from_std(admin)?;
+    let public = public.map(|(socket, _)| TcpListener::from_std(socket)).transpose()?;
+    tokio::spawn(discovery.clone().keep(process.clone(), tell_settled));
+    tokio::spawn(checks::keep_checked(process.clone()));
+    tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watching, discovery));
+    tokio::spawn(certificates::warn_in_time(process.clone()));
+    tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));
+    tokio::spawn(admin::serve(admin, Scope::All, token.clone(), control.clone()));
+    if let Some(socket) = public {
+        tokio::spawn(admin::serve(socket, Scope::Public, token, control.clone()));
+    }
+    drop(inside);
     Ok(Running { process, control, background, settled, ended, admin: admin_address, metrics_address })
 }
 
@@ -193,17 +210,6 @@ impl Running {
     /// All series, as `/metrics` shows them.
     pub fn metrics(&self) -> String {
         admin::Control::metrics(&*self.control)
-    }
-
-    /// Takes what a process has only once: from now on it obeys signals, and logs each panic as one line.
-    ///
-    /// # Errors
-    /// If the system refuses a signal handler.
-    pub fn own_the_process(&self) -> Result<(), StartError> {
-        let _inside = self.background.handle.enter();
-        signals::obey(self.control.reloads.clone(), self.control.drains.clone())?;
-        panics::log_them();
-        Ok(())
     }
 
     /// Waits until every name was looked up once, or for the 2 s that readiness waits at most.
@@ -238,15 +244,11 @@ impl Drop for Running {
 }
 
 impl Background {
-    /// Starts the thread; `spawn` runs inside its runtime and spawns its tasks.
-    fn start(spawn: impl FnOnce() -> io::Result<()>) -> io::Result<Self> {
+    /// Starts the thread.
+    fn start() -> io::Result<Self> {
         let runtime =
             Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
         let handle = runtime.handle().clone();
-        {
-            let _inside = runtime.enter();
-            spawn()?;
-        }
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = thread::Builder::new().name("outrigger-background".to_owned()).spawn(move || {
             // It errs when the sender is dropped, which is what is waited for.
@@ -263,6 +265,12 @@ impl Background {
             // A panic of it was logged when it happened.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -60,9 +60,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::endpoint::Endpoint;
-use super::key::{self, Key};
 use super::maglev::Maglev;
 use super::share::{Alias, Bits, rotation};
+use crate::policy::key::{self, Key};
 use crate::units::{OrNone, Span};
 
 /// `[upstream.NAME.balance]`: which endpoint is next.

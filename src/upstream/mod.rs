@@ -12,7 +12,6 @@ pub mod endpoint;
 pub mod health;
 pub mod http2;
 pub mod keep_alive;
-pub mod key;
 pub mod load;
 pub mod maglev;
 pub mod outlier;
@@ -400,7 +399,7 @@ impl Upstream {
 impl Settings {
     /// The most attempts that may be in flight, streams apart; [`u32::MAX`] where nothing bounds them.
     fn capacity(&self) -> u32 {
-        let concurrency::Limit::Fixed { max } = self.concurrency.limit;
+        let max = self.concurrency.limit.max();
         let by_connections = if self.shares_connections() { u32::MAX } else { self.connections.max };
         if self.concurrency.mode == Mode::Enforce { max.min(by_connections) } else { by_connections }
     }

@@ -143,3 +143,40 @@ async fn it_is_ready_soon() {
     // A bound for a debug build on a busy machine; the benchmark holds it to 20 ms.
     assert!(best < Duration::from_millis(500), "{best:?}");
 }
+
+/// Whoever starts a sidecar takes an open port for a sign that it runs, and may end it in the same moment.
+#[tokio::test]
+async fn a_signal_in_the_moment_of_the_start_is_obeyed() {
+    let app = Upstream::that().answers(200).start().await;
+    let directory = std::env::temp_dir();
+    for number in 0..20 {
+        let admin = free_address();
+        let config = Config::over([&app]).text().replacen("127.0.0.1:0", &admin.to_string(), 1);
+        let name = format!("outrigger-signal-{}-{number}.toml", std::process::id());
+        let file = crate::support::proxy::write_file(&directory, &name, &config);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_outrigger"))
+            .args(["run", "-c"])
+            .arg(&file)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let pid = rustix::process::Pid::from_child(&child);
+        let status = tokio::task::spawn_blocking(move || {
+            use rustix::process::Signal;
+            while std::net::TcpStream::connect(admin).is_err() {
+                assert!(child.try_wait().expect("the child can be asked").is_none(), "it could not start");
+                std::hint::spin_loop();
+            }
+            for signal in [Signal::HUP, Signal::TERM, Signal::INT] {
+                rustix::process::kill_process(pid, signal).expect("it runs");
+            }
+            child.wait().expect("the child can be waited for")
+        })
+        .await
+        .expect("no panic");
+        std::fs::remove_file(file).expect("it is there");
+        // By itself, as a second order to end has it; a signal's default action leaves no code.
+        assert_eq!(status.code(), Some(1), "start {number}: {status}");
+    }
+}

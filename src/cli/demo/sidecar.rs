@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::policies::Policies;
+use crate::runtime::Owner;
 use crate::{config, runtime};
 
 /// Ports of listener and admin API, where nobody else has them.
@@ -36,7 +37,7 @@ impl Sidecar {
         let loaded =
             config::parse(&config, "demo.toml", &|_| None).map_err(|problems| problems.one_line())?;
         // It waits while it starts, so it gets a thread of its own.
-        let running = tokio::task::spawn_blocking(|| runtime::start(loaded, None))
+        let running = tokio::task::spawn_blocking(|| runtime::start(loaded, None, Owner::Other))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;

@@ -15,7 +15,7 @@ fn at(millis: u64) -> Instant {
 
 fn settings(max: u32, size: u32, timeout: u64) -> Settings {
     Settings {
-        limit: Limit::Fixed { max },
+        limit: limit::Settings::Fixed { max },
         queue: queue::Settings { size, timeout: Span::from_millis(timeout), ..queue::Settings::default() },
         ..Settings::default()
     }

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use crate::policy::breaker::{self, Breaker, Outcome, Permit};
 use crate::policy::budget::{Budget, Paid};
-use crate::policy::concurrency::{self, Entry, Gate, Leave, Limit};
+use crate::policy::concurrency::{self, Entry, Gate, Leave};
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::{self, Classifier, Verdict};
 use crate::policy::latency::Latency;
+use crate::policy::limit;
 use crate::policy::queue::Ticket;
 use crate::policy::retry::{self, Cause, Decision, Failed, Rules};
 use crate::policy::{backoff, start, timeout};
@@ -90,8 +91,10 @@ struct World {
 impl Chain {
     /// The defaults, but for the limit of attempts in flight.
     fn new(limit: u32) -> Self {
-        let concurrency =
-            concurrency::Settings { limit: Limit::Fixed { max: limit }, ..concurrency::Settings::default() };
+        let concurrency = concurrency::Settings {
+            limit: limit::Settings::Fixed { max: limit },
+            ..concurrency::Settings::default()
+        };
         let retry = retry::Settings::default();
         Self {
             breaker: Arc::new(Breaker::new(&breaker::Settings::default(), start())),

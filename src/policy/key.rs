@@ -1,11 +1,10 @@
-//! What `balance.hash.key` takes from a request.
+//! A part of a request by which requests are told apart: what `balance.hash.key`, `split_by` and a rate limit's
+//! `key` take from it.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::http1::field::is_token;
-
-/// The part of a request that decides which endpoint it goes to.
+/// A part of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Key {
@@ -60,6 +59,12 @@ impl JsonSchema for Key {
             "description": "`header:NAME`, `cookie:NAME`, `path` or `client_ip`"
         })
     }
+}
+
+/// Whether `text` can be the name of a field or of a cookie (RFC 9110 §5.6.2).
+fn is_token(text: &[u8]) -> bool {
+    let fits = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !text.is_empty() && text.iter().all(fits)
 }
 
 /// The value of the cookie `name` in a Cookie field (RFC 6265 §4.2).
