@@ -17,6 +17,7 @@ use outrigger::policy::budget::Budget;
 use outrigger::policy::concurrency::Gate;
 use outrigger::policy::failure::Verdict;
 use outrigger::policy::latency::Latency;
+use outrigger::policy::limit::Limiter;
 use outrigger::upstream::balance::{Kind, Tables};
 use outrigger::upstream::endpoint::InFlight;
 
@@ -58,6 +59,16 @@ fn gate_enter_and_leave(state: (Gate, Instant)) {
 #[bench::full(steps::gate(1000))]
 fn gate_queue_and_leave(state: (Gate, Instant)) {
     steps::gate_queue_and_leave(state);
+}
+
+// Admitted, sent, answered, over.
+#[library_benchmark]
+#[bench::gradient(steps::limiter((steps::gradient(), 5)))]
+#[bench::gradient_saturated(steps::limiter((steps::gradient(), 20)))]
+#[bench::aimd(steps::limiter((steps::aimd(), 20)))]
+#[bench::vegas(steps::limiter((steps::vegas(), 20)))]
+fn limiter_attempt(state: (Limiter, u32, Instant)) {
+    steps::limiter_attempt(state);
 }
 
 #[library_benchmark]
@@ -130,6 +141,7 @@ library_benchmark_group!(
         budget_withdraw,
         gate_enter_and_leave,
         gate_queue_and_leave,
+        limiter_attempt,
         latency_record,
         latency_p50,
         feasibility,
