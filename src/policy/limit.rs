@@ -125,14 +125,17 @@ pub struct Sample {
     pub lesson: Lesson,
 }
 
-/// What an attempt's end says of the upstream.
+/// What an attempt's end says of the upstream. An attempt that was given up for its caller's sake (the client left, its
+/// deadline came before the attempt could show anything) is none: its slot only [leaves](Limiter::left), since the
+/// upstream did not say a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lesson {
     /// It did work; its latency counts.
     Served,
     /// It has too much to do: a timeout that is evidence, a 503 with Retry-After or from an Outrigger.
     Overloaded,
-    /// One caller's matter (429, RESOURCE_EXHAUSTED, a cancel) or another failure: that it ended is all it says.
+    /// An answer that is one caller's matter (429, RESOURCE_EXHAUSTED), or another failure: that it came is all it
+    /// says.
     Nothing,
 }
 
