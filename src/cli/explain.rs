@@ -353,6 +353,7 @@ timeout.mode = "off"
 endpoints = ["127.0.0.1:9001", "p.internal:80"]
 timeout.attempt = "1s"
 retry.backoff = { base = "100ms", jitter = "none" }
+shed.caller = "header:x-user"
 "#;
 
     fn asked(line: &str) -> Result<Explanation, String> {
@@ -450,10 +451,13 @@ retry.backoff = { base = "100ms", jitter = "none" }
         assert_eq!(from("retry", "attempts"), said("3", "route \"payments\" line 16"));
         assert_eq!(from("retry", "backoff.base"), said("\"100ms\"", "[upstream.payments] line 28"));
         assert_eq!(from("retry", "backoff.max"), said("\"1s\"", "built in"));
+        assert_eq!(from("shed", "caller"), said("\"header:x-user\"", "[upstream.payments] line 29"));
+        assert_eq!(from("shed", "memory"), said("0.9", "built in"));
         let order: Vec<_> = answer.chain.iter().map(|step| step.name).collect();
         let chain = [
             "limits",
             "timeout",
+            "shed",
             "retry",
             "breaker",
             "concurrency",

@@ -11,7 +11,7 @@ use super::document::{Layer, Node, POLICIES, Path, Step, Value};
 use super::read::read;
 use super::schema;
 use super::settings::{Admin, Config, Server};
-use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::policy::{breaker, concurrency, failure, retry, shed, timeout};
 use crate::proxy::{listener, route};
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -112,6 +112,7 @@ fn defaults(root: &mut Node, report: &mut Report) -> Node {
     section::<retry::Settings>(root, &["defaults", "retry"], report);
     section::<breaker::Settings>(root, &["defaults", "breaker"], report);
     section::<concurrency::Settings>(root, &["defaults", "concurrency"], report);
+    section::<shed::Settings>(root, &["defaults", "shed"], report);
     section::<balance::Settings>(root, &["defaults", "balance"], report);
     section::<outlier::Settings>(root, &["defaults", "outlier"], report);
     section::<health::Settings>(root, &["defaults", "health"], report);

@@ -417,6 +417,7 @@ impl<'a> Lint<'a> {
             upstream: settings,
         });
         self.breaker(&path.key("breaker"), &settings.breaker);
+        self.shed(path, settings);
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identity().into_iter());
         }
@@ -616,6 +617,24 @@ impl<'a> Lint<'a> {
             let size = At(path.below("window.size"), size);
             let cure = "the window never holds that many, so the breaker never opens: lower `min_requests`";
             self.error(&min_requests, "is more than", &size, cure);
+        }
+    }
+
+    /// What is too much, the concurrency limit finds out.
+    fn shed(&mut self, path: &Path, settings: &upstream::Settings) {
+        let is_on = settings.shed.as_ref().is_some_and(|shed| shed.mode != Mode::Off);
+        if is_on && settings.concurrency.mode != Mode::Enforce {
+            let shed = path.key("shed");
+            let off = path.below("concurrency.mode");
+            let problem = Problem::new(
+                format!(
+                    "`{shed}` is written, but `{off}` is not \"enforce\": nothing finds out how much is too much"
+                ),
+                "remove one of the two",
+            );
+            let (node, from) = (self.find(&shed).0, self.find(&off).0);
+            let problem = problem.at(&shed, node).with(from, "this one").warning();
+            self.report.add(problem);
         }
     }
 

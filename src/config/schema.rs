@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::document::{Path, Step};
 use super::settings::{Admin, Server};
-use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::policy::{breaker, concurrency, failure, retry, shed, timeout};
 use crate::proxy::listener;
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -33,6 +33,7 @@ fn build() -> Value {
         ("retry", table::<retry::Settings>(of, "Which failed attempts are followed by another.")),
         ("breaker", table::<breaker::Settings>(of, "When to stop sending.")),
         ("concurrency", table::<concurrency::Settings>(of, "How many attempts may be in flight.")),
+        ("shed", table::<shed::Settings>(of, "Who is refused first when there is too much.")),
         ("balance", table::<balance::Settings>(of, "Which endpoint is next.")),
         (
             "outlier",

@@ -23,7 +23,6 @@ const ROWS: &[Row] = &[
     ("upstream.*.concurrency.limit.kind",     &["gradient", "aimd", "vegas"], "give a fixed limit: { kind = \"fixed\", max = 1000 }"),
     ("upstream.*.concurrency.queue.order",    &["priority", "lifo_when_full"], "give \"fifo\""),
     ("upstream.*.rate_limit",                 &[], REMOVE),
-    ("upstream.*.shed",                       &[], REMOVE),
     ("upstream.*.hedge",                      &[], REMOVE),
     ("upstream.*.fallback",                   &[], REMOVE),
     ("upstream.*.fault",                      &[], REMOVE),

@@ -53,6 +53,8 @@ names! {
     XPriority = "x-priority",
     XOutriggerPath = "x-outrigger-path",
     XOutriggerImmediateFail = "x-outrigger-immediate-fail",
+    XOutriggerCutoff = "x-outrigger-cutoff",
+    XOutriggerShed = "x-outrigger-shed",
     Traceparent = "traceparent",
     Tracestate = "tracestate",
     IdempotencyKey = "idempotency-key",
@@ -67,16 +69,16 @@ names! {
 }
 
 /// For each hash of length, first and last byte the one known name that has it.
-static SLOTS: [Name; 128] = slots();
+static SLOTS: [Name; 256] = slots();
 
 /// The place of a name in [`SLOTS`]; length, first and last byte tell all known names apart.
 const fn slot(length: usize, first: u8, last: u8) -> usize {
-    (length * 13 + (first | 0x20) as usize * 100 + (last | 0x20) as usize) % 128
+    (length * 3 + (first | 0x20) as usize * 35 + (last | 0x20) as usize) % 256
 }
 
 /// Fills [`SLOTS`] when this is compiled; a new name that collides does not compile (choose other factors).
-const fn slots() -> [Name; 128] {
-    let mut slots = [Name::Other; 128];
+const fn slots() -> [Name; 256] {
+    let mut slots = [Name::Other; 256];
     let mut index = 0;
     while index < Name::ALL.len() {
         let text = Name::ALL[index].text().as_bytes();

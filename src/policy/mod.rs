@@ -18,6 +18,7 @@ pub mod mode;
 pub mod priority;
 pub mod queue;
 pub mod retry;
+pub mod shed;
 pub mod timeout;
 mod words;
 

@@ -21,6 +21,7 @@ use super::queue::Slot;
 use super::request::Request;
 use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, retry_after};
 use super::send::{self, Clock, Sending};
+use super::shed;
 use super::upward::Up;
 use super::wire::Unanswered;
 use super::worker::Worker;
@@ -231,6 +232,7 @@ impl Admitted {
         match result {
             Ok(mut arrived) => {
                 let status = if request.context.grpc { arrived.grpc_status() } else { None };
+                shed::hear(chain, &mut arrived.head.fields, now);
                 let head = &arrived.head;
                 let (verdict, counted_as) = match status {
                     Some(code) => {
@@ -238,6 +240,7 @@ impl Admitted {
                     }
                     None => (chain.classifier.status(head.status), AttemptOutcome::of_status(head.status)),
                 };
+                let verdict = if shed::is_shed(head) { Verdict::Throttled } else { verdict };
                 if verdict == Verdict::Success {
                     chain.latency.record(now, latency);
                 }

@@ -4,7 +4,7 @@
 //! open breaker stays open, whoever is in flight stays counted.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use crate::policy::breaker::{Breaker, StateKind};
 use crate::policy::budget::Budget;
@@ -12,6 +12,8 @@ use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
+use crate::policy::shed::level::LEVELS;
+use crate::policy::shed::{Change, Health, Shedding};
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::standing::Out;
@@ -27,6 +29,8 @@ pub struct Chain {
     pub breaker: Arc<Breaker>,
     /// How many may be sent at once.
     pub gate: Arc<Gate>,
+    /// Who is refused first, where that is wanted.
+    pub shed: Option<Arc<Shedding>>,
     /// How many retries there may be.
     pub budget: Arc<Budget>,
     /// How long attempts took of late.
@@ -75,12 +79,34 @@ impl Chain {
         Self {
             breaker,
             gate,
+            shed: settings.shed.as_ref().map(|_| {
+                let known = previous.and_then(|previous| previous.shed.as_ref());
+                known.map_or_else(|| Arc::new(Shedding::new(now, seconds())), Arc::clone)
+            }),
             budget,
             latency: previous.map_or_else(|| Arc::new(Latency::new(now)), |old| Arc::clone(&old.latency)),
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
             classifier: Classifier::new(&settings.failure),
             upstream,
+        }
+    }
+
+    /// Looks, now and then, whether more or less must be shed; mostly it is not time to.
+    pub fn look_after_shedding(&self, now: Instant, health: impl FnOnce() -> Health) {
+        let (Some(shedding), Some(settings)) = (&self.shed, &self.upstream.settings.shed) else { return };
+        let upstream = &*self.upstream.name;
+        match shedding.own.tick((now, seconds()), settings, || self.gate.counts(), health) {
+            None => {}
+            Some(Change::Began { share, cutoff, own }) => {
+                let mode = word(settings.mode);
+                let why = if own { "this process is short of memory or time" } else { "too much arrives" };
+                tracing::warn!(upstream, mode, share, cutoff, "load shedding begins: {why}");
+            }
+            Some(Change::Ended { after, shed }) => {
+                let seconds = after.as_secs_f64();
+                tracing::info!(upstream, seconds, shed, "load shedding has ended");
+            }
         }
     }
 
@@ -91,6 +117,8 @@ impl Chain {
         metrics.concurrency_in_flight.set(in_flight.into());
         metrics.concurrency_limit.set(limit.into());
         metrics.queue_depth.set(waiting as i64);
+        let cutoff = self.shed.as_ref().map_or(LEVELS, |shedding| shedding.own.cutoff());
+        metrics.shed_cutoff.set(cutoff.into());
         metrics.streams.set(self.upstream.counts.streams().into());
         for choice in &self.upstream.endpoints().usable {
             choice.endpoint.metrics.set_healthy(choice.endpoint.standing.is_in_service());
@@ -113,6 +141,7 @@ impl Chain {
             "discovery": self.upstream.known().view(now),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
+            "shed": self.shed.as_ref().map(|shedding| shedding.view()),
             "connections": self.upstream.counts.connections(),
             "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
@@ -171,6 +200,11 @@ pub fn carry_out<T>(
         metrics.rejected(refusal.reason, effect).inc();
     }
     if mode == Mode::Enforce { Err(refusal) } else { Ok(None) }
+}
+
+/// Seconds since 1970.
+fn seconds() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
 }
 
 const fn word(mode: Mode) -> &'static str {

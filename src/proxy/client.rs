@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use crate::http1::connection::Connection;
 use crate::http1::encode;
+use crate::http1::field::Name;
 use crate::http1::head::ResponseHead;
 
 /// Who gets the interim answers (1xx) to a request.
@@ -106,8 +107,11 @@ impl Informed for Client {
         let mut connection = self.connection.borrow_mut();
         let out = connection.output();
         encode::status_line(out, head.status, head.reason_phrase());
-        head.fields
-            .write(out, |field| !field.known.is_hop_by_hop() && !head.is_connection_option(field.name));
+        head.fields.write(out, |field| {
+            !field.known.is_hop_by_hop()
+                && field.known != Name::XOutriggerCutoff
+                && !head.is_connection_option(field.name)
+        });
         encode::end(out);
     }
 

@@ -285,6 +285,12 @@ impl Routed {
         context.priority.unwrap_or(self.target().route.settings.priority)
     }
 
+    /// The same, as far as somebody says so: what goes up.
+    pub fn said_priority(&self, context: &Context) -> Option<Priority> {
+        let route = self.target().route.settings.priority;
+        context.priority.or((route != Priority::default()).then_some(route))
+    }
+
     /// The route.
     pub fn target(&self) -> &Target {
         self.listener().target(self.route)

@@ -1,6 +1,6 @@
 //! A request, from its complete head to the head of its answer.
 //!
-//! context -> route -> attempts: [ budget, back-off ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
+//! context -> route -> shed -> attempts: [ budget, back-off ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
 //!
 //! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
@@ -17,6 +17,7 @@ use super::panics::survive;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::retries::{Attempted, Retries, finish};
+use super::shed;
 use super::worker::Worker;
 use crate::policy::retry::Skip;
 use crate::reason::{Error, Reason};
@@ -41,7 +42,9 @@ pub async fn exchange(
     if let Some(routed) = mirrored.filter(|_| !is_whole) {
         shadow(worker, request, routed);
     }
-    served.map_or_else(|error| Response::Own(refuse(request, &error)), Response::Upstream)
+    let mut response = served.map_or_else(|error| Response::Own(refuse(request, &error)), Response::Upstream);
+    shed::tell(request, &mut response);
+    response
 }
 
 /// The answer to a request that is not served by an upstream.
@@ -65,7 +68,7 @@ async fn send_copy(worker: &Rc<Worker>, mut copy: mirror::Copy, routed: Routed) 
     }
 }
 
-/// The request's attempts, until one is good enough or none may follow.
+/// Asks what is asked once for a request, and makes its attempts.
 async fn serve(
     worker: &Rc<Worker>,
     request: &mut Request,
@@ -76,20 +79,33 @@ async fn serve(
     if worker.shared.life.stage() == Stage::Refusing {
         return Err(Reason::Draining.into());
     }
+    let admitted = shed::admit(worker, request, &routed)?;
+    let served = attempts(worker, request, &routed, client).await;
+    admitted.settle(&served);
+    served
+}
+
+/// The request's attempts, until one is good enough or none may follow.
+async fn attempts(
+    worker: &Rc<Worker>,
+    request: &mut Request,
+    routed: &Routed,
+    client: Option<&dyn Informed>,
+) -> Result<Box<FromUpstream>, Error> {
     let target = routed.target();
     let timer = worker.timer();
-    let mut retries = Retries::new(&routed, request);
+    let mut retries = Retries::new(routed, request);
     request.body.keep(target.retry.request_buffer.bytes());
     target.chain.budget.deposit(request.context.arrived);
 
     // What is passed on where no further attempt is made.
     let mut last: Option<Attempted> = None;
     loop {
-        let turn = match retries.turn(worker, request, &routed) {
+        let turn = match retries.turn(worker, request, routed) {
             Ok(turn) => turn,
             Err(error) => return retries.give_up(worker, last, request, (Skip::Deadline, error)),
         };
-        let admitted = match attempt::admit(worker, &routed, request, turn, &timer).await {
+        let admitted = match attempt::admit(worker, routed, request, turn, &timer).await {
             Ok(admitted) => admitted,
             Err(error) => {
                 let skip =
@@ -99,7 +115,7 @@ async fn serve(
         };
         retries.begin(worker, admitted.endpoint_id());
         drop(last.take());
-        let (mut attempted, now) = match admitted.send(worker, &routed, request, &timer, client).await {
+        let (mut attempted, now) = match admitted.send(worker, routed, request, &timer, client).await {
             Ok((answer, now)) => (Attempted::Answered(answer), now),
             Err((failed, now)) => (Attempted::Failed(failed), now),
         };

@@ -53,6 +53,8 @@ pub fn copy(worker: &Rc<Worker>, request: &Request, routed: &Routed) -> Option<C
     };
     let mut head = request.head.clone();
     head.fields.push(Name::Other, MARK, b"true");
+    // What was shed at the source was not meant for this one.
+    head.fields.remove(Name::XOutriggerShed);
     let record = Record::unseen(worker, &request.record);
     routed.target().chain.upstream.metrics.mirrored.inc();
     let request = Request::new(worker, head, body, request.context.clone(), record);

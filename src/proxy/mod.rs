@@ -27,6 +27,7 @@ pub mod retries;
 pub mod route;
 pub mod send;
 pub mod shared;
+pub mod shed;
 pub mod snapshot;
 pub mod tunnel;
 pub mod upward;

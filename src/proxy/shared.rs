@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::life::Life;
 use super::snapshot::Snapshot;
+use crate::policy::shed::Health;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{Limit, Metrics};
 
@@ -25,6 +26,8 @@ pub struct Shared {
     pub id: String,
     /// Replay and response buffers of all requests together.
     pub buffered: Buffered,
+    /// All memory together.
+    pub memory: Memory,
     workers: Box<[Activity]>,
     start: Instant,
 }
@@ -36,6 +39,16 @@ struct Activity {
     requests: AtomicUsize,
     /// Milliseconds from the start to its last sign of life.
     heartbeat: AtomicU64,
+    /// Microseconds by which its event loop is late.
+    lag: AtomicU64,
+}
+
+/// The memory of the process, as somebody reads it now and then.
+#[derive(Default)]
+pub struct Memory {
+    bytes: AtomicU64,
+    /// The share of the cgroup's limit, as the bits of a number.
+    share: AtomicU64,
 }
 
 /// The memory of replay and response buffers, all requests together.
@@ -61,6 +74,7 @@ impl Shared {
             life: Life::default(),
             id: format!("{:016x}", fastrand::u64(..)),
             buffered: Buffered { bytes: AtomicU64::new(0), max: AtomicU64::new(max_buffer) },
+            memory: Memory::default(),
             workers: (0..workers).map(|_| Activity::default()).collect(),
             start: Instant::now(),
         })
@@ -82,6 +96,21 @@ impl Shared {
         self.workers[worker].heartbeat.store(self.millis(now), Relaxed);
     }
 
+    /// `worker`'s event loop is late by `lag`.
+    pub(super) fn lags(&self, worker: usize, lag: Duration) {
+        self.workers[worker].lag.store(lag.as_micros() as u64, Relaxed);
+    }
+
+    /// How the process does: its memory, and the worker that is latest.
+    pub fn health(&self) -> Health {
+        let lag = self.workers.iter().map(|worker| worker.lag.load(Relaxed)).max().unwrap_or(0);
+        Health {
+            memory: self.memory.bytes.load(Relaxed),
+            memory_share: f64::from_bits(self.memory.share.load(Relaxed)),
+            lag: Duration::from_micros(lag),
+        }
+    }
+
     pub(super) fn request_began(&self, worker: usize) {
         let activity = &self.workers[worker];
         activity.requests.store(activity.requests.load(Relaxed) + 1, Relaxed);
@@ -100,6 +129,14 @@ impl Shared {
 
     fn millis(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.start).as_millis() as u64
+    }
+}
+
+impl Memory {
+    /// The process uses this many bytes, and this `share` of its cgroup's limit is used; 0: there is none.
+    pub fn set(&self, bytes: u64, share: f64) {
+        self.bytes.store(bytes, Relaxed);
+        self.share.store(share.to_bits(), Relaxed);
     }
 }
 

@@ -141,6 +141,8 @@ added! {
     GRPC_TIMEOUT = "grpc-timeout",
     X_RETRY_ATTEMPT = "x-retry-attempt",
     X_OUTRIGGER_PATH = "x-outrigger-path",
+    X_OUTRIGGER_SHED = "x-outrigger-shed",
+    X_PRIORITY = "x-priority",
     X_FORWARDED_FOR = "x-forwarded-for",
     X_FORWARDED_PROTO = "x-forwarded-proto",
     X_FORWARDED_HOST = "x-forwarded-host",
@@ -221,7 +223,7 @@ fn fields(sink: &mut impl Sink, request: &Request, routed: &Routed, worker: &Wor
                 grpc_deadline = true;
                 false
             }
-            Name::XPriority => context.trusted,
+            Name::XPriority | Name::XOutriggerShed => false,
             Name::XForwardedFor | Name::XForwardedProto | Name::XForwardedHost => !forwarded,
             Name::Via => !forwarded,
             Name::XOutriggerPath => false,
@@ -249,6 +251,12 @@ fn fields(sink: &mut impl Sink, request: &Request, routed: &Routed, worker: &Wor
     let sent_before = context.caller_attempt.saturating_add(up.attempt - 1);
     if sent_before > 0 {
         sink.add(&X_RETRY_ATTEMPT, |out| number(out, sent_before.into()));
+    }
+    if let Some(priority) = routed.said_priority(context) {
+        sink.add(&X_PRIORITY, |out| out.extend_from_slice(priority.label().as_bytes()));
+    }
+    if let Some(report) = routed.target().chain.shed.as_ref().and_then(|shedding| shedding.source.report()) {
+        sink.add(&X_OUTRIGGER_SHED, |out| out.extend_from_slice(report.as_bytes()));
     }
     sink.add(&X_OUTRIGGER_PATH, |out| {
         list(out, head.fields.all(Name::XOutriggerPath));

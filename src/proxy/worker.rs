@@ -23,6 +23,9 @@ use crate::upstream::pool::Pool;
 /// How often a worker looks after its affairs besides requests.
 const ROUND: Duration = Duration::from_millis(100);
 
+/// The event loop is as late as the least late of so many rounds in a row: one alone is a hiccup.
+const LAGS: usize = 3;
+
 /// Free heads that a worker keeps.
 const KEPT: usize = 64;
 
@@ -83,9 +86,14 @@ impl Worker {
         tokio::task::spawn_local(Rc::clone(&self.wheel).drive());
         let mut round = tokio::time::interval(ROUND);
         round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut lags = [Duration::ZERO; LAGS];
         loop {
-            round.tick().await;
-            self.look_after(Instant::now());
+            let due = round.tick().await.into_std();
+            let now = Instant::now();
+            lags.rotate_left(1);
+            lags[LAGS - 1] = now.saturating_duration_since(due);
+            self.shared.lags(self.index, lags.into_iter().min().unwrap_or_default());
+            self.look_after(now);
         }
     }
 
@@ -93,6 +101,7 @@ impl Worker {
         self.shared.beat(self.index, now);
         let snapshot = self.snapshot();
         for (_, chain) in snapshot.chains() {
+            chain.look_after_shedding(now, || self.shared.health());
             if let Some(probe) = chain.breaker.wants_connect_probe(now, self.draw()) {
                 tokio::task::spawn_local(Rc::clone(self).probe(Arc::clone(chain), probe));
             }

@@ -18,6 +18,7 @@ mod control;
 mod discovery;
 mod drain;
 mod files;
+mod memory;
 mod panics;
 mod process;
 mod reload;
@@ -175,6 +176,7 @@ pub fn start(loaded: Loaded, file: Option<PathBuf>, owner: Owner) -> Result<Runn
     let public = public.map(|(socket, _)| TcpListener::from_std(socket)).transpose()?;
     tokio::spawn(discovery.clone().keep(process.clone(), tell_settled));
     tokio::spawn(checks::keep_checked(process.clone()));
+    tokio::spawn(memory::keep_measured(process.clone()));
     tokio::spawn(reload::obey(process.clone(), reloads, reload_orders, watching, discovery));
     tokio::spawn(certificates::warn_in_time(process.clone()));
     tokio::spawn(drain::obey(process.clone(), drain_orders, tell_end));

@@ -129,6 +129,8 @@ pub struct UpstreamMetrics {
     pub concurrency_limit: Gauge,
     /// How many attempts are in flight.
     pub concurrency_in_flight: Gauge,
+    /// From which level on requests are shed.
+    pub shed_cutoff: Gauge,
     /// Exchanges without a foreseeable end.
     pub streams: Gauge,
     /// How many requests wait for a slot.
@@ -345,6 +347,7 @@ impl UpstreamMetrics {
             breaker_mode: Mutex::new(Effect::Enforced.label()),
             concurrency_limit: Gauge::default(),
             concurrency_in_flight: Gauge::default(),
+            shed_cutoff: Gauge::default(),
             streams: Gauge::default(),
             queue_depth: Gauge::default(),
             mirrored: SharedCounter::default(),

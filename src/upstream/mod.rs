@@ -40,7 +40,7 @@ use self::pool::Wanted;
 use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, concurrency, failure, retry, timeout};
+use crate::policy::{breaker, concurrency, failure, retry, shed, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 use crate::tls::client::{self, Client};
 use crate::transport::proxy_protocol::{Ends, Introduction, Version};
@@ -78,6 +78,8 @@ pub struct Settings {
     pub breaker: breaker::Settings,
     /// How many attempts may be in flight.
     pub concurrency: concurrency::Settings,
+    /// Who is refused first when there is too much. Default: nobody.
+    pub shed: Option<shed::Settings>,
     /// Which endpoint is next.
     pub balance: balance::Settings,
     /// When an endpoint that is worse than its peers is taken out of service.

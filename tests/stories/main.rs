@@ -31,6 +31,7 @@ mod proxy_protocol;
 mod real_components;
 mod reload;
 mod retries;
+mod shedding;
 mod split_and_mirror;
 mod steps;
 mod timeouts;

@@ -133,6 +133,12 @@ impl Way<'_> {
                 Some((timeout.mode, timeout.rollout)),
                 timeouts,
             ),
+        ];
+        way.extend(upstream.shed.as_ref().map(|shed| {
+            let what = "once for a request: in overload the least important are refused first";
+            self.step("shed", what, Some((shed.mode, shed.rollout)), self.values(&path("shed"), shed))
+        }));
+        way.extend([
             self.step(
                 "retry",
                 "budget and back-off, before each attempt but the first",
@@ -170,7 +176,7 @@ impl Way<'_> {
                 None,
                 self.values(&path("connections"), &upstream.connections),
             ),
-        ];
+        ]);
         way.extend(tls);
         way.push(self.step(
             "failure",

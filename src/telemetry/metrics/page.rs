@@ -39,6 +39,7 @@ families! {
     BREAKER_TRANSITIONS = Counter "outrigger_breaker_transitions_total" ["upstream", "to"] "Transitions of the circuit breaker, by the new state.";
     CONCURRENCY_LIMIT = Gauge "outrigger_concurrency_limit" ["upstream"] "How many attempts may be in flight.";
     CONCURRENCY_IN_FLIGHT = Gauge "outrigger_concurrency_in_flight" ["upstream"] "How many attempts are in flight.";
+    SHED_CUTOFF = Gauge "outrigger_shed_cutoff" ["upstream"] "The level from which on requests are shed, of 512: 128 each for critical, high, normal and low; 512: none is.";
     STREAMS = Gauge "outrigger_streams" ["upstream"] "Exchanges without a foreseeable end.";
     QUEUE_DEPTH = Gauge "outrigger_queue_depth" ["upstream"] "How many requests wait for a slot.";
     QUEUE_WAIT = Histogram "outrigger_queue_wait_seconds" ["upstream"] "How long queued requests waited, in vain or not.";
@@ -235,6 +236,9 @@ impl Metrics {
         }));
         page.push(each(&CONCURRENCY_IN_FLIGHT, &|series, name, upstream| {
             series.value(&[name], upstream.concurrency_in_flight.get() as f64);
+        }));
+        page.push(each(&SHED_CUTOFF, &|series, name, upstream| {
+            series.value(&[name], upstream.shed_cutoff.get() as f64);
         }));
         page.push(each(&STREAMS, &|series, name, upstream| {
             series.value(&[name], upstream.streams.get() as f64);
