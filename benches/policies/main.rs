@@ -18,6 +18,7 @@ use outrigger::policy::concurrency::Gate;
 use outrigger::policy::failure::Verdict;
 use outrigger::policy::latency::Latency;
 use outrigger::policy::limit::Limiter;
+use outrigger::policy::shed::Shed;
 use outrigger::upstream::balance::{Kind, Tables};
 use outrigger::upstream::endpoint::InFlight;
 
@@ -69,6 +70,13 @@ fn gate_queue_and_leave(state: (Gate, Instant)) {
 #[bench::vegas(steps::limiter((steps::vegas(), 20)))]
 fn limiter_attempt(state: (Limiter, u32, Instant)) {
     steps::limiter_attempt(state);
+}
+
+// The level of a request, asked for, and that it has completed.
+#[library_benchmark]
+#[bench::nothing_is_shed(steps::shed())]
+fn shed_admit(state: Shed) {
+    steps::shed_admit(state);
 }
 
 #[library_benchmark]
@@ -142,6 +150,7 @@ library_benchmark_group!(
         gate_enter_and_leave,
         gate_queue_and_leave,
         limiter_attempt,
+        shed_admit,
         latency_record,
         latency_p50,
         feasibility,

@@ -13,7 +13,10 @@ use outrigger::policy::failure::{self, Classifier, Verdict};
 use outrigger::policy::latency::Latency;
 use outrigger::policy::limit::{self, Lesson, Limiter, Sample};
 use outrigger::policy::mode::Mode;
+use outrigger::policy::priority::Priority;
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
+use outrigger::policy::shed::Shed;
+use outrigger::policy::shed::level::level;
 use outrigger::policy::{backoff, deadline};
 use outrigger::telemetry::metrics::{Metrics, Words};
 use outrigger::units::Ratio;
@@ -142,6 +145,20 @@ pub(crate) fn limiter_attempt((mut limiter, in_flight, now): (Limiter, u32, Inst
         limiter.left(now, in_flight);
     }
     black_box(limiter.limit());
+}
+
+pub(crate) fn shed() -> Shed {
+    Shed::new(Instant::now(), 0)
+}
+
+// The level of a request, asked for, and that it has completed.
+pub(crate) fn shed_admit(shed: Shed) {
+    for n in 0..u64::from(TIMES) {
+        let level = level(Priority::Normal, black_box(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)), shed.seconds());
+        if black_box(shed.admit(level)).is_ok() {
+            shed.completed();
+        }
+    }
 }
 
 pub(crate) fn latency() -> (Latency, Instant) {

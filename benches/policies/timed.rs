@@ -53,6 +53,7 @@ const BENCHES: &[Bench] = &[
     ("limit: the same, saturated",           || time(|| steps::limiter((steps::gradient(), 20)), steps::limiter_attempt)),
     ("limit: an attempt, aimd",              || time(|| steps::limiter((steps::aimd(), 20)), steps::limiter_attempt)),
     ("limit: an attempt, vegas",             || time(|| steps::limiter((steps::vegas(), 20)), steps::limiter_attempt)),
+    ("shed: admit and record",               || time(steps::shed, steps::shed_admit)),
     ("latency: record",                      || time(steps::latency, steps::latency_record)),
     ("latency: p50",                         || time(steps::latency, steps::latency_p50)),
     ("deadline: feasible",                   || time(|| (), |()| steps::feasibility())),
