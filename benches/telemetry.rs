@@ -62,6 +62,7 @@ fn line() -> Line<'static> {
         outcome: RequestOutcome::Rejected,
         reason: Some(Reason::BreakerOpen),
         attempts: 2,
+        hedge: None,
         head: Duration::from_micros(12_034),
         total: Duration::from_micros(12_310),
         queue: Duration::ZERO,

@@ -242,7 +242,7 @@ pub(crate) fn grpc_timeout_in_and_out() {
 
 // The tables of so many endpoints that have answered, and have a request in flight each.
 pub(crate) fn tables((kind, count): (Kind, u16)) -> (Tables, Vec<InFlight>, u64) {
-    let metrics = Metrics::new(1, "", "", Words { retries: Vec::new(), retries_skipped: Vec::new() });
+    let metrics = Metrics::new(1, "", "", Words::default());
     let now = Instant::now();
     let usable: Vec<Weighted> = (1..=count)
         .map(|port| {
@@ -274,7 +274,7 @@ pub(crate) fn balance_pick((tables, in_flight, now): (Tables, Vec<InFlight>, u64
 
 // What an attempt costs the load of its endpoint: sent, answered in good order, over.
 pub(crate) fn balance_load() {
-    let metrics = Metrics::new(1, "", "", Words { retries: Vec::new(), retries_skipped: Vec::new() });
+    let metrics = Metrics::new(1, "", "", Words::default());
     let address: Address = "127.0.0.1:1".parse().expect("an address");
     let socket = address.socket().expect("it is one of numbers");
     let endpoint = Arc::new(Endpoint::new(address, socket, metrics.endpoint("app", "all")));

@@ -459,6 +459,7 @@ shed.caller = "header:x-user"
             "timeout",
             "shed",
             "retry",
+            "hedge",
             "breaker",
             "concurrency",
             "balance",

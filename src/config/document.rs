@@ -11,8 +11,18 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// The policies that an upstream has, and that `[defaults]` can set for all of them.
-pub(super) const POLICIES: [&str; 9] =
-    ["failure", "timeout", "retry", "breaker", "concurrency", "shed", "balance", "outlier", "health"];
+pub(super) const POLICIES: [&str; 10] = [
+    "failure",
+    "timeout",
+    "retry",
+    "breaker",
+    "concurrency",
+    "shed",
+    "balance",
+    "outlier",
+    "health",
+    "hedge",
+];
 
 /// Where in the file something stands, in bytes.
 pub(super) type Place = Range<usize>;

@@ -11,7 +11,7 @@ use super::document::{Layer, Node, POLICIES, Path, Step, Value};
 use super::read::read;
 use super::schema;
 use super::settings::{Admin, Config, Server};
-use crate::policy::{breaker, concurrency, failure, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, hedge, retry, shed, timeout};
 use crate::proxy::{listener, route};
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -19,7 +19,7 @@ use crate::upstream::{self, balance, health, outlier};
 /// The tables at the top of a file.
 const TABLES: [&str; 6] = ["server", "admin", "telemetry", "defaults", "listener", "upstream"];
 /// Those of them that a route may override.
-const ROUTE_POLICIES: [&str; 2] = ["timeout", "retry"];
+const ROUTE_POLICIES: [&str; 3] = ["timeout", "retry", "hedge"];
 
 /// The most listeners of a file, routes of a listener, upstreams of a file, endpoints of an upstream. Far more
 /// than a sidecar has; so that what compares each with each (`lint`) ends soon whatever the file says.
@@ -110,6 +110,7 @@ fn defaults(root: &mut Node, report: &mut Report) -> Node {
     section::<failure::Settings>(root, &["defaults", "failure"], report);
     section::<timeout::Settings>(root, &["defaults", "timeout"], report);
     section::<retry::Settings>(root, &["defaults", "retry"], report);
+    section::<hedge::Settings>(root, &["defaults", "hedge"], report);
     section::<breaker::Settings>(root, &["defaults", "breaker"], report);
     section::<concurrency::Settings>(root, &["defaults", "concurrency"], report);
     section::<shed::Settings>(root, &["defaults", "shed"], report);
@@ -220,6 +221,7 @@ fn listeners(root: &mut Node, report: &mut Report) -> Vec<listener::Settings> {
                     timeout.request_is_written = says_request(node) || below.is_some_and(says_request);
                 });
                 arm.retry = over(node, "retry", below);
+                arm.hedge = over(node, "hedge", below);
             }
         }
         listeners.push(listener);

@@ -6,13 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, retry, timeout};
+use crate::policy::{breaker, hedge, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
@@ -56,6 +56,8 @@ struct InForce<'a> {
     timeout: &'a timeout::Settings,
     retry_path: Path,
     retry: &'a retry::Settings,
+    hedge_path: Path,
+    hedge: &'a hedge::Settings,
     upstream_path: Path,
     upstream: &'a upstream::Settings,
 }
@@ -295,13 +297,15 @@ impl<'a> Lint<'a> {
             let Some(upstream) = config.upstream.get(&arm.upstream) else { continue };
             let upstream_path = Path::of(&["upstream", &arm.upstream]);
             let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
-            let (timeout, retry) = (&arm.timeout, &arm.retry);
-            if timeout.is_some() || retry.is_some() {
+            let (timeout, retry, hedge) = (&arm.timeout, &arm.retry, &arm.hedge);
+            if timeout.is_some() || retry.is_some() || hedge.is_some() {
                 self.in_force(&InForce {
                     timeout_path: here(timeout.is_some(), "timeout"),
                     timeout: timeout.as_ref().unwrap_or(&upstream.timeout),
                     retry_path: here(retry.is_some(), "retry"),
                     retry: retry.as_ref().unwrap_or(&upstream.retry),
+                    hedge_path: here(hedge.is_some(), "hedge"),
+                    hedge: hedge.as_ref().unwrap_or(&upstream.hedge),
                     upstream_path,
                     upstream,
                 });
@@ -413,6 +417,8 @@ impl<'a> Lint<'a> {
             timeout: &settings.timeout,
             retry_path: path.key("retry"),
             retry: &settings.retry,
+            hedge_path: path.key("hedge"),
+            hedge: &settings.hedge,
             upstream_path: path.clone(),
             upstream: settings,
         });
@@ -557,6 +563,65 @@ impl<'a> Lint<'a> {
                 None => At(way.timeout_path.key("attempt"), format!("{in_force:?}")),
             };
             self.error(&slow, "is not below", &attempt, cure);
+        }
+        self.hedge(way, in_force);
+    }
+
+    /// A hedge can be sent, in time, and only of what may be sent twice at once. `attempt`: how long an attempt may take.
+    fn hedge(&mut self, way: &InForce<'_>, attempt: Duration) {
+        let (path, hedge) = (&way.hedge_path, way.hedge);
+        if hedge.mode == Mode::Off {
+            let written = ["after", "budget", "rollout"].map(|key| path.key(key));
+            if let Some(key) = written.iter().find(|key| self.find(key).1)
+                && !self.find(&path.key("mode")).1
+            {
+                let problem = Problem::new(
+                    format!("`{key}` says how to hedge, but nothing is hedged"),
+                    "add `mode = \"enforce\"`, or remove it",
+                );
+                self.say(key, problem.warning());
+            }
+            return;
+        }
+        let mode = if hedge.mode == Mode::Shadow { "\"shadow\"" } else { "\"enforce\"" };
+        for (index, method) in way.retry.methods.iter().enumerate() {
+            let method = method.to_string();
+            // PUT and DELETE may well be retried, and are not hedged.
+            if hedge::UNSAFE.contains(&method.as_str()) && !matches!(method.as_str(), "PUT" | "DELETE") {
+                let methods = way.retry_path.key("methods");
+                let one = At(methods.index(index), format!("{method:?}"));
+                let cure = "such a request must not be sent twice at once: take the method out, or set `hedge.mode = \"off\"`";
+                let with = At(path.key("mode"), mode);
+                self.error(&one, "is not safe, and hedged by", &with, cure);
+            }
+        }
+        let after = At(path.key("after"), quoted(hedge.after));
+        if let hedge::After::Time(time) = hedge.after
+            && *time >= attempt
+        {
+            let cure = "the attempt is over by then, so nothing is hedged: lower `after`";
+            let attempt = match way.timeout.attempt {
+                Some(attempt) => At(way.timeout_path.key("attempt"), quoted(attempt)),
+                None => At(way.timeout_path.key("attempt"), format!("{attempt:?}")),
+            };
+            self.error(&after, "is not below", &attempt, cure);
+        }
+        let budget = At(path.key("budget"), hedge.budget.get());
+        if hedge.budget.get() == 0.0 {
+            let problem = Problem::new(
+                format!("`{}` is 0: nothing is ever hedged", budget.0),
+                "give a ratio such as 0.05, or set `mode = \"off\"`",
+            );
+            self.say(&budget.0, problem.warning());
+        } else if let hedge::After::Permille(permille) = hedge.after
+            && permille < hedge.permille()
+            && self.find(&after.0).1
+        {
+            let in_force = hedge::After::Permille(hedge.permille());
+            let cure = format!(
+                "hedges wait for {in_force}, so that the budget is for the slowest: write that, or raise `budget`"
+            );
+            self.warn(&after, "is earlier than can be paid for by", &budget, &cure);
         }
     }
 

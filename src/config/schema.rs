@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::document::{Path, Step};
 use super::settings::{Admin, Server};
-use crate::policy::{breaker, concurrency, failure, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, hedge, retry, shed, timeout};
 use crate::proxy::listener;
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -31,6 +31,7 @@ fn build() -> Value {
         ("failure", table::<failure::Settings>(of, "What is an upstream's fault.")),
         ("timeout", table::<timeout::Settings>(of, "How long each part may take.")),
         ("retry", table::<retry::Settings>(of, "Which failed attempts are followed by another.")),
+        ("hedge", table::<hedge::Settings>(of, "A second sending beside a slow one.")),
         ("breaker", table::<breaker::Settings>(of, "When to stop sending.")),
         ("concurrency", table::<concurrency::Settings>(of, "How many attempts may be in flight.")),
         ("shed", table::<shed::Settings>(of, "Who is refused first when there is too much.")),

@@ -126,10 +126,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "balance.kind = \"least_requests\"",
             "t.toml:6:16: error: \"least_requests\" is not one of \"least_loaded\", \"least_request\", \"round_robin\", \"random\", \"hash\" (upstream.app.balance.kind); did you mean \"least_request\"?",
         ),
-        (
-            "[defaults.hedge]",
-            "t.toml:6:11: error: `hedge` is not part of this version (defaults.hedge); remove it",
-        ),
+        ("[defaults.slo]", "t.toml:6:11: error: `slo` is not part of this version (defaults.slo); remove it"),
         (
             "discovery = { kind = \"kubernetes\" }",
             "t.toml:6:22: error: `kind = \"kubernetes\"` is not part of this version (upstream.app.discovery.kind); give \"dns\", \"dns_srv\" or \"file\"",
@@ -209,6 +206,18 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         (
             "retry = 3",
             "t.toml:6:9: error: `retry` is 3, but a table is needed (upstream.app.retry); write it as a table: { key = … }",
+        ),
+        (
+            "hedge.after = \"p101\"",
+            "t.toml:6:15: error: \"p101\" is not a percentile (upstream.app.hedge.after); write one from \"p50\" to \"p99.9\", such as \"p95\"",
+        ),
+        (
+            "hedge.after = \"95\"",
+            "t.toml:6:15: error: \"95\" is neither a percentile nor a length of time (upstream.app.hedge.after); write one such as \"p95\" or \"50ms\"",
+        ),
+        (
+            "hedge.budget = 1.5",
+            "t.toml:6:16: error: 1.5 is not a ratio (upstream.app.hedge.budget); give a number from 0 to 1",
         ),
         (
             "retry.attempts = -1",
@@ -564,6 +573,22 @@ fn what_contradicts_itself_is_told_by_both_paths() {
         (
             "timeout.request = \"30s\"",
             "warning: `upstream.app.timeout.request` (\"30s\") is longer than `server.drain_timeout` (\"20s\", built in)",
+        ),
+        (
+            "hedge = { mode = \"enforce\", after = \"7500ms\" }",
+            "error: `upstream.app.hedge.after` (\"7500ms\") is not below `upstream.app.timeout.attempt` (7.5s, built in)",
+        ),
+        (
+            "hedge = { mode = \"shadow\", after = \"1s\" }\ntimeout.attempt = \"1s\"",
+            "error: `upstream.app.hedge.after` (\"1s\") is not below `upstream.app.timeout.attempt` (\"1s\")",
+        ),
+        (
+            "hedge.mode = \"enforce\"\nretry.methods = [\"GET\", \"PUT\", \"POST\"]",
+            "error: `upstream.app.retry.methods[2]` (\"POST\") is not safe, and hedged by `upstream.app.hedge.mode` (\"enforce\")",
+        ),
+        (
+            "hedge = { mode = \"enforce\", after = \"p90\" }",
+            "warning: `upstream.app.hedge.after` (\"p90\") is earlier than can be paid for by `upstream.app.hedge.budget` (0.05, built in)",
         ),
         (
             "breaker.slow_request = \"7500ms\"",
@@ -977,8 +1002,8 @@ fn every_key(
     missing: &mut BTreeSet<String>,
 ) {
     if let Some(name) = schema["$ref"].as_str() {
-        let elsewhere =
-            path.starts_with("/defaults") || path.contains("/route/timeout") || path.contains("/route/retry");
+        let of_route = ["timeout", "retry", "hedge"].map(|policy| format!("/route/{policy}"));
+        let elsewhere = path.starts_with("/defaults") || of_route.iter().any(|table| path.contains(table));
         if !elsewhere && seen.insert(format!("{name} at {path}")) {
             let name = name.trim_start_matches("#/definitions/");
             every_key(&self::schema()["definitions"][name], path, value, seen, missing);
@@ -1059,7 +1084,6 @@ fn what_is_not_built_is_known_by_its_place() {
         address = \"127.0.0.1:1\"
         [[listener.route]]
         upstream = \"a\"
-        hedge = {}
         fallback = {}
         fault = {}
         slo = {}
@@ -1068,7 +1092,6 @@ fn what_is_not_built_is_known_by_its_place() {
         discovery = { kind = \"etcd\" }
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
         rate_limit = []
-        hedge = {}
         fallback = {}
         fault = {}
         slo = {}
@@ -1077,7 +1100,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 14);
+    assert_eq!(seen.len(), 12);
 }
 
 proptest! {

@@ -15,7 +15,6 @@ const REMOVE: &str = "remove it";
 const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
-    ("listener.*.route.*.hedge",              &[], REMOVE),
     ("listener.*.route.*.fallback",           &[], REMOVE),
     ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
@@ -23,7 +22,6 @@ const ROWS: &[Row] = &[
     ("upstream.*.concurrency.limit.kind",     &["gradient", "aimd", "vegas"], "give a fixed limit: { kind = \"fixed\", max = 1000 }"),
     ("upstream.*.concurrency.queue.order",    &["priority", "lifo_when_full"], "give \"fifo\""),
     ("upstream.*.rate_limit",                 &[], REMOVE),
-    ("upstream.*.hedge",                      &[], REMOVE),
     ("upstream.*.fallback",                   &[], REMOVE),
     ("upstream.*.fault",                      &[], REMOVE),
     ("upstream.*.slo",                        &[], REMOVE),

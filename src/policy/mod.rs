@@ -11,6 +11,8 @@ pub mod budget;
 pub mod concurrency;
 pub mod deadline;
 pub mod failure;
+pub mod hedge;
+mod histogram;
 pub mod key;
 pub mod latency;
 pub mod limit;

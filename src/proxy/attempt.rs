@@ -6,6 +6,7 @@
 //! retry that waits takes the place of a request that has not been served at all.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -18,6 +19,7 @@ use super::context::Routed;
 use super::grpc::{self, Call};
 use super::open::{CONNECT_TIMEOUT, Open, Opening};
 use super::queue::Slot;
+use super::race::Race;
 use super::request::Request;
 use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, retry_after};
 use super::send::{self, Clock, Sending};
@@ -63,12 +65,14 @@ pub struct Admitted {
     number: u32,
 }
 
-/// An attempt that is sent and has no outcome. Dropped without, its client has left: that is counted, and where it
-/// left later than answers take it is the upstream's failure.
+/// An attempt that is sent and has no outcome. Dropped without, another has won its race, which says nothing of it but
+/// that it took longer than this; or its client has left: that is counted, and where it left later than answers take
+/// it is the upstream's failure.
 struct Pending<'a> {
     worker: &'a Worker,
     routed: &'a Routed,
     started: Instant,
+    race: Option<&'a Race>,
     /// None once there is an outcome.
     admitted: Option<Admitted>,
 }
@@ -78,6 +82,9 @@ impl Drop for Pending<'_> {
         if let Some(admitted) = self.admitted.take() {
             let now = Instant::now();
             let latency = now - admitted.clock.sent.unwrap_or(self.started);
+            if self.race.is_some_and(Race::is_decided) {
+                return admitted.overtaken(self.worker, self.routed, latency, now);
+            }
             let left = Unanswered::of(Reason::ClientDisconnected.into(), false);
             admitted.fail(self.worker, self.routed, left, (latency, now));
         }
@@ -201,7 +208,7 @@ impl Admitted {
     }
 
     /// Sends the request and waits for its answer's head, and for the whole answer where it is small. Tells when
-    /// the head came, or the attempt failed.
+    /// the head came, or the attempt failed. `race`: where there is another beside it, or may be.
     ///
     /// # Errors
     /// [`Failed`].
@@ -211,7 +218,7 @@ impl Admitted {
         routed: &Routed,
         request: &mut Request,
         timer: &Timer,
-        client: Option<&dyn Informed>,
+        (client, race): (Option<&dyn Informed>, Option<&Race>),
     ) -> Result<(Box<FromUpstream>, Instant), (Failed, Instant)> {
         let chain = &*routed.target().chain;
         let started = Instant::now();
@@ -219,9 +226,9 @@ impl Admitted {
         request.record.endpoint = Some(Arc::clone(self.in_flight.endpoint()));
         request.record.sent.get_or_insert(started);
 
-        let mut pending = Pending { worker, routed, started, admitted: Some(self) };
+        let mut pending = Pending { worker, routed, started, race, admitted: Some(self) };
         let admitted = pending.admitted.as_mut().expect("it has just been put there");
-        let result = admitted.exchange(worker, routed, request, (timer, client), started).await;
+        let result = admitted.exchange(worker, routed, request, (timer, client, race), started).await;
         let admitted = pending.admitted.take().expect("it is taken here alone");
 
         let now = Instant::now();
@@ -280,6 +287,16 @@ impl Admitted {
         }
     }
 
+    /// Tells the balancer and the metrics of an attempt that another has overtaken after `age`. Breaker and limits learn
+    /// nothing of it.
+    #[cold]
+    fn overtaken(self, worker: &Worker, routed: &Routed, age: Duration, now: Instant) {
+        let chain = &*routed.target().chain;
+        chain.upstream.observe(&self.in_flight, now, Observed::Overtaken { age });
+        chain.upstream.metrics.shard(worker.index).attempts(AttemptOutcome::Overtaken).inc();
+        self.in_flight.endpoint().metrics.shard(worker.index).attempts(AttemptOutcome::Overtaken).inc();
+    }
+
     /// Tells policies and metrics of an attempt without an answer, which took `latency` and ended at `now`.
     fn fail(
         mut self,
@@ -320,7 +337,7 @@ impl Admitted {
         worker: &Rc<Worker>,
         routed: &Routed,
         request: &mut Request,
-        (timer, client): (&Timer, Option<&dyn Informed>),
+        (timer, client, race): (&Timer, Option<&dyn Informed>, Option<&Race>),
         started: Instant,
     ) -> Result<Arrived, Unanswered> {
         let head = &request.head;
@@ -336,9 +353,18 @@ impl Admitted {
             let up = Up::new(self.number, told);
             let open = Open { up, careful, fresh: replaced, ends: progress.has_ended() };
             let opening = Opening { worker, routed, endpoint: &endpoint, clock: &self.clock, timer };
-            let (mut wire, now) = opening.open(request, open, started).await?;
+            let (mut wire, now) = {
+                let mut opened = pin!(opening.open(request, open, started));
+                poll_fn(|cx| {
+                    if let Some(race) = race {
+                        race.look(request);
+                    }
+                    opened.as_mut().poll(cx)
+                })
+                .await?
+            };
             let mut head = worker.response_head();
-            let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref() };
+            let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref(), race };
             let sent =
                 sending.send(&mut wire, request, &mut progress, &mut self.clock, (&mut head, now)).await;
             match sent {

@@ -10,6 +10,7 @@ use crate::policy::breaker::{Breaker, StateKind};
 use crate::policy::budget::Budget;
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
+use crate::policy::hedge::Hedge;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
 use crate::policy::shed::level::LEVELS;
@@ -33,6 +34,8 @@ pub struct Chain {
     pub shed: Option<Arc<Shedding>>,
     /// How many retries there may be.
     pub budget: Arc<Budget>,
+    /// What is known of hedges.
+    pub hedge: Arc<Hedge>,
     /// How long attempts took of late.
     pub latency: Arc<Latency>,
     /// Whether an attempt can still be in time.
@@ -84,6 +87,7 @@ impl Chain {
                 known.map_or_else(|| Arc::new(Shedding::new(now, seconds())), Arc::clone)
             }),
             budget,
+            hedge: previous.map_or_else(|| Arc::new(Hedge::new(now)), |old| Arc::clone(&old.hedge)),
             latency: previous.map_or_else(|| Arc::new(Latency::new(now)), |old| Arc::clone(&old.latency)),
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
@@ -145,6 +149,7 @@ impl Chain {
             "connections": self.upstream.counts.connections(),
             "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
+            "hedge": self.hedge.view(now),
             "latency": {
                 "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),
                 "p99_ms": self.latency.p99(now).map(|p99| p99.as_secs_f64() * 1000.0),

@@ -1,6 +1,6 @@
 //! A request, from its complete head to the head of its answer.
 //!
-//! context -> route -> shed -> attempts: [ budget, back-off ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
+//! context -> route -> shed -> attempts: [ budget, back-off, hedge ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
 //!
 //! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
@@ -11,6 +11,7 @@ use super::answer::Answer;
 use super::attempt;
 use super::client::Informed;
 use super::context::Routed;
+use super::hedge::{Sent, Serving};
 use super::life::Stage;
 use super::mirror;
 use super::panics::survive;
@@ -94,6 +95,7 @@ async fn attempts(
 ) -> Result<Box<FromUpstream>, Error> {
     let target = routed.target();
     let timer = worker.timer();
+    let serving = Serving { worker, routed, timer: &timer, client };
     let mut retries = Retries::new(routed, request);
     request.body.keep(target.retry.request_buffer.bytes());
     target.chain.budget.deposit(request.context.arrived);
@@ -115,10 +117,12 @@ async fn attempts(
         };
         retries.begin(worker, admitted.endpoint_id());
         drop(last.take());
-        let (mut attempted, now) = match admitted.send(worker, routed, request, &timer, client).await {
-            Ok((answer, now)) => (Attempted::Answered(answer), now),
-            Err((failed, now)) => (Attempted::Failed(failed), now),
-        };
+        let plan = serving.plan(request, &retries);
+        let Sent { mut attempted, now, hedged } = serving.send(admitted, request, plan, &retries).await;
+        if let Some(hedged) = hedged {
+            hedged.tell(&mut request.record);
+            retries.hedged(hedged.has_won(), hedged.failed());
+        }
         match retries.after(worker, request, &mut attempted, now) {
             Some(wait) => {
                 if !wait.is_zero() {

@@ -14,7 +14,6 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use super::context::Routed;
-use super::record::Record;
 use super::request::Request;
 use super::response::FromUpstream;
 use super::worker::Worker;
@@ -47,17 +46,14 @@ pub fn copy(worker: &Rc<Worker>, request: &Request, routed: &Routed) -> Option<C
         worker.shared.metrics.limit_reached(Limit::Mirrors).inc();
         return None;
     }
-    let Some(body) = request.body.copy(&worker.shared) else {
+    let Some(mut request) = request.copy() else {
         worker.shared.metrics.limit_reached(Limit::MirrorBody).inc();
         return None;
     };
-    let mut head = request.head.clone();
-    head.fields.push(Name::Other, MARK, b"true");
+    request.head.fields.push(Name::Other, MARK, b"true");
     // What was shed at the source was not meant for this one.
-    head.fields.remove(Name::XOutriggerShed);
-    let record = Record::unseen(worker, &request.record);
+    request.head.fields.remove(Name::XOutriggerShed);
     routed.target().chain.upstream.metrics.mirrored.inc();
-    let request = Request::new(worker, head, body, request.context.clone(), record);
     Some(Copy { request, _under_way: under_way })
 }
 

@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::http1::head::RequestHead;
 use crate::reason::Reason;
 use crate::telemetry::access_log::{self, Line};
-use crate::telemetry::metrics::{Effect, RequestOutcome};
+use crate::telemetry::metrics::{Effect, RequestOutcome, Winner};
 use crate::upstream::endpoint::Endpoint;
 
 /// What became of a request.
@@ -25,6 +25,8 @@ pub struct Record {
     pub routed: Option<Routed>,
     /// How often it was sent.
     pub attempts: u32,
+    /// Whose answer it got, where it was hedged.
+    pub hedge: Option<Winner>,
     /// How long it waited for a slot.
     pub queue: Duration,
     /// Where it was sent last.
@@ -61,6 +63,7 @@ impl Record {
             listener,
             routed: None,
             attempts: 0,
+            hedge: None,
             queue: Duration::ZERO,
             endpoint: None,
             sent: None,
@@ -147,6 +150,7 @@ impl Record {
                     .reason
                     .or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
                 attempts: self.attempts,
+                hedge: self.hedge,
                 head: head_time,
                 total,
                 queue: self.queue,

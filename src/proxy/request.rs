@@ -30,6 +30,14 @@ impl Request {
         Self { head, body, context, record, worker: Rc::clone(worker) }
     }
 
+    /// The same request once more, without a trace of its own in metrics and log, if all of its body is there to be copied
+    /// and the buffers have room for it.
+    pub fn copy(&self) -> Option<Self> {
+        let body = self.body.copy(&self.worker.shared)?;
+        let record = Record::unseen(&self.worker, &self.record);
+        Some(Self::new(&self.worker, self.head.clone(), body, self.context.clone(), record))
+    }
+
     /// Its id.
     pub fn id(&self) -> &[u8] {
         self.context.id(&self.head)

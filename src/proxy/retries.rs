@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::attempt::{Failed, Turn};
-use super::context::Routed;
+use super::context::{Context, Routed};
 use super::queue::Slot;
 use super::request::Request;
 use super::response::{FromUpstream, retry_after};
@@ -28,6 +28,41 @@ pub enum Attempted {
     Answered(Box<FromUpstream>),
     /// None.
     Failed(Failed),
+}
+
+impl Attempted {
+    /// Whether it is an answer that the client should get while another is on its way.
+    pub fn is_good(&self, routed: &Routed) -> bool {
+        let Attempted::Answered(answer) = self else { return false };
+        let is_retried = |cause| routed.target().rules.retries_on(cause);
+        answer.verdict() != Verdict::Failure && !answer_cause(answer).is_some_and(is_retried)
+    }
+
+    /// It failed at `now`, and may be replaced: what it held comes back.
+    pub fn put_aside(&mut self, now: Instant) {
+        // Its slot is dropped.
+        let _ = self.release(now);
+    }
+
+    fn release(&mut self, now: Instant) -> Option<Slot> {
+        match self {
+            Attempted::Answered(answer) => answer.put_aside(now),
+            Attempted::Failed(failed) => failed.slot.take(),
+        }
+    }
+
+    /// What of two failures is told, if nothing better follows: an answer before none, the first before its hedge.
+    pub fn better(first: (Self, Instant), hedge: (Self, Instant)) -> (Self, Instant) {
+        let now = first.1.max(hedge.1);
+        match (first.0, hedge.0) {
+            (Attempted::Failed(_), hedge @ Attempted::Answered(_)) => (hedge, now),
+            (Attempted::Failed(mut first), Attempted::Failed(hedge)) => {
+                first.unprocessed &= hedge.unprocessed;
+                (Attempted::Failed(first), now)
+            }
+            (first, _) => (first, now),
+        }
+    }
 }
 
 /// The attempt's end is the request's.
@@ -63,6 +98,10 @@ pub struct Retries<'a> {
     paid: Option<Paid>,
     /// What the attempt at hand is a retry for.
     cause: Option<Cause>,
+    /// Whether one of the attempts was a hedge.
+    is_hedged: bool,
+    /// Whether the attempt at hand has lost against its hedge.
+    is_beaten: bool,
     free_used: bool,
     all_unprocessed: bool,
     /// The slot of an attempt that another follows at once.
@@ -91,6 +130,8 @@ impl<'a> Retries<'a> {
             endpoint: 0,
             paid: None,
             cause: None,
+            is_hedged: false,
+            is_beaten: false,
             free_used: false,
             all_unprocessed: true,
             slot: None,
@@ -110,20 +151,8 @@ impl<'a> Retries<'a> {
         routed: &'a Routed,
     ) -> Result<Turn<'_>, Error> {
         let target = routed.target();
-        let timeout = &target.timeout;
         let now = if self.made == 0 { request.context.arrived } else { Instant::now() };
-        let enabled = timeout.mode != Mode::Off;
-        let mut clock = Clock {
-            mode: self.timeouts,
-            connect: enabled.then_some(*timeout.connect),
-            attempt: None,
-            whole_attempt: None,
-            request: self.end.map(|end| end + request.context.stood_still),
-            caller: request.context.deadline,
-            idle: enabled.then_some(*timeout.idle),
-            quiet: (enabled && request.context.grpc).then_some(*timeout.stream_idle),
-            sent: None,
-        };
+        let clock = self.clock(&request.context, now);
         if let Some(end) = clock.end() {
             let left = end.saturating_duration_since(now);
             if !target.chain.feasibility.check(now, left, target.chain.latency.p50(now)) {
@@ -137,12 +166,6 @@ impl<'a> Retries<'a> {
                 return Err(Error::new(reason, "too little time is left for an attempt"));
             }
         }
-        if enabled && (!request.context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
-            let left = clock.request.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
-            let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
-            clock.attempt = Some(timeout.attempt_timeout(left, may_follow));
-            clock.whole_attempt = Some(timeout.attempt_timeout(*timeout.request, may_follow));
-        }
         Ok(Turn {
             number: self.made + 1,
             tried: &self.tried,
@@ -151,6 +174,57 @@ impl<'a> Retries<'a> {
             clock,
             now,
         })
+    }
+
+    /// How long another attempt may take that begins at `now`.
+    pub fn clock(&self, context: &Context, now: Instant) -> Clock {
+        let target = self.routed.target();
+        let timeout = &target.timeout;
+        let enabled = timeout.mode != Mode::Off;
+        let mut clock = Clock {
+            mode: self.timeouts,
+            connect: enabled.then_some(*timeout.connect),
+            attempt: None,
+            whole_attempt: None,
+            request: self.end.map(|end| end + context.stood_still),
+            caller: context.deadline,
+            idle: enabled.then_some(*timeout.idle),
+            quiet: (enabled && context.grpc).then_some(*timeout.stream_idle),
+            sent: None,
+        };
+        if enabled && (!context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
+            let left = clock.request.map_or(Duration::MAX, |end| end.saturating_duration_since(now));
+            let may_follow = self.mode == Mode::Enforce && self.made + 1 < target.rules.attempts();
+            clock.attempt = Some(timeout.attempt_timeout(left, may_follow));
+            clock.whole_attempt = Some(timeout.attempt_timeout(*timeout.request, may_follow));
+        }
+        clock
+    }
+
+    /// Attempts so far, the one at hand included.
+    pub fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// Whether one of the attempts was a hedge.
+    pub fn is_hedged(&self) -> bool {
+        self.is_hedged
+    }
+
+    /// The endpoints that have failed this request.
+    pub fn tried(&self) -> &[u64] {
+        &self.tried
+    }
+
+    /// A hedge was sent beside the attempt at hand, and has won or failed or was cancelled.
+    pub fn hedged(&mut self, has_won: bool, failed: Option<(u64, bool)>) {
+        self.made += 1;
+        self.is_hedged = true;
+        self.is_beaten = has_won;
+        if let Some((endpoint, unprocessed)) = failed {
+            self.tried.push(endpoint);
+            self.all_unprocessed &= unprocessed;
+        }
     }
 
     /// The attempt is sent.
@@ -199,7 +273,7 @@ impl<'a> Retries<'a> {
             caller_attempt: request.context.caller_attempt,
             retry_after,
             pushback_never,
-            left: self.left(request, now),
+            left: self.left(&request.context, now),
             other_endpoint: endpoints.balance.has_untried(&self.tried, self.unreached),
             endpoints: endpoints.usable.len() as u32,
             all_unprocessed: self.all_unprocessed,
@@ -238,21 +312,21 @@ impl<'a> Retries<'a> {
         self.cause = Some(cause);
         self.waited = wait;
         // A failed attempt gives its slot back before its back-off; one that is followed at once passes it on.
-        self.slot = match attempted {
-            Attempted::Answered(answer) => answer.put_aside(now),
-            Attempted::Failed(failed) => failed.slot.take(),
-        };
+        self.slot = attempted.release(now);
         if !wait.is_zero() {
             self.slot = None;
         }
         Some(wait)
     }
 
-    /// The attempt at hand was good.
+    /// The attempt at hand was good, or its hedge.
     fn succeeded(&mut self) {
+        let is_first = self.made - u32::from(self.is_hedged) == 1;
         match self.paid.take() {
+            // What the hedge took comes back by itself.
+            _ if self.is_beaten => {}
             Some(paid) => paid.refund(),
-            None if self.made == 1 => self.routed.target().chain.budget.first_succeeded(),
+            None if is_first => self.routed.target().chain.budget.first_succeeded(),
             None => {}
         }
     }
@@ -283,10 +357,11 @@ impl<'a> Retries<'a> {
         }
     }
 
-    fn left(&self, request: &Request, now: Instant) -> Duration {
+    /// What is left of the request's time.
+    pub fn left(&self, context: &Context, now: Instant) -> Duration {
         let end = self.end.filter(|_| self.timeouts == Mode::Enforce);
-        let end = end.map(|end| end + request.context.stood_still);
-        let end = end.into_iter().chain(request.context.deadline).min();
+        let end = end.map(|end| end + context.stood_still);
+        let end = end.into_iter().chain(context.deadline).min();
         end.map_or(Duration::MAX, |end| end.saturating_duration_since(now))
     }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::body::Progress;
 use super::client::Informed;
 use super::context::Routed;
+use super::race::Race;
 use super::request::Request;
 use super::wire::{Unanswered, Wire};
 use super::worker::Worker;
@@ -93,6 +94,8 @@ pub struct Sending<'a> {
     pub routed: &'a Routed,
     /// The breaker's permit, whose lease runs from when the request has gone up.
     pub permit: Option<&'a Permit>,
+    /// Where it may be hedged, or is the hedge.
+    pub race: Option<&'a Race>,
 }
 
 impl Sending<'_> {
@@ -113,6 +116,9 @@ impl Sending<'_> {
         // How far the body was at the last look, and when that was.
         let mut moved = (usize::MAX, started);
         poll_fn(|cx| {
+            if let Some(race) = self.race {
+                race.look(request);
+            }
             loop {
                 if !sent {
                     match request.body.poll_send(cx, &self.worker.shared, progress, wire) {
@@ -127,6 +133,9 @@ impl Sending<'_> {
                                 request.context.stood_still += now - started;
                             }
                             clock.sent = Some(now);
+                            if let Some(race) = self.race {
+                                race.went_up(now);
+                            }
                             clock.arm(self.timer, now);
                             if let Some(permit) = self.permit {
                                 let request = *self.routed.target().timeout.request;

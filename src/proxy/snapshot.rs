@@ -13,7 +13,7 @@ use super::chain::Chain;
 use super::listener::{Settings, Trust};
 use super::route::{self, Route};
 use crate::policy::retry::Rules;
-use crate::policy::{retry, timeout};
+use crate::policy::{hedge, retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
 use crate::tls::server::Server;
 use crate::units::Ratio;
@@ -84,6 +84,8 @@ pub struct Target {
     pub retry: retry::Settings,
     /// The same, compiled.
     pub rules: Rules,
+    /// Hedges: the upstream's with the route's over them.
+    pub hedge: hedge::Settings,
     /// Its series.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -114,6 +116,7 @@ impl Snapshot {
                 timeout: arm.timeout.unwrap_or_else(|| of_upstream.timeout.clone()),
                 rules: Rules::new(&retry),
                 retry,
+                hedge: arm.hedge.unwrap_or_else(|| of_upstream.hedge.clone()),
                 metrics: metrics.route(listener, &route.name, &arm.upstream),
                 chain: Arc::clone(chain),
                 route: Arc::clone(route),
@@ -141,9 +144,10 @@ impl Snapshot {
                     if let Some(mirror) = &route.settings.mirror
                         && let Some(chain) = chains.get(&mirror.upstream)
                     {
-                        // A copy is not worth a retry.
+                        // A copy is not worth a retry, nor a hedge.
                         let retry = retry::Settings { attempts: 1, ..chain.upstream.settings.retry.clone() };
-                        let arm = route::Arm::of(&mirror.upstream, None, Some(retry));
+                        let hedge = Some(hedge::Settings::default());
+                        let arm = route::Arm { hedge, ..route::Arm::of(&mirror.upstream, None, Some(retry)) };
                         let place = targets.len();
                         targets.extend(target(&name, &route, arm));
                         let mirrored = &mut targets[first..place];

@@ -1,14 +1,14 @@
 //! What the policies call things, for the series of telemetry, which does not know them.
 
 use crate::policy::retry::{Cause, Skip};
-use crate::policy::{failure, retry};
+use crate::policy::{failure, hedge, retry};
 use crate::reason::Reason;
 use crate::telemetry::metrics::Words;
 
 /// The statuses that retries are counted for by themselves.
 const STATUSES: [u16; 9] = [408, 425, 429, 500, 501, 502, 503, 504, 505];
 
-/// Why a retry was not made although one was due: shadowed. Follows the words of [`Skip`].
+/// Why a retry was not made, or a hedge not sent, although one was due: shadowed. Follows the words of the skips.
 const SHADOW: &str = "shadow";
 
 /// The words, in the order of [`cause`] and [`skip`].
@@ -19,6 +19,7 @@ pub fn words() -> Words {
     Words {
         retries: reasons.chain(statuses).chain(grpc).collect(),
         retries_skipped: Skip::ALL.into_iter().map(Skip::label).chain([SHADOW]).collect(),
+        hedges_skipped: hedge::Skip::ALL.into_iter().map(hedge::Skip::label).chain([SHADOW]).collect(),
     }
 }
 
@@ -39,6 +40,11 @@ pub fn skip(skip: Option<Skip>) -> usize {
     skip.map_or(retry::Skip::ALL.len(), Skip::index)
 }
 
+/// The place of the series of hedges that were not sent because of `skip`; none: they were shadowed.
+pub fn hedge_skip(skip: Option<hedge::Skip>) -> usize {
+    skip.map_or(hedge::Skip::ALL.len(), hedge::Skip::index)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +61,9 @@ mod tests {
             assert_eq!(words.retries[cause(Cause::Grpc(code))], failure::grpc_name(code));
         }
         assert_eq!(words.retries_skipped[skip(None)], SHADOW);
+        assert_eq!(words.hedges_skipped[hedge_skip(None)], SHADOW);
+        for skip in hedge::Skip::ALL {
+            assert_eq!(words.hedges_skipped[hedge_skip(Some(skip))], skip.label());
+        }
     }
 }

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::cells::SharedCounter;
-use super::labels::RequestOutcome;
+use super::labels::{RequestOutcome, Winner};
 use super::spool::{self, Spool, Target, Writer};
 use super::timestamp::Stamps;
 use super::{AccessLogSettings, Format, Only};
@@ -97,6 +97,8 @@ pub struct Line<'a> {
     pub reason: Option<Reason>,
     /// How often it was sent to the upstream.
     pub attempts: u32,
+    /// Whose answer it got, where it was hedged.
+    pub hedge: Option<Winner>,
     /// From the request's head in to the response's head out.
     pub head: Duration,
     /// From the request's head in to the response's end.
@@ -290,6 +292,11 @@ impl Line<'_> {
         }
         out.extend_from_slice(b",\"attempts\":");
         number(out, u64::from(self.attempts));
+        if let Some(winner) = self.hedge {
+            out.extend_from_slice(b",\"hedge\":\"");
+            out.extend_from_slice(winner.label().as_bytes());
+            out.push(b'"');
+        }
         for (name, value) in [
             (&b",\"head_ms\":"[..], self.head),
             (b",\"total_ms\":", self.total),
@@ -333,6 +340,10 @@ impl Line<'_> {
         }
         out.extend_from_slice(b" attempts=");
         number(out, u64::from(self.attempts));
+        if let Some(winner) = self.hedge {
+            out.extend_from_slice(b" hedge=");
+            out.extend_from_slice(winner.label().as_bytes());
+        }
         for (name, value) in [(&b" head="[..], self.head), (b" total=", self.total), (b" queue=", self.queue)]
         {
             out.extend_from_slice(name);

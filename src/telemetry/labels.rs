@@ -58,13 +58,15 @@ pub enum AttemptOutcome {
     ClientError,
     /// A 5xx.
     ServerError,
+    /// Cancelled, since the attempt beside it, its hedge or the one that it is the hedge of, was faster.
+    Overtaken,
     /// No answer, for this reason.
     Reason(Reason),
 }
 
 impl AttemptOutcome {
     /// How many there are.
-    pub(super) const COUNT: usize = 3 + Reason::ALL.len();
+    pub(super) const COUNT: usize = 4 + Reason::ALL.len();
 
     /// What an answer with `status` is.
     pub const fn of_status(status: u16) -> Self {
@@ -81,6 +83,7 @@ impl AttemptOutcome {
             Self::Ok => "ok",
             Self::ClientError => "4xx",
             Self::ServerError => "5xx",
+            Self::Overtaken => "overtaken",
             Self::Reason(reason) => reason.label(),
         }
     }
@@ -91,13 +94,14 @@ impl AttemptOutcome {
             Self::Ok => 0,
             Self::ClientError => 1,
             Self::ServerError => 2,
-            Self::Reason(reason) => 3 + reason.index(),
+            Self::Overtaken => 3,
+            Self::Reason(reason) => 4 + reason.index(),
         }
     }
 
     /// All of them, by index.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        [Self::Ok, Self::ClientError, Self::ServerError]
+        [Self::Ok, Self::ClientError, Self::ServerError, Self::Overtaken]
             .into_iter()
             .chain(Reason::ALL.into_iter().map(Self::Reason))
     }
@@ -105,7 +109,7 @@ impl AttemptOutcome {
     /// Whether attempts come to this in ordinary life, so that its series exists from load on.
     pub(super) const fn is_usual(self) -> bool {
         match self {
-            Self::Ok | Self::ClientError | Self::ServerError => true,
+            Self::Ok | Self::ClientError | Self::ServerError | Self::Overtaken => true,
             Self::Reason(reason) => matches!(
                 reason,
                 Reason::ConnectError
@@ -120,6 +124,31 @@ impl AttemptOutcome {
                     | Reason::UpstreamStalled
                     | Reason::ClientDisconnected
             ),
+        }
+    }
+}
+
+/// Whose answer a request got that was hedged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Winner {
+    /// That of the attempt that was slow.
+    First,
+    /// The hedge's.
+    Hedge,
+    /// Neither's: both failed, or the client left before.
+    None,
+}
+
+impl Winner {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::First, Self::Hedge, Self::None];
+
+    /// The word in metric and log.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Hedge => "hedge",
+            Self::None => "none",
         }
     }
 }
@@ -432,6 +461,8 @@ pub struct Words {
     pub retries: Vec<&'static str>,
     /// Why a retry was not made: the `reason` of `outrigger_retries_skipped_total`.
     pub retries_skipped: Vec<&'static str>,
+    /// Why a hedge was not sent: the `reason` of `outrigger_hedges_skipped_total`.
+    pub hedges_skipped: Vec<&'static str>,
 }
 
 /// The statuses that `outrigger_requests_total` tells apart, ascending; the last stands for all others.

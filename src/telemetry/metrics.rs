@@ -24,7 +24,7 @@ use super::cells::{
 };
 pub use super::labels::{
     AttemptOutcome, BreakerState, ConnectResult, Effect, Ejection, HandshakeResult, Limit, Refused,
-    RequestOutcome, Words,
+    RequestOutcome, Winner, Words,
 };
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
@@ -158,6 +158,8 @@ pub struct UpstreamShard {
     attempts: [Counter; AttemptOutcome::COUNT],
     retries: Box<[Counter]>,
     retries_skipped: Box<[Counter]>,
+    hedges: [Counter; Winner::ALL.len()],
+    hedges_skipped: Box<[Counter]>,
     rejected: [[Counter; Effect::ALL.len()]; Reason::ALL.len()],
     connects: [Counter; ConnectResult::ALL.len()],
 }
@@ -403,6 +405,8 @@ impl UpstreamShard {
             attempts: Default::default(),
             retries: counters(&words.retries),
             retries_skipped: counters(&words.retries_skipped),
+            hedges: Default::default(),
+            hedges_skipped: counters(&words.hedges_skipped),
             rejected: Default::default(),
             connects: Default::default(),
         }
@@ -430,6 +434,18 @@ impl UpstreamShard {
     #[inline]
     pub fn retries_skipped(&self, cause: usize) -> &Counter {
         &self.retries_skipped[cause]
+    }
+
+    /// Hedges, by whose answer the request got.
+    #[inline]
+    pub fn hedges(&self, winner: Winner) -> &Counter {
+        &self.hedges[winner as usize]
+    }
+
+    /// Hedges not sent, for the cause at this place of [`Words::hedges_skipped`].
+    #[inline]
+    pub fn hedges_skipped(&self, cause: usize) -> &Counter {
+        &self.hedges_skipped[cause]
     }
 
     /// Requests that were refused, or would have been.

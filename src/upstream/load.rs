@@ -162,13 +162,20 @@ impl Load {
         }
     }
 
+    /// An attempt would have taken longer than `age`. Whether that says something: more than is known.
+    pub(super) fn overtaken(&self, now: u64, age: Duration) -> bool {
+        let known = Stamped::of(self.latency.load(Relaxed));
+        let is_longer = known.seconds > 0.0 && age.as_secs_f32() > aged(known.seconds, known.age(now));
+        if is_longer {
+            self.sample(now, age);
+        }
+        is_longer
+    }
+
     /// An attempt failed after `latency`, and asked to be left alone for `retry_after`. It tells of latency only
     /// where it took longer than known: an endpoint that fails fast is not fast.
     pub(super) fn failed(&self, now: u64, latency: Duration, retry_after: Duration) {
-        let known = Stamped::of(self.latency.load(Relaxed));
-        if known.seconds > 0.0 && latency.as_secs_f32() > aged(known.seconds, known.age(now)) {
-            self.sample(now, latency);
-        }
+        self.overtaken(now, latency);
         self.weigh(now, retry_after.as_secs_f32().clamp(FAILURE_SECONDS, MAX_FAILURE_SECONDS));
     }
 

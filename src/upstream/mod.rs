@@ -40,7 +40,7 @@ use self::pool::Wanted;
 use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, concurrency, failure, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, hedge, retry, shed, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 use crate::tls::client::{self, Client};
 use crate::transport::proxy_protocol::{Ends, Introduction, Version};
@@ -74,6 +74,8 @@ pub struct Settings {
     pub timeout: timeout::Settings,
     /// Which failed attempts are followed by another.
     pub retry: retry::Settings,
+    /// A second sending beside a slow one.
+    pub hedge: hedge::Settings,
     /// When to stop sending.
     pub breaker: breaker::Settings,
     /// How many attempts may be in flight.
@@ -157,6 +159,11 @@ pub enum Observed {
         /// How long the answer, a failure, asked to be left alone.
         retry_after: Duration,
     },
+    /// The attempt was cancelled, since another of the same request was faster.
+    Overtaken {
+        /// From when the request had gone up: its head would have taken longer.
+        age: Duration,
+    },
     /// The answer has become a stream; how it ends is told then.
     Streams {
         /// What its head means.
@@ -227,6 +234,12 @@ impl Upstream {
                 self.outlier.took(attempt, latency);
             }
             Observed::Head { .. } => {}
+            Observed::Overtaken { age } => {
+                if load.overtaken(at, age) {
+                    self.outlier.took(attempt, age);
+                }
+                self.tell(&self.outlier.observe(attempt, now, Shown::Nothing, age, || self.peers()));
+            }
             Observed::Streams { verdict } => {
                 if verdict == Verdict::Success {
                     load.succeeded(at);

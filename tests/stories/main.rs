@@ -18,6 +18,7 @@ mod everything_at_once;
 mod failing_replicas;
 mod grpc;
 mod health;
+mod hedging;
 mod http2;
 mod http2_abuse;
 mod http2_upstream;

@@ -8,7 +8,7 @@ use super::target::{Target, reaches};
 use crate::config::{Layer, Loaded};
 use crate::policy::mode::Mode;
 use crate::policy::retry::BackoffSettings;
-use crate::policy::{backoff, deadline, retry, timeout};
+use crate::policy::{backoff, deadline, hedge, retry, timeout};
 use crate::proxy::listener;
 use crate::proxy::route::{self, Route};
 use crate::units::Ratio;
@@ -66,6 +66,10 @@ impl Way<'_> {
         self.arm.retry.as_ref().unwrap_or(&self.upstream.retry)
     }
 
+    fn hedge(&self) -> &hedge::Settings {
+        self.arm.hedge.as_ref().unwrap_or(&self.upstream.hedge)
+    }
+
     /// The request line and the Host that go up.
     pub(super) fn goes_up(&self, target: &Target<'_>) -> String {
         let mut path = Vec::new();
@@ -93,7 +97,7 @@ impl Way<'_> {
         let upstream = self.upstream;
         let path = |key: &str| format!("upstream.{}.{key}", self.arm.upstream);
         let routed = |own: bool, key: &str| if own { format!("{}.{key}", self.path) } else { path(key) };
-        let (timeout, retry) = (self.timeout(), self.retry());
+        let (timeout, retry, hedge) = (self.timeout(), self.retry(), self.hedge());
         let (breaker, concurrency) = (&upstream.breaker, &upstream.concurrency);
         let mut timeouts = self.values(&routed(self.route.timeout.is_some(), "timeout"), timeout);
         if timeout.attempt.is_none() {
@@ -144,6 +148,12 @@ impl Way<'_> {
                 "budget and back-off, before each attempt but the first",
                 Some((retry.mode, retry.rollout)),
                 self.values(&routed(self.route.retry.is_some(), "retry"), retry),
+            ),
+            self.step(
+                "hedge",
+                "a second sending beside an attempt that is slow, once a request",
+                Some((hedge.mode, hedge.rollout)),
+                self.values(&routed(self.route.hedge.is_some(), "hedge"), hedge),
             ),
             self.step(
                 "breaker",
@@ -239,8 +249,12 @@ impl Way<'_> {
 
     /// What the request comes to at worst.
     pub(super) fn worst_case(&self, target: &Target<'_>) -> WorstCase {
-        let (attempts, attempts_why) = self.attempts(target);
+        let (mut attempts, mut attempts_why) = self.attempts(target);
         let (latency, latency_why) = self.latency(target, attempts);
+        if let Some((with_hedge, why)) = self.hedged(target) {
+            attempts = attempts.max(with_hedge);
+            attempts_why.push(why);
+        }
         WorstCase {
             latency_ms: latency.map(|latency| latency.as_millis() as u64),
             latency: latency_why,
@@ -251,9 +265,6 @@ impl Way<'_> {
 
     fn attempts(&self, target: &Target<'_>) -> (u32, Vec<String>) {
         let retry = self.retry();
-        let trusted = self.listener.trust() != listener::Trust::None;
-        let again =
-            target.header("x-retry-attempt").and_then(|value| value.parse::<u32>().ok()).unwrap_or(0) > 0;
         let mut why = Vec::new();
         match retry.mode {
             Mode::Off => return (1, vec!["retry.mode is \"off\"".to_owned()]),
@@ -261,7 +272,7 @@ impl Way<'_> {
                 return (1, vec!["retry.mode is \"shadow\": retries are counted, not sent".to_owned()]);
             }
             Mode::Enforce if retry.attempts == 1 => return (1, vec!["retry.attempts is 1".to_owned()]),
-            Mode::Enforce if again && trusted && retry.respect_caller_retries => {
+            Mode::Enforce if self.caller_retries(target) => {
                 return (
                     1,
                     vec![
@@ -292,6 +303,38 @@ impl Way<'_> {
             retry.budget.min_per_second
         ));
         (retry.attempts, why)
+    }
+
+    /// How many attempts a hedge comes to at least, where hedges are asked for, and why.
+    fn hedged(&self, target: &Target<'_>) -> Option<(u32, String)> {
+        let (hedge, retry) = (self.hedge(), self.retry());
+        let grpc_path = self.is_grpc(target).then_some(target.path_and_query.as_bytes());
+        match hedge.mode {
+            Mode::Off => None,
+            Mode::Shadow => Some((1, "hedge.mode is \"shadow\": hedges are counted, not sent".to_owned())),
+            Mode::Enforce if self.caller_retries(target) => {
+                Some((1, "no hedge: the caller sends it again itself".to_owned()))
+            }
+            Mode::Enforce if !retry::Rules::new(retry).may_hedge(target.method.as_bytes(), grpc_path) => {
+                Some((
+                    1,
+                    "no hedge: only what is safe, and may be sent twice by its method, gets one".to_owned(),
+                ))
+            }
+            Mode::Enforce => Some((
+                2,
+                format!(
+                    "one of them may be a hedge; over all requests, hedges add at most {} of the load (hedge.budget)",
+                    percent(hedge.budget.get())
+                ),
+            )),
+        }
+    }
+
+    fn caller_retries(&self, target: &Target<'_>) -> bool {
+        let trusted = self.listener.trust() != listener::Trust::None;
+        let again = target.header("x-retry-attempt").and_then(|value| value.parse::<u32>().ok());
+        again.unwrap_or(0) > 0 && trusted && self.retry().respect_caller_retries
     }
 
     fn is_grpc(&self, target: &Target<'_>) -> bool {

@@ -20,6 +20,7 @@ fn line() -> Line<'static> {
         outcome: RequestOutcome::Rejected,
         reason: Some(Reason::BreakerOpen),
         attempts: 2,
+        hedge: None,
         head: Duration::from_micros(12_034),
         total: Duration::from_millis(1200),
         queue: Duration::ZERO,
@@ -180,4 +181,12 @@ fn a_worker_hands_over_in_batches() {
     let written = std::fs::read_to_string(&path).expect("written");
     assert_eq!(written.lines().count(), 500);
     std::fs::remove_file(path).expect("removed");
+}
+
+#[test]
+fn whose_answer_a_hedged_request_got_is_told_and_of_others_nothing() {
+    let hedged = Line { hedge: Some(Winner::Hedge), ..line() };
+    assert!(json(&hedged).contains(r#""attempts":2,"hedge":"hedge","head_ms""#), "{}", json(&hedged));
+    assert!(text(&hedged).contains(" attempts=2 hedge=hedge head="), "{}", text(&hedged));
+    assert!(!json(&line()).contains("hedge"));
 }

@@ -4,7 +4,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
     AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, Ejection, EndpointMetrics,
-    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, UNTOLD, UpstreamMetrics, lock,
+    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, UNTOLD, UpstreamMetrics, Winner,
+    lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -34,6 +35,8 @@ families! {
     ENDPOINT_EJECTIONS = Counter "outrigger_endpoint_ejections_total" ["upstream", "endpoint", "reason"] "How often an endpoint was taken out of service, or would have been in shadow.";
     RETRIES = Counter "outrigger_retries_total" ["upstream", "reason"] "Retries, by what the attempt before failed with.";
     RETRIES_SKIPPED = Counter "outrigger_retries_skipped_total" ["upstream", "reason"] "Retries that were not made, by why.";
+    HEDGES = Counter "outrigger_hedges_total" ["upstream", "winner"] "Hedges, sent beside an attempt that was slow, by whose answer the request got.";
+    HEDGES_SKIPPED = Counter "outrigger_hedges_skipped_total" ["upstream", "reason"] "Hedges that were not sent, by why; requests that could have none for their method, or before enough was known, included.";
     MIRRORED = Counter "outrigger_mirrored_total" ["upstream"] "Copies of requests that were sent to an upstream as shadow traffic.";
     BREAKER_STATE = Gauge "outrigger_breaker_state" ["upstream", "mode"] "Where the circuit breaker stands: 0 closed, 1 half-open or ramping, 2 open.";
     BREAKER_TRANSITIONS = Counter "outrigger_breaker_transitions_total" ["upstream", "to"] "Transitions of the circuit breaker, by the new state.";
@@ -217,6 +220,16 @@ impl Metrics {
         page.push(each(&RETRIES_SKIPPED, &|series, name, upstream| {
             for (index, word) in self.words.retries_skipped.iter().enumerate() {
                 series.value(&[name, word], upstream.sum(|shard| shard.retries_skipped(index)) as f64);
+            }
+        }));
+        page.push(each(&HEDGES, &|series, name, upstream| {
+            for winner in Winner::ALL {
+                series.value(&[name, winner.label()], upstream.sum(|shard| shard.hedges(winner)) as f64);
+            }
+        }));
+        page.push(each(&HEDGES_SKIPPED, &|series, name, upstream| {
+            for (index, word) in self.words.hedges_skipped.iter().enumerate() {
+                series.value(&[name, word], upstream.sum(|shard| shard.hedges_skipped(index)) as f64);
             }
         }));
         page.push(each(&MIRRORED, &|series, name, upstream| {

@@ -8,7 +8,11 @@ use std::time::UNIX_EPOCH;
 type Labels<'a> = &'a [(&'a str, &'a str)];
 
 fn words() -> Words {
-    Words { retries: vec!["upstream_reset", "503"], retries_skipped: vec!["budget", "yield"] }
+    Words {
+        retries: vec!["upstream_reset", "503"],
+        retries_skipped: vec!["budget", "yield"],
+        hedges_skipped: vec!["saturated", "wins"],
+    }
 }
 
 fn metrics() -> Arc<Metrics> {
@@ -144,6 +148,8 @@ fn series_exist_from_load_on_but_those_with_a_code_or_an_endpoint() {
         ("outrigger_attempt_duration_seconds_bucket", &[app, ("le", "0.0025")]),
         ("outrigger_retries_total", &[app, ("reason", "503")]),
         ("outrigger_retries_skipped_total", &[app, ("reason", "yield")]),
+        ("outrigger_hedges_total", &[app, ("winner", "none")]),
+        ("outrigger_hedges_skipped_total", &[app, ("reason", "wins")]),
         ("outrigger_breaker_state", &[app, ("mode", "enforce")]),
         ("outrigger_breaker_transitions_total", &[app, ("to", "half_open")]),
         ("outrigger_concurrency_limit", &[app]),

@@ -32,7 +32,7 @@ impl House {
     }
 
     fn with(settings: &Settings, members: &[(u32, u8)]) -> Self {
-        let words = Words { retries: Vec::new(), retries_skipped: Vec::new() };
+        let words = Words::default();
         let metrics = Metrics::new(1, "0.1.0", "abc", words);
         let usable: Vec<Weighted> = members
             .iter()
