@@ -171,12 +171,23 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// What exactly happened, for the log and the problem body's `detail`. Empty: the title says it all.
     pub detail: std::borrow::Cow<'static, str>,
+    /// Which rate limits there are and how they stand, where one of them is the reason.
+    pub quota: Option<Box<Quota>>,
+}
+
+/// What the fields of draft-ietf-httpapi-ratelimit-headers say.
+#[derive(Clone, Debug, Default)]
+pub struct Quota {
+    /// `RateLimit-Policy`: the limits.
+    pub policy: String,
+    /// `RateLimit`: how they stand.
+    pub state: String,
 }
 
 impl Error {
     /// `reason` with a detail for log and answer.
     pub fn new(reason: Reason, detail: impl Into<std::borrow::Cow<'static, str>>) -> Self {
-        Self { reason, retry_after: None, detail: detail.into() }
+        Self { reason, retry_after: None, detail: detail.into(), quota: None }
     }
 
     /// The same, telling when to come back.
@@ -188,7 +199,7 @@ impl Error {
 
 impl From<Reason> for Error {
     fn from(reason: Reason) -> Self {
-        Self { reason, retry_after: None, detail: std::borrow::Cow::Borrowed("") }
+        Self { reason, retry_after: None, detail: std::borrow::Cow::Borrowed(""), quota: None }
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod steps;
 
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,9 +19,12 @@ use outrigger::policy::concurrency::Gate;
 use outrigger::policy::failure::Verdict;
 use outrigger::policy::latency::Latency;
 use outrigger::policy::limit::Limiter;
+use outrigger::policy::rate_limit::Limits;
 use outrigger::policy::shed::Shed;
 use outrigger::upstream::balance::{Kind, Tables};
 use outrigger::upstream::endpoint::InFlight;
+
+use steps::RateLimits;
 
 // Admitted, and dropped without an outcome.
 #[library_benchmark]
@@ -140,6 +144,23 @@ fn balance_load() {
     steps::balance_load();
 }
 
+// With the hash of the key, where there is one.
+#[library_benchmark]
+#[bench::one_for_all(steps::rate_limits(RateLimits::Shared))]
+#[bench::one_for_each_key(steps::rate_limits(RateLimits::Keyed))]
+#[bench::both(steps::rate_limits(RateLimits::Two))]
+#[bench::refused(steps::rate_limits(RateLimits::Spent))]
+fn rate_limit_admit(state: (Arc<Limits>, RandomState, Instant)) {
+    steps::rate_limit_admit(state);
+}
+
+#[library_benchmark]
+#[bench::known(steps::a_million_keys(), 0)]
+#[bench::too_many(steps::a_million_keys(), 1_000_000)]
+fn rate_limit_admit_of_many(state: (Arc<Limits>, RandomState, Instant), first: u64) {
+    steps::rate_limit_admit_of_many(state, first);
+}
+
 library_benchmark_group!(
     name = policies,
     benchmarks = [
@@ -161,6 +182,8 @@ library_benchmark_group!(
         grpc_timeout_in_and_out,
         balance_pick,
         balance_load,
+        rate_limit_admit,
+        rate_limit_admit_of_many,
     ]
 );
 

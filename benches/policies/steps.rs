@@ -1,8 +1,10 @@
 //! What each policy is asked for a request, a thousand times, with what it needs to be set up: counted by `main`,
 //! timed by `timed`.
 
+use std::hash::{BuildHasher, RandomState};
 use std::hint::black_box;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use outrigger::policy::breaker::{self, Breaker, Outcome};
@@ -14,6 +16,7 @@ use outrigger::policy::latency::Latency;
 use outrigger::policy::limit::{self, Lesson, Limiter, Sample};
 use outrigger::policy::mode::Mode;
 use outrigger::policy::priority::Priority;
+use outrigger::policy::rate_limit::{Ask, Limits};
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
 use outrigger::policy::shed::Shed;
 use outrigger::policy::shed::level::level;
@@ -283,4 +286,88 @@ pub(crate) fn balance_load() {
         in_flight.answered(now + Duration::from_millis(5));
         in_flight.release();
     }
+}
+
+/// What rate limits stand before the requests of a bench.
+#[derive(Clone, Copy)]
+pub(crate) enum RateLimits {
+    /// One that all requests share.
+    Shared,
+    /// One for each tenant.
+    Keyed,
+    /// Both.
+    Two,
+    /// One that lets nothing through any more.
+    Spent,
+}
+
+fn rate_limits_of(limits: serde_json::Value, now: Instant) -> Limits {
+    let settings: Vec<_> = serde_json::from_value(limits).expect("they are well formed");
+    Limits::new(&settings, None, now)
+}
+
+pub(crate) fn rate_limits(kind: RateLimits) -> (Arc<Limits>, RandomState, Instant) {
+    let now = Instant::now();
+    let shared = serde_json::json!({ "name": "shared", "rate": "1000000/s" });
+    let keyed = serde_json::json!({ "name": "tenant", "rate": "1000000/s", "key": "header:x-tenant" });
+    let spent = serde_json::json!({ "rate": "1/d", "burst": 1 });
+    let limits = match kind {
+        RateLimits::Shared => [shared].into(),
+        RateLimits::Keyed => [keyed].into(),
+        RateLimits::Two => [shared, keyed].into(),
+        RateLimits::Spent => [spent].into(),
+    };
+    let limits = rate_limits_of(limits, now);
+    if let RateLimits::Spent = kind {
+        limits.admit(now, &[Ask::default()], |_, _| {});
+    }
+    (Arc::new(limits), RandomState::new(), now)
+}
+
+// A table of a million keys, and more come.
+pub(crate) fn a_million_keys() -> (Arc<Limits>, RandomState, Instant) {
+    static FULL: LazyLock<(Arc<Limits>, RandomState, Instant)> = LazyLock::new(|| {
+        let now = Instant::now();
+        let limit =
+            serde_json::json!({ "rate": "1/d", "burst": 1000000, "key": "client_ip", "max_keys": 1000000 });
+        let (limits, seed) = (rate_limits_of([limit].into(), now), RandomState::new());
+        for n in 0..1_000_000u64 {
+            limits.admit(
+                now,
+                &[Ask { key: Some(seed.hash_one(&tenant(n)[..])), ..Ask::default() }],
+                |_, _| {},
+            );
+        }
+        (Arc::new(limits), seed, now)
+    });
+    FULL.clone()
+}
+
+// With the hash of the key, where there is one: each request is another of a thousand tenants.
+pub(crate) fn rate_limit_admit((limits, seed, now): (Arc<Limits>, RandomState, Instant)) {
+    let keyed: Vec<bool> = limits.iter().map(|limit| limit.settings.key.is_some()).collect();
+    for (n, now) in (0..).zip(instants(now)) {
+        let mut asks = [Ask::default(); 2];
+        for (ask, keyed) in asks.iter_mut().zip(&keyed) {
+            ask.key = keyed.then(|| seed.hash_one(black_box(&tenant(n)[..])));
+        }
+        black_box(limits.admit(black_box(now), &asks[..keyed.len()], |_, _| {}));
+    }
+}
+
+// Each request is another of a million, so that none is in the processor's caches; `first`: from which on.
+pub(crate) fn rate_limit_admit_of_many((limits, seed, now): (Arc<Limits>, RandomState, Instant), first: u64) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(TIMES.into(), Relaxed) % 1_000_000;
+    for (n, now) in (first + next..).zip(instants(now)) {
+        let ask = Ask { key: Some(seed.hash_one(black_box(&tenant(n)[..]))), ..Ask::default() };
+        black_box(limits.admit(black_box(now), &[ask], |_, _| {}));
+    }
+}
+
+// The name of one of many tenants.
+fn tenant(n: u64) -> [u8; 16] {
+    let mut name = *b"tenant-.........";
+    name[8..].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    name
 }

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use outrigger::policy::failure::Verdict;
 use outrigger::upstream::balance::Kind;
 
+use steps::RateLimits;
+
 /// What one may cost.
 const LIMIT: f64 = 100.0;
 /// How long each is measured, and how often at least.
@@ -66,6 +68,12 @@ const BENCHES: &[Bench] = &[
     ("balance: pick of 1000, least_loaded",  || time(|| steps::tables((Kind::LeastLoaded, 1000)), steps::balance_pick)),
     ("balance: pick of 3, hash",             || time(|| steps::tables((Kind::Hash, 3)), steps::balance_pick)),
     ("balance: load of an attempt",          || time(|| (), |()| steps::balance_load())),
+    ("rate limit: one for all",              || time(|| steps::rate_limits(RateLimits::Shared), steps::rate_limit_admit)),
+    ("rate limit: one for each key",         || time(|| steps::rate_limits(RateLimits::Keyed), steps::rate_limit_admit)),
+    ("rate limit: both",                     || time(|| steps::rate_limits(RateLimits::Two), steps::rate_limit_admit)),
+    ("rate limit: of a million keys",        || time(steps::a_million_keys, |state| steps::rate_limit_admit_of_many(state, 0))),
+    ("rate limit: a million keys, and others", || time(steps::a_million_keys, |state| steps::rate_limit_admit_of_many(state, 1_000_000))),
+    ("rate limit: refuse",                   || time(|| steps::rate_limits(RateLimits::Spent), steps::rate_limit_admit)),
 ];
 
 fn main() -> ExitCode {

@@ -472,6 +472,29 @@ shed.caller = "header:x-user"
     }
 
     #[test]
+    fn rate_limits_stand_in_front() {
+        let text = format!(
+            "{FILE}[[upstream.payments.rate_limit]]\nname = \"tenant\"\nrate = \"100/s\"\n[[defaults.rate_limit]]\nmode = \"shadow\"\nrate = \"6000/m\"\n"
+        );
+        let loaded =
+            config::parse(&text, "t.toml", &|_| None).unwrap_or_else(|problems| panic!("{problems}"));
+        let line = Line::try_parse_from(["explain", "t.toml", "--url", "http://h/payments"]);
+        let answer = explain(&loaded, &line.expect("a good command line").args).expect("an answer");
+        let names: Vec<_> = answer.chain.iter().take(4).map(|step| step.name).collect();
+        assert_eq!(names, ["limits", "rate_limit", "rate_limit", "timeout"]);
+        let of = |step: usize, key: &str| {
+            let value = answer.chain[step].values.iter().find(|value| value.key == key).expect("a key of it");
+            (value.value.clone(), value.from.clone())
+        };
+        let said = |value: &str, from: &str| (value.to_owned(), from.to_owned());
+        assert_eq!(of(1, "rate"), said("\"100/s\"", "[upstream.payments] line 31"));
+        assert_eq!(of(1, "burst"), said("100", "built in"));
+        assert_eq!(of(2, "rate"), said("\"6000/m\"", "[defaults.rate_limit] line 34"));
+        assert_eq!(of(2, "key"), said("all requests share one", "built in"));
+        assert!(answer.chain[2].mode.as_deref().is_some_and(|mode| mode.starts_with("shadow")));
+    }
+
+    #[test]
     fn the_worst_case_follows_from_what_is_in_force() {
         let cases = [
             // why                          asked                                                            ms           attempts  says

@@ -11,17 +11,18 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// The policies that an upstream has, and that `[defaults]` can set for all of them.
-pub(super) const POLICIES: [&str; 10] = [
+pub(super) const POLICIES: [&str; 11] = [
     "failure",
     "timeout",
     "retry",
+    "hedge",
+    "rate_limit",
+    "shed",
     "breaker",
     "concurrency",
-    "shed",
     "balance",
     "outlier",
     "health",
-    "hedge",
 ];
 
 /// Where in the file something stands, in bytes.

@@ -1,7 +1,8 @@
 //! Puts the layers of a file together: built-in < `[defaults.POLICY]` < upstream < route.
 //!
 //! The keys of a policy's table replace one by one; what stands below a key (an inline table, a list, a table
-//! with a header of its own) replaces as a whole. The merge is done in the tree, before serde reads it: so each
+//! with a header of its own) replaces as a whole. Rate limits add up: one of an upstream takes the place of the default
+//! of its name alone. The merge is done in the tree, before serde reads it: so each
 //! value keeps its place and its layer, and what nobody wrote gets the settings type's own default.
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use super::document::{Layer, Node, POLICIES, Path, Step, Value};
 use super::read::read;
 use super::schema;
 use super::settings::{Admin, Config, Server};
-use crate::policy::{breaker, concurrency, failure, hedge, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, hedge, rate_limit, retry, shed, timeout};
 use crate::proxy::{listener, route};
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -111,6 +112,7 @@ fn defaults(root: &mut Node, report: &mut Report) -> Node {
     section::<timeout::Settings>(root, &["defaults", "timeout"], report);
     section::<retry::Settings>(root, &["defaults", "retry"], report);
     section::<hedge::Settings>(root, &["defaults", "hedge"], report);
+    section::<Vec<rate_limit::Settings>>(root, &["defaults", "rate_limit"], report);
     section::<breaker::Settings>(root, &["defaults", "breaker"], report);
     section::<concurrency::Settings>(root, &["defaults", "concurrency"], report);
     section::<shed::Settings>(root, &["defaults", "shed"], report);
@@ -166,6 +168,7 @@ fn overlay(node: &mut Node, policy: &str, below: Option<&Node>) {
     }
     match node.get_mut(policy) {
         None => node.set(policy, below.clone()),
+        Some(above) if policy == "rate_limit" => add_up(above, below),
         Some(above) => {
             for (key, value) in below.entries() {
                 if above.get(key).is_none() && !above.lost(key) {
@@ -174,6 +177,20 @@ fn overlay(node: &mut Node, policy: &str, below: Option<&Node>) {
             }
         }
     }
+}
+
+/// Adds to the limits of an upstream the defaults that it does not have by name. Its own stay in front, so that their
+/// number is that in the file.
+fn add_up(above: &mut Node, below: &Node) {
+    let name = |node: &Node| match node.get("name") {
+        Some(name) => name.text().unwrap_or_default().to_owned(),
+        None => rate_limit::DEFAULT_NAME.to_owned(),
+    };
+    let own: Vec<String> = above.elements().map(|(_, node)| name(node)).collect();
+    let Value::List(limits) = &mut above.value else { return };
+    limits.extend(
+        below.elements().filter(|(_, node)| !own.contains(&name(node))).map(|(_, node)| node.clone()),
+    );
 }
 
 fn listeners(root: &mut Node, report: &mut Report) -> Vec<listener::Settings> {

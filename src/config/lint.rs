@@ -12,11 +12,13 @@ use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
+use crate::policy::rate_limit::{self, DEFAULT_NAME};
 use crate::policy::{breaker, hedge, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
 use crate::transport::UNIX_PEER;
+use crate::units::Amount;
 use crate::units::Span;
 use crate::upstream::balance::{self, Kind};
 use crate::upstream::discovery::{MAX_ENDPOINTS, Settings as Discovery};
@@ -422,6 +424,7 @@ impl<'a> Lint<'a> {
             upstream_path: path.clone(),
             upstream: settings,
         });
+        self.rate_limits(path, &settings.rate_limit);
         self.breaker(&path.key("breaker"), &settings.breaker);
         self.shed(path, settings);
         if let Some(tls) = &settings.tls {
@@ -668,6 +671,61 @@ impl<'a> Lint<'a> {
         self.say(&path.key("endpoints").index(*index).key("priority"), problem);
     }
 
+    /// Each has a name of its own, and a burst that its rate can fill.
+    fn rate_limits(&mut self, upstream: &Path, settings: &[rate_limit::Settings]) {
+        let all = upstream.key("rate_limit");
+        let (node, _) = self.find(&all);
+        if settings.len() > rate_limit::MOST {
+            let problem = Problem::new(
+                format!("there are {} rate limits", settings.len()),
+                format!("give at most {}: each request is asked of all", rate_limit::MOST),
+            );
+            return self.report.add(problem.at(&all, node));
+        }
+        let root = self.root;
+        let elements: Vec<_> = node.elements().zip(settings).collect();
+        for (number, ((index, node), limit)) in elements.iter().enumerate() {
+            let path = if node.layer == Layer::Defaults {
+                default_limit(root, &limit.name)
+            } else {
+                all.index(*index)
+            };
+            let of = |key: &str| node.get(key).unwrap_or(node);
+            let mut say = |key: &str, problem: Problem| {
+                self.report.add(problem.at(&path.key(key), of(key)));
+            };
+            let mut others = elements[..number].iter();
+            if let Some(((_, first), _)) = others.find(|(_, other)| other.name == limit.name) {
+                let message = format!("two rate limits have the name {:?}", limit.name);
+                let cure = "give each a `name` of its own: answers and log tell them apart by it";
+                say("name", Problem::new(message, cure).with(first, "the first"));
+            }
+            let unit = |amount: Amount| if matches!(amount, Amount::Bytes(_)) { "bytes" } else { "requests" };
+            let (rate, burst) = (limit.rate, limit.burst());
+            if !burst.is_like(rate.amount()) {
+                let cure = match rate.amount() {
+                    Amount::Bytes(_) => "give a size, such as \"1MiB\"",
+                    Amount::Requests(_) => "give a number of requests, such as 200",
+                };
+                let (ours, theirs) = (unit(burst), unit(rate.amount()));
+                let message =
+                    format!("`burst` ({burst}) counts {ours}, and `rate` (\"{rate}\") counts {theirs}");
+                say("burst", Problem::new(message, cure).with(of("rate"), "this one"));
+            } else if limit.fills_in().is_none() {
+                let message = format!("a burst of {burst} takes more than ten years at \"{rate}\"");
+                say(
+                    "burst",
+                    Problem::new(message, "lower `burst`, or raise `rate`").with(of("rate"), "this one"),
+                );
+            }
+            if limit.key.is_none() && node.get("max_keys").is_some() {
+                let cure = "add `key = \"header:NAME\"`, or remove it";
+                let message = "`max_keys` bounds the keys, and there is no `key`";
+                say("max_keys", Problem::new(message, cure).warning());
+            }
+        }
+    }
+
     fn breaker(&mut self, path: &Path, breaker: &breaker::Settings) {
         let open_for = &breaker.open_for;
         if open_for.base > open_for.max {
@@ -797,6 +855,14 @@ impl<'a> Lint<'a> {
             self.warn(&request, "is longer than", &drain, cure);
         }
     }
+}
+
+/// The path of the default rate limit with this name.
+fn default_limit(root: &Node, name: &str) -> Path {
+    let all = root.get("defaults").into_iter().flat_map(|defaults| elements(defaults, "rate_limit"));
+    let named = |node: &Node| node.get("name").and_then(Node::text).unwrap_or(DEFAULT_NAME) == name;
+    let index = all.filter(|(_, node)| named(node)).map(|(index, _)| index).next();
+    Path::of(&["defaults", "rate_limit"]).index(index.unwrap_or_default())
 }
 
 /// A value and its path for a message: whether it is built in, and nothing of a secret.

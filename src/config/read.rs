@@ -154,6 +154,7 @@ impl Kind {
                         format!("give it a unit, in quotes: \"{number}B\" or \"{number}KiB\"")
                     }
                     ("a table", _) => "write it as a table: { key = … }".to_owned(),
+                    ("a list", Value::Table(_)) => "write it with two brackets: [[…]]".to_owned(),
                     ("a list", _) => "put it in brackets: [ … ]".to_owned(),
                     _ => format!("give {expected}"),
                 };

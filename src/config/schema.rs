@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::document::{Path, Step};
 use super::settings::{Admin, Server};
-use crate::policy::{breaker, concurrency, failure, hedge, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, hedge, rate_limit, retry, shed, timeout};
 use crate::proxy::listener;
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -32,6 +32,7 @@ fn build() -> Value {
         ("timeout", table::<timeout::Settings>(of, "How long each part may take.")),
         ("retry", table::<retry::Settings>(of, "Which failed attempts are followed by another.")),
         ("hedge", table::<hedge::Settings>(of, "A second sending beside a slow one.")),
+        ("rate_limit", table::<Vec<rate_limit::Settings>>(of, "How much each key may have in a time.")),
         ("breaker", table::<breaker::Settings>(of, "When to stop sending.")),
         ("concurrency", table::<concurrency::Settings>(of, "How many attempts may be in flight.")),
         ("shed", table::<shed::Settings>(of, "Who is refused first when there is too much.")),

@@ -161,7 +161,51 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         ),
         (
             "[upstream.app.rate_limit]",
-            "t.toml:6:15: error: `rate_limit` is not part of this version (upstream.app.rate_limit); remove it",
+            "t.toml:6:15: error: `rate_limit` is a table, but a list is needed (upstream.app.rate_limit); write it with two brackets: [[…]]",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", burst = 0 }]",
+            "t.toml:6:39: error: 0 lets nothing through (upstream.app.rate_limit[0].burst); give at least 1",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", key = \"header:\" }]",
+            "t.toml:6:37: error: \"header:\" does not name a header (upstream.app.rate_limit[0].key); give \"header:NAME\", \"cookie:NAME\", \"path\", \"client_ip\" or \"route\"",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", burst = \"200\" }]",
+            "t.toml:6:39: error: `burst` is the string \"200\", but a whole number is needed (upstream.app.rate_limit[0].burst); leave the quotes out: 200",
+        ),
+        (
+            "rate_limit = [{ rate = 100 }]",
+            "t.toml:6:24: error: `rate` is 100, but a rate such as \"100/s\" is needed (upstream.app.rate_limit[0].rate); give a rate such as \"100/s\"",
+        ),
+        (
+            "rate_limit = [{ rate = \"100\" }]",
+            "t.toml:6:24: error: \"100\" is not a rate (upstream.app.rate_limit[0].rate); write a number or a size, and for which time, such as \"100/s\", \"6000/m\" or \"1MiB/s\"",
+        ),
+        (
+            "rate_limit = [{ name = \"x\" }]",
+            "t.toml:6:15: error: `rate` is missing (upstream.app.rate_limit[0]); add `rate = …`",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\" }, { rate = \"2/s\" }]",
+            "t.toml:6:33: error: two rate limits have the name \"default\" (upstream.app.rate_limit[1].name); give each a `name` of its own: answers and log tell them apart by it",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", burst = \"1KiB\" }]",
+            "t.toml:6:39: error: `burst` (1KiB) counts bytes, and `rate` (\"1/s\") counts requests (upstream.app.rate_limit[0].burst); give a number of requests, such as 200",
+        ),
+        (
+            "[[defaults.rate_limit]]\nrate = \"1B/s\"\nburst = 5",
+            "t.toml:8:9: error: `burst` (5) counts requests, and `rate` (\"1B/s\") counts bytes (defaults.rate_limit[0].burst); give a size, such as \"1MiB\"",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/d\", burst = 4000 }]",
+            "t.toml:6:39: error: a burst of 4000 takes more than ten years at \"1/d\" (upstream.app.rate_limit[0].burst); lower `burst`, or raise `rate`",
+        ),
+        (
+            "rate_limit = [{ rate = \"1/s\", max_keys = 5 }]",
+            "t.toml:6:42: warning: `max_keys` bounds the keys, and there is no `key` (upstream.app.rate_limit[0].max_keys); add `key = \"header:NAME\"`, or remove it",
         ),
         (
             "breaker.failure_ratio = 1.5",
@@ -853,6 +897,56 @@ fn layers_replace_key_by_key_and_tables_below_a_key_as_a_whole() {
 }
 
 #[test]
+fn rate_limits_add_up_by_their_names() {
+    let text = "
+        [[defaults.rate_limit]]
+        rate = \"1/s\"
+        [[defaults.rate_limit]]
+        name = \"tenant\"
+        rate = \"2/s\"
+        key = \"header:x-tenant\"
+        [[listener]]
+        address = \"127.0.0.1:8080\"
+        upstream = \"plain\"
+        [[listener.route]]
+        match = { path_prefix = \"/a\" }
+        upstream = \"own\"
+        [upstream.plain]
+        endpoints = [\"a:1\"]
+        [upstream.own]
+        endpoints = [\"b:1\"]
+        [[upstream.own.rate_limit]]
+        name = \"more\"
+        rate = \"${FIVE}/s\"
+        burst = \"${FIVE}\"
+        [[upstream.own.rate_limit]]
+        name = \"tenant\"
+        rate = \"20/s\"
+    ";
+    let loaded = parsed(text);
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let limits = |name: &str| -> Vec<String> {
+        let limits = loaded.config.upstream[name].rate_limit.iter();
+        limits
+            .map(|limit| format!("{} {} {} {}", limit.name, limit.rate, limit.burst(), limit.key.is_some()))
+            .collect()
+    };
+    assert_eq!(limits("plain"), ["default 1/s 1 false", "tenant 2/s 2 true"]);
+    assert_eq!(limits("own"), ["more 5/s 5 false", "tenant 20/s 20 false", "default 1/s 1 false"]);
+    let from = |path: &str| loaded.origins.get(path).map(|origin| (origin.layer, origin.line));
+    assert_eq!(from("upstream.own.rate_limit[1].rate"), Some((Layer::Written, 24)));
+    assert_eq!(from("upstream.own.rate_limit[2].rate"), Some((Layer::Defaults, 3)));
+    let many: String = (0..9).map(|n| format!("{{ name = \"{n}\", rate = \"1/s\" }}, ")).collect();
+    let said = said(&with(&format!("rate_limit = [{many}]")));
+    assert_eq!(said.len(), 1, "{said:#?}");
+    assert!(
+        said[0].contains("there are 9 rate limits (upstream.app.rate_limit); give at most 8"),
+        "{}",
+        said[0]
+    );
+}
+
+#[test]
 fn only_a_written_request_timeout_counts_for_grpc() {
     let written = |more: &str| parsed(&with(more)).config.upstream["app"].timeout.request_is_written;
     assert!(!written(""));
@@ -1091,7 +1185,6 @@ fn what_is_not_built_is_known_by_its_place() {
         endpoints = [\"a:1\"]
         discovery = { kind = \"etcd\" }
         concurrency = { limit = { kind = \"gradient\" }, queue = { order = \"priority\" } }
-        rate_limit = []
         fallback = {}
         fault = {}
         slo = {}
@@ -1100,7 +1193,7 @@ fn what_is_not_built_is_known_by_its_place() {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 12);
+    assert_eq!(seen.len(), 11);
 }
 
 proptest! {

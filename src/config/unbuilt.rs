@@ -21,7 +21,6 @@ const ROWS: &[Row] = &[
     ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
     ("upstream.*.concurrency.limit.kind",     &["gradient", "aimd", "vegas"], "give a fixed limit: { kind = \"fixed\", max = 1000 }"),
     ("upstream.*.concurrency.queue.order",    &["priority", "lifo_when_full"], "give \"fifo\""),
-    ("upstream.*.rate_limit",                 &[], REMOVE),
     ("upstream.*.fallback",                   &[], REMOVE),
     ("upstream.*.fault",                      &[], REMOVE),
     ("upstream.*.slo",                        &[], REMOVE),

@@ -19,6 +19,7 @@ pub mod limit;
 pub mod mode;
 pub mod priority;
 pub mod queue;
+pub mod rate_limit;
 pub mod retry;
 pub mod shed;
 pub mod timeout;

@@ -35,7 +35,10 @@ impl Answer {
             push(Name::GrpcStatus, (reason.grpc() as u8).to_string().as_bytes());
             push(Name::GrpcMessage, percent_encoded(&format!("{}: {detail}", reason.label())).as_bytes());
             if let Some(after) = error.retry_after {
-                push(Name::GrpcRetryPushbackMs, after.as_millis().max(1).to_string().as_bytes());
+                push(
+                    Name::GrpcRetryPushbackMs,
+                    after.as_micros().div_ceil(1000).max(1).to_string().as_bytes(),
+                );
             }
         } else {
             push(Name::ContentType, b"application/problem+json");
@@ -48,6 +51,10 @@ impl Answer {
             fields.push(Name::Other, b"allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH");
         }
         fields.push(Name::Other, b"proxy-status", proxy_status.as_bytes());
+        if let Some(quota) = &error.quota {
+            fields.push(Name::Other, b"ratelimit-policy", quota.policy.as_bytes());
+            fields.push(Name::Other, b"ratelimit", quota.state.as_bytes());
+        }
         let body = if grpc {
             Vec::new()
         } else {
@@ -67,7 +74,7 @@ impl Answer {
 }
 
 /// `Retry-After` is never 0: that would ask for an immediate retry.
-fn whole_seconds(after: Duration) -> u64 {
+pub fn whole_seconds(after: Duration) -> u64 {
     (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1)
 }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 
 use super::client::Client;
+use super::meter::Meter;
 use super::shared::{Reservation, Shared};
 use super::wire::{Piece, QUEUED, Wire};
 use crate::http1::connection::{BodyReader, ReadError};
@@ -30,6 +31,8 @@ pub struct Body {
     trailers: Option<Fields>,
     /// Bytes read from the client.
     pub bytes: u64,
+    /// Counts what flows, where a rate limit wants to know.
+    pub meter: Option<Box<Meter>>,
     max: Option<u64>,
     replay: Replay,
 }
@@ -86,7 +89,7 @@ impl Body {
 
     fn new(source: Source, framing: Framing, max: Option<u64>) -> Self {
         let replay = Replay { kept: Vec::new(), bound: 0, reservation: None, lost: None };
-        Self { source, framing, trailers: None, bytes: 0, max, replay }
+        Self { source, framing, trailers: None, bytes: 0, meter: None, max, replay }
     }
 
     /// The same body once more, if all of it has been read and kept.
@@ -200,7 +203,7 @@ impl Body {
         progress: &mut Progress,
         wire: &mut Wire,
     ) -> Result<Poll<()>, Error> {
-        let Self { source, framing, trailers, bytes, max, replay } = self;
+        let Self { source, framing, trailers, bytes, meter, max, replay } = self;
         let mut go = Going { wire, progress, framing: *framing };
         let kept = replay.kept.get(go.progress.taken as usize..).unwrap_or_default();
         if !kept.is_empty() {
@@ -210,6 +213,9 @@ impl Body {
         }
         let mut read = |piece: &[u8]| {
             *bytes += piece.len() as u64;
+            if let Some(meter) = meter {
+                meter.flow(piece.len() as u64);
+            }
             if max.is_some_and(|max| *bytes > max) {
                 return Err(Error::new(Reason::BodyTooLarge, "the body is larger than limits.max_body"));
             }

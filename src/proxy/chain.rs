@@ -13,6 +13,7 @@ use crate::policy::failure::Classifier;
 use crate::policy::hedge::Hedge;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
+use crate::policy::rate_limit::{Limit, Limits};
 use crate::policy::shed::level::LEVELS;
 use crate::policy::shed::{Change, Health, Shedding};
 use crate::reason::Error;
@@ -26,6 +27,8 @@ use super::queue::Gate;
 pub struct Chain {
     /// Who can answer, and what is in force.
     pub upstream: Upstream,
+    /// How much each key may have in a time.
+    pub rate_limits: Limits,
     /// Whether to send at all.
     pub breaker: Arc<Breaker>,
     /// How many may be sent at once.
@@ -80,6 +83,11 @@ impl Chain {
         );
         budget.update(&settings.retry.budget, now);
         Self {
+            rate_limits: Limits::new(
+                &settings.rate_limit,
+                previous.map(|previous| &previous.rate_limits),
+                now,
+            ),
             breaker,
             gate,
             shed: settings.shed.as_ref().map(|_| {
@@ -143,6 +151,7 @@ impl Chain {
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "discovery": self.upstream.known().view(now),
+            "rate_limits": self.rate_limits.iter().map(|limit: &Limit| limit.view(now)).collect::<Vec<_>>(),
             "breaker": self.breaker.view(now),
             "concurrency": { "in_flight": in_flight, "limit": limit, "queued": waiting },
             "shed": self.shed.as_ref().map(|shedding| shedding.view()),

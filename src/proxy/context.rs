@@ -196,16 +196,27 @@ impl Context {
 
     /// The hash of what `key` takes from the request; `None` where it has no such part.
     pub fn hash_of(&self, head: &RequestHead, key: &Key, trust: &Trust) -> Option<u64> {
+        self.read_key(head, key, trust, key::hash)
+    }
+
+    /// What `read` makes of what `key` takes from the request; `None` where it has no such part.
+    pub fn read_key<R>(
+        &self,
+        head: &RequestHead,
+        key: &Key,
+        trust: &Trust,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Option<R> {
         let value = match key {
             Key::Header(name) => head.fields.find(name.as_bytes()).next()?,
             Key::Cookie(name) => head.fields.find(b"cookie").find_map(|field| key::cookie(field, name))?,
             Key::Path => head.path_and_query().split(|byte| *byte == b'?').next()?,
             Key::ClientIp => match self.client_ip(head, trust) {
-                IpAddr::V4(ip) => return Some(key::hash(&ip.octets())),
-                IpAddr::V6(ip) => return Some(key::hash(&ip.octets())),
+                IpAddr::V4(ip) => return Some(read(&ip.octets())),
+                IpAddr::V6(ip) => return Some(read(&ip.octets())),
             },
         };
-        Some(key::hash(value))
+        Some(read(value))
     }
 
     /// Who asked: the peer, or behind trusted ones the right-most entry of X-Forwarded-For that is not; where all are

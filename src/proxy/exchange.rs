@@ -1,6 +1,7 @@
 //! A request, from its complete head to the head of its answer.
 //!
-//! context -> route -> shed -> attempts: [ budget, back-off, hedge ] x [ breaker -> concurrency -> endpoint -> wire ] -> answer.
+//! context -> route -> rate limit -> shed -> attempts: [ budget, back-off, hedge ] x [ breaker -> concurrency -> endpoint ->
+//! wire ] -> answer.
 //!
 //! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
@@ -15,6 +16,7 @@ use super::hedge::{Sent, Serving};
 use super::life::Stage;
 use super::mirror;
 use super::panics::survive;
+use super::rate_limit;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::retries::{Attempted, Retries, finish};
@@ -80,7 +82,8 @@ async fn serve(
     if worker.shared.life.stage() == Stage::Refusing {
         return Err(Reason::Draining.into());
     }
-    let admitted = shed::admit(worker, request, &routed)?;
+    rate_limit::admit(worker, &routed, request)?; // rate_limited
+    let admitted = shed::admit(worker, request, &routed)?; // load_shed
     let served = attempts(worker, request, &routed, client).await;
     admitted.settle(&served);
     served

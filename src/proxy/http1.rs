@@ -364,6 +364,7 @@ impl One<'_> {
         let direction = self.snapshot.listener_at(self.listener()).settings.direction;
         let (mut up, mut down) = (Flow::default(), Flow::default());
         let mut moved = (0, Instant::now());
+        let mut meter = request.body.meter.take();
         let timer = self.worker.timer();
         let reason = poll_fn(|cx| {
             let Some(upstream) = answer.switched() else { return Poll::Ready(None) };
@@ -385,6 +386,9 @@ impl One<'_> {
             }
             let bytes = up.bytes + down.bytes;
             if bytes != moved.0 {
+                if let Some(meter) = &mut meter {
+                    meter.flow(bytes - moved.0);
+                }
                 moved = (bytes, Instant::now());
             }
             let (side, is_blocked) = match (down.is_blocked, up.is_blocked) {
@@ -417,6 +421,9 @@ impl One<'_> {
         })
         .await;
         answer.let_go_of_switched(reason);
+        if let Some(meter) = &mut meter {
+            meter.flow(up.bytes + down.bytes - moved.0);
+        }
         request.record.is_stream = true;
         request.record.reason = reason;
         request.record.bytes_out = down.bytes;
@@ -490,7 +497,7 @@ impl Relay {
                     Poll::Pending => return answer.poll_client_stalled(cx).map(|error| Err(error.reason)),
                 }
             };
-            request.record.bytes_out += taken as u64;
+            request.passed_on(taken);
             answer.consume(taken);
             if is_chunked {
                 self.announced -= taken;

@@ -37,6 +37,8 @@ pub struct Record {
     pub answered: Option<Instant>,
     /// Why Outrigger answered, or ended the message, itself.
     pub reason: Option<Reason>,
+    /// The rate limit that refused it, or would have.
+    pub rate_limit: Option<Box<str>>,
     /// What the status of a call of gRPC means, which its HTTP status does not say.
     pub grpc: Option<RequestOutcome>,
     /// The status that the client got; 0: none yet.
@@ -69,6 +71,7 @@ impl Record {
             sent: None,
             answered: None,
             reason: None,
+            rate_limit: None,
             grpc: None,
             status: 0,
             is_stream: false,
@@ -149,6 +152,7 @@ impl Record {
                 reason: self
                     .reason
                     .or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
+                rate_limit: self.rate_limit.as_deref().unwrap_or_default(),
                 attempts: self.attempts,
                 hedge: self.hedge,
                 head: head_time,

@@ -43,6 +43,14 @@ impl Request {
         self.context.id(&self.head)
     }
 
+    /// So many bytes of its answer's body have gone to the client.
+    pub fn passed_on(&mut self, bytes: usize) {
+        self.record.bytes_out += bytes as u64;
+        if let Some(meter) = &mut self.body.meter {
+            meter.flow(bytes as u64);
+        }
+    }
+
     /// It has ended at `now`, well or not.
     pub fn finish(&mut self, now: Instant) {
         self.record.finish(&self.head, &self.context, self.body.bytes, now);

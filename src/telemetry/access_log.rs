@@ -95,6 +95,8 @@ pub struct Line<'a> {
     pub outcome: RequestOutcome,
     /// Why Outrigger answered, or ended the message, itself.
     pub reason: Option<Reason>,
+    /// The rate limit that refused it, or would have; empty: none.
+    pub rate_limit: &'a str,
     /// How often it was sent to the upstream.
     pub attempts: u32,
     /// Whose answer it got, where it was hedged.
@@ -290,6 +292,11 @@ impl Line<'_> {
             }
             None => out.extend_from_slice(b"null"),
         }
+        if !self.rate_limit.is_empty() {
+            out.extend_from_slice(b",\"rate_limit\":\"");
+            escape(out, self.rate_limit.as_bytes(), usize::MAX);
+            out.push(b'"');
+        }
         out.extend_from_slice(b",\"attempts\":");
         number(out, u64::from(self.attempts));
         if let Some(winner) = self.hedge {
@@ -328,7 +335,8 @@ impl Line<'_> {
             out.extend_from_slice(reason.label().as_bytes());
         }
         for (name, value) in [
-            (&b" upstream="[..], self.upstream),
+            (&b" rate_limit="[..], self.rate_limit),
+            (b" upstream=", self.upstream),
             (b" endpoint=", self.endpoint),
             (b" route=", self.route),
             (b" listener=", self.listener),

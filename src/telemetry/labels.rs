@@ -376,6 +376,8 @@ pub enum Limit {
     Mirrors,
     /// More endpoints than an upstream may have: some are left out.
     Endpoints,
+    /// A request without a bucket of its own in a rate limit: its key is missing or too long, or `max_keys` is reached.
+    RateLimitKeys,
     /// Streams that an HTTP/2 client reset as soon as it had begun them.
     Http2Resets,
     /// Streams that an HTTP/2 client broke, so that they had to be reset.
@@ -405,12 +407,12 @@ pub enum Limit {
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 31] = {
+    pub const ALL: [Self; 32] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, PriorityUnreadable,
-            EndpointSeries, AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, Http2Resets, Http2StreamErrors, Http2Headers,
+            EndpointSeries, AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, RateLimitKeys, Http2Resets, Http2StreamErrors, Http2Headers,
             Http2Pings, Http2Settings, Http2Priorities, Http2WindowUpdates, Http2EmptyFrames, Http2SmallFrames,
             Http2OtherFrames, Http2PingTimeout, Http2WriteTimeout,
         ]
@@ -438,6 +440,7 @@ impl Limit {
             Self::MirrorBody => "mirror_body",
             Self::Mirrors => "mirrors",
             Self::Endpoints => "endpoints",
+            Self::RateLimitKeys => "rate_limit_keys",
             Self::Http2Resets => "http2_resets",
             Self::Http2StreamErrors => "http2_stream_errors",
             Self::Http2Headers => "http2_headers",

@@ -40,7 +40,7 @@ use self::pool::Wanted;
 use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, concurrency, failure, hedge, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, hedge, rate_limit, retry, shed, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 use crate::tls::client::{self, Client};
 use crate::transport::proxy_protocol::{Ends, Introduction, Version};
@@ -76,6 +76,8 @@ pub struct Settings {
     pub retry: retry::Settings,
     /// A second sending beside a slow one.
     pub hedge: hedge::Settings,
+    /// How much each key may have in a time; together with those of `[[defaults.rate_limit]]`, by name. Default `[]`.
+    pub rate_limit: Vec<rate_limit::Settings>,
     /// When to stop sending.
     pub breaker: breaker::Settings,
     /// How many attempts may be in flight.

@@ -29,6 +29,7 @@ mod outlier;
 mod path;
 mod pool;
 mod proxy_protocol;
+mod rate_limit;
 mod real_components;
 mod reload;
 mod retries;

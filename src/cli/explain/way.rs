@@ -187,6 +187,7 @@ impl Way<'_> {
                 self.values(&path("connections"), &upstream.connections),
             ),
         ]);
+        way.splice(1..1, self.rate_limits());
         way.extend(tls);
         way.push(self.step(
             "failure",
@@ -195,6 +196,25 @@ impl Way<'_> {
             self.values(&path("failure"), &upstream.failure),
         ));
         way
+    }
+
+    fn rate_limits(&self) -> Vec<Policy> {
+        let limits = self.upstream.rate_limit.iter().enumerate().map(|(index, limit)| {
+            let path = format!("upstream.{}.rate_limit[{index}]", self.arm.upstream);
+            let mut values = self.values(&path, limit);
+            let mut built_in = |key: &str, value: String| {
+                values.push(InForce { key: key.to_owned(), value, from: "built in".to_owned() });
+            };
+            if limit.burst.is_none() {
+                built_in("burst", limit.burst().to_string());
+            }
+            if limit.key.is_none() {
+                built_in("key", "all requests share one".to_owned());
+            }
+            let what = "asked once, before all that follows; all of them before any is charged";
+            self.step("rate_limit", what, Some((limit.mode, limit.rollout)), values)
+        });
+        limits.collect()
     }
 
     fn step(
@@ -235,6 +255,7 @@ impl Way<'_> {
                 None => "built in".to_owned(),
                 Some(origin) => {
                     let (owner, table) = path.rsplit_once('.').unwrap_or(("", path));
+                    let table = table.split('[').next().unwrap_or(table);
                     let place = match origin.layer {
                         Layer::Defaults => format!("[defaults.{table}]"),
                         Layer::Route => format!("route {:?}", self.route.name),

@@ -365,7 +365,7 @@ impl Relay {
             if taker.send(answer.take(room), self.ended).is_err() {
                 return Poll::Ready(Err(Reason::ClientDisconnected));
             }
-            request.record.bytes_out += room as u64;
+            request.passed_on(room);
         }
     }
 }

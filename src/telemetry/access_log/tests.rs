@@ -19,6 +19,7 @@ fn line() -> Line<'static> {
         status: 503,
         outcome: RequestOutcome::Rejected,
         reason: Some(Reason::BreakerOpen),
+        rate_limit: "",
         attempts: 2,
         hedge: None,
         head: Duration::from_micros(12_034),
