@@ -219,6 +219,7 @@ impl Sidecar {
     ) -> io::Result<Vec<(Duration, Value)>> {
         let mut file = File::create(directory.join("upstreams.jsonl"))?;
         let mut pages = Vec::new();
+        thread::sleep(start.saturating_duration_since(Instant::now()));
         while start.elapsed() < end {
             let page = self.admin("/upstreams")?;
             if page.is_empty() {
