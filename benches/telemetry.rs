@@ -60,6 +60,7 @@ fn line() -> Line<'static> {
         target: b"/payments/42?currency=eur",
         status: 503,
         outcome: RequestOutcome::Rejected,
+        fallback: None,
         reason: Some(Reason::BreakerOpen),
         rate_limit: "",
         attempts: 2,

@@ -76,13 +76,6 @@ fn limiter_attempt(state: (Limiter, u32, Instant)) {
     steps::limiter_attempt(state);
 }
 
-// The level of a request, asked for, and that it has completed.
-#[library_benchmark]
-#[bench::nothing_is_shed(steps::shed())]
-fn shed_admit(state: Shed) {
-    steps::shed_admit(state);
-}
-
 #[library_benchmark]
 #[bench::any(steps::latency())]
 fn latency_record(state: (Latency, Instant)) {
@@ -113,6 +106,13 @@ fn backoff_wait() {
 #[library_benchmark]
 fn classify() {
     steps::classify();
+}
+
+#[library_benchmark]
+#[bench::calm(steps::shed())]
+#[bench::overloaded(steps::overloaded_shed())]
+fn shed_admit(state: Shed) {
+    steps::shed_admit(state);
 }
 
 #[library_benchmark]
@@ -171,13 +171,13 @@ library_benchmark_group!(
         gate_enter_and_leave,
         gate_queue_and_leave,
         limiter_attempt,
-        shed_admit,
         latency_record,
         latency_p50,
         feasibility,
         retry_decide,
         backoff_wait,
         classify,
+        shed_admit,
         mode_of_a_request,
         grpc_timeout_in_and_out,
         balance_pick,

@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 
 use outrigger::policy::breaker::{self, Breaker, Outcome};
 use outrigger::policy::budget::Budget;
-use outrigger::policy::concurrency::{self, Entry, Gate};
+use outrigger::policy::concurrency::{self, Ask, Entry, Gate};
 use outrigger::policy::deadline::Feasibility;
 use outrigger::policy::failure::{self, Classifier, Verdict};
+use outrigger::policy::key;
 use outrigger::policy::latency::Latency;
 use outrigger::policy::limit::{self, Lesson, Limiter, Sample};
 use outrigger::policy::mode::Mode;
 use outrigger::policy::priority::Priority;
-use outrigger::policy::rate_limit::{Ask, Limits};
+use outrigger::policy::rate_limit::{self, Limits};
 use outrigger::policy::retry::{self, Cause, Failed, Rules};
-use outrigger::policy::shed::Shed;
 use outrigger::policy::shed::level::level;
+use outrigger::policy::shed::{self, Health, Shed};
 use outrigger::policy::{backoff, deadline};
 use outrigger::telemetry::metrics::{Metrics, Words};
 use outrigger::units::Ratio;
@@ -89,27 +90,36 @@ pub(crate) fn budget_withdraw((budget, now): (Arc<Budget>, Instant)) {
 
 pub(crate) fn gate(in_flight: u32) -> (Gate, Instant) {
     let now = Instant::now();
-    let mut gate = Gate::new(&concurrency::Settings::default());
-    for _ in 0..in_flight {
-        assert_eq!(gate.enter(now, now + LEASE, true, None), Entry::Slot);
+    let mut gate = Gate::new(&concurrency::Settings::default(), now, 1);
+    for _ in 0..in_flight.min(gate.limit()) {
+        assert_eq!(gate.enter(&ask(now)), Entry::Slot);
     }
     (gate, now)
 }
 
+fn ask(now: Instant) -> Ask {
+    Ask { now, deadline: now + LEASE, priority: Priority::Normal, may_queue: true, p50: None }
+}
+
+fn sample(now: Instant) -> Option<Sample> {
+    let latency = Duration::from_millis(5);
+    Some(Sample { began: now - latency, latency, lesson: Lesson::Served })
+}
+
 pub(crate) fn gate_enter_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
-        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        let entry = gate.enter(black_box(&ask(now)));
         black_box(entry == Entry::Slot);
-        let _ = black_box(gate.leave(now, None));
+        let _ = black_box(gate.leave(now, sample(now), None));
     }
 }
 
 // Somebody comes, and a slot comes back.
 pub(crate) fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
     for now in instants(now) {
-        let entry = gate.enter(black_box(now), now + LEASE, true, None);
+        let entry = gate.enter(black_box(&ask(now)));
         black_box(entry == Entry::Slot);
-        let _ = black_box(gate.leave(now, None));
+        let _ = black_box(gate.leave(now, sample(now), None));
     }
 }
 
@@ -148,20 +158,6 @@ pub(crate) fn limiter_attempt((mut limiter, in_flight, now): (Limiter, u32, Inst
         limiter.left(now, in_flight);
     }
     black_box(limiter.limit());
-}
-
-pub(crate) fn shed() -> Shed {
-    Shed::new(Instant::now(), 0)
-}
-
-// The level of a request, asked for, and that it has completed.
-pub(crate) fn shed_admit(shed: Shed) {
-    for n in 0..u64::from(TIMES) {
-        let level = level(Priority::Normal, black_box(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)), shed.seconds());
-        if black_box(shed.admit(level)).is_ok() {
-            shed.completed();
-        }
-    }
 }
 
 pub(crate) fn latency() -> (Latency, Instant) {
@@ -224,6 +220,36 @@ pub(crate) fn classify() {
     let classifier = Classifier::new(&failure::Settings::default());
     for n in 0..TIMES {
         black_box(classifier.status(black_box(200 + (n % 400) as u16)));
+    }
+}
+
+pub(crate) fn shed() -> Shed {
+    Shed::new(Instant::now(), 1_764_547_200)
+}
+
+// One that gets four times what completes, after so many half seconds.
+pub(crate) fn overloaded_shed() -> Shed {
+    let (shed, mut now) = (shed(), Instant::now());
+    for _ in 0..10 {
+        for user in 0..TIMES {
+            if shed.admit(level(Priority::Normal, key::hash(&user.to_le_bytes()), shed.seconds())).is_ok() {
+                if user % 4 == 0 { shed.completed() } else { shed.refused() }
+            }
+        }
+        now += shed::TICK;
+        let settings = shed::Settings::default();
+        shed.tick((now, 1_764_547_200), &settings, || (20, 20, 0), Health::default);
+    }
+    shed
+}
+
+// A caller's hash, its level, and the answer; and what it came to, if it passed.
+pub(crate) fn shed_admit(shed: Shed) {
+    for user in 0..TIMES {
+        let caller = key::hash(black_box(&user.to_le_bytes()));
+        if shed.admit(level(black_box(Priority::Normal), caller, shed.seconds())).is_ok() {
+            shed.completed();
+        }
     }
 }
 
@@ -319,7 +345,7 @@ pub(crate) fn rate_limits(kind: RateLimits) -> (Arc<Limits>, RandomState, Instan
     };
     let limits = rate_limits_of(limits, now);
     if let RateLimits::Spent = kind {
-        limits.admit(now, &[Ask::default()], |_, _| {});
+        limits.admit(now, &[rate_limit::Ask::default()], |_, _| {});
     }
     (Arc::new(limits), RandomState::new(), now)
 }
@@ -334,7 +360,7 @@ pub(crate) fn a_million_keys() -> (Arc<Limits>, RandomState, Instant) {
         for n in 0..1_000_000u64 {
             limits.admit(
                 now,
-                &[Ask { key: Some(seed.hash_one(&tenant(n)[..])), ..Ask::default() }],
+                &[rate_limit::Ask { key: Some(seed.hash_one(&tenant(n)[..])), ..rate_limit::Ask::default() }],
                 |_, _| {},
             );
         }
@@ -347,7 +373,7 @@ pub(crate) fn a_million_keys() -> (Arc<Limits>, RandomState, Instant) {
 pub(crate) fn rate_limit_admit((limits, seed, now): (Arc<Limits>, RandomState, Instant)) {
     let keyed: Vec<bool> = limits.iter().map(|limit| limit.settings.key.is_some()).collect();
     for (n, now) in (0..).zip(instants(now)) {
-        let mut asks = [Ask::default(); 2];
+        let mut asks = [rate_limit::Ask::default(); 2];
         for (ask, keyed) in asks.iter_mut().zip(&keyed) {
             ask.key = keyed.then(|| seed.hash_one(black_box(&tenant(n)[..])));
         }
@@ -360,7 +386,10 @@ pub(crate) fn rate_limit_admit_of_many((limits, seed, now): (Arc<Limits>, Random
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let next = NEXT.fetch_add(TIMES.into(), Relaxed) % 1_000_000;
     for (n, now) in (first + next..).zip(instants(now)) {
-        let ask = Ask { key: Some(seed.hash_one(black_box(&tenant(n)[..]))), ..Ask::default() };
+        let ask = rate_limit::Ask {
+            key: Some(seed.hash_one(black_box(&tenant(n)[..]))),
+            ..rate_limit::Ask::default()
+        };
         black_box(limits.admit(black_box(now), &[ask], |_, _| {}));
     }
 }

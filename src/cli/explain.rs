@@ -353,6 +353,7 @@ timeout.mode = "off"
 endpoints = ["127.0.0.1:9001", "p.internal:80"]
 timeout.attempt = "1s"
 retry.backoff = { base = "100ms", jitter = "none" }
+hedge.mode = "enforce"
 shed.caller = "header:x-user"
 "#;
 
@@ -481,17 +482,17 @@ shed.caller = "header:x-user"
         let line = Line::try_parse_from(["explain", "t.toml", "--url", "http://h/payments"]);
         let answer = explain(&loaded, &line.expect("a good command line").args).expect("an answer");
         let names: Vec<_> = answer.chain.iter().take(4).map(|step| step.name).collect();
-        assert_eq!(names, ["limits", "rate_limit", "rate_limit", "timeout"]);
+        assert_eq!(names, ["limits", "timeout", "rate_limit", "rate_limit"]);
         let of = |step: usize, key: &str| {
             let value = answer.chain[step].values.iter().find(|value| value.key == key).expect("a key of it");
             (value.value.clone(), value.from.clone())
         };
         let said = |value: &str, from: &str| (value.to_owned(), from.to_owned());
-        assert_eq!(of(1, "rate"), said("\"100/s\"", "[upstream.payments] line 31"));
-        assert_eq!(of(1, "burst"), said("100", "built in"));
-        assert_eq!(of(2, "rate"), said("\"6000/m\"", "[defaults.rate_limit] line 34"));
-        assert_eq!(of(2, "key"), said("all requests share one", "built in"));
-        assert!(answer.chain[2].mode.as_deref().is_some_and(|mode| mode.starts_with("shadow")));
+        assert_eq!(of(2, "rate"), said("\"100/s\"", "[upstream.payments] line 31"));
+        assert_eq!(of(2, "burst"), said("100", "built in"));
+        assert_eq!(of(3, "rate"), said("\"6000/m\"", "[defaults.rate_limit] line 34"));
+        assert_eq!(of(3, "key"), said("all requests share one", "built in"));
+        assert!(answer.chain[3].mode.as_deref().is_some_and(|mode| mode.starts_with("shadow")));
     }
 
     #[test]
@@ -525,6 +526,20 @@ shed.caller = "header:x-user"
                 Some(5000),
                 3,
                 "the method is not in retry.methods",
+            ),
+            (
+                "a hedge is one of them",
+                "--url|http://h/payments",
+                Some(5000),
+                3,
+                "one of them may be a hedge; over all requests, hedges add at most 5 % of the load",
+            ),
+            (
+                "what is not safe gets none",
+                "--url|http://h/payments|-X|DELETE",
+                Some(5000),
+                3,
+                "no hedge: only what is safe",
             ),
             (
                 "a gRPC call by itself",

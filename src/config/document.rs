@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// The policies that an upstream has, and that `[defaults]` can set for all of them.
-pub(super) const POLICIES: [&str; 11] = [
+pub(super) const POLICIES: [&str; 12] = [
     "failure",
     "timeout",
     "retry",
@@ -23,6 +23,7 @@ pub(super) const POLICIES: [&str; 11] = [
     "balance",
     "outlier",
     "health",
+    "fallback",
 ];
 
 /// Where in the file something stands, in bytes.

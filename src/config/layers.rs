@@ -12,7 +12,7 @@ use super::document::{Layer, Node, POLICIES, Path, Step, Value};
 use super::read::read;
 use super::schema;
 use super::settings::{Admin, Config, Server};
-use crate::policy::{breaker, concurrency, failure, hedge, rate_limit, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, fallback, hedge, rate_limit, retry, shed, timeout};
 use crate::proxy::{listener, route};
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -20,7 +20,7 @@ use crate::upstream::{self, balance, health, outlier};
 /// The tables at the top of a file.
 const TABLES: [&str; 6] = ["server", "admin", "telemetry", "defaults", "listener", "upstream"];
 /// Those of them that a route may override.
-const ROUTE_POLICIES: [&str; 3] = ["timeout", "retry", "hedge"];
+const ROUTE_POLICIES: [&str; 4] = ["timeout", "retry", "hedge", "fallback"];
 
 /// The most listeners of a file, routes of a listener, upstreams of a file, endpoints of an upstream. Far more
 /// than a sidecar has; so that what compares each with each (`lint`) ends soon whatever the file says.
@@ -117,6 +117,7 @@ fn defaults(root: &mut Node, report: &mut Report) -> Node {
     section::<concurrency::Settings>(root, &["defaults", "concurrency"], report);
     section::<shed::Settings>(root, &["defaults", "shed"], report);
     section::<balance::Settings>(root, &["defaults", "balance"], report);
+    section::<fallback::Settings>(root, &["defaults", "fallback"], report);
     section::<outlier::Settings>(root, &["defaults", "outlier"], report);
     section::<health::Settings>(root, &["defaults", "health"], report);
     let mut defaults = root.get("defaults").cloned().unwrap_or_else(|| Node::empty(root));
@@ -238,6 +239,7 @@ fn listeners(root: &mut Node, report: &mut Report) -> Vec<listener::Settings> {
                     timeout.request_is_written = says_request(node) || below.is_some_and(says_request);
                 });
                 arm.retry = over(node, "retry", below);
+                arm.fallback = over(node, "fallback", below);
                 arm.hedge = over(node, "hedge", below);
             }
         }

@@ -13,7 +13,7 @@ use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
 use crate::policy::rate_limit::{self, DEFAULT_NAME};
-use crate::policy::{breaker, hedge, retry, timeout};
+use crate::policy::{breaker, fallback, hedge, limit, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
@@ -145,6 +145,27 @@ impl<'a> Lint<'a> {
                 }
             }
         }
+        let stands_in = |of: &'a Node, layer: Layer| {
+            of.get("fallback")
+                .and_then(|fallback| fallback.get("upstream"))
+                .filter(|node| node.layer == layer)
+        };
+        let defaults = self.root.get("defaults").and_then(|defaults| stands_in(defaults, Layer::Written));
+        named.extend(defaults.map(|node| (Path::of(&["defaults", "fallback", "upstream"]), node)));
+        for (name, upstream) in all_upstreams(self.root) {
+            let path = Path::of(&["upstream", name, "fallback", "upstream"]);
+            named.extend(stands_in(upstream, Layer::Written).map(|node| (path, node)));
+        }
+        for (index, listener) in all(self.root, "listener") {
+            for (number, route) in all(listener, "route") {
+                let path = Path::of(&["listener"])
+                    .index(index)
+                    .key("route")
+                    .index(number)
+                    .below("fallback.upstream");
+                named.extend(stands_in(route, Layer::Route).map(|node| (path, node)));
+            }
+        }
         for (index, name) in
             self.root.get("admin").into_iter().flat_map(|admin| elements(admin, "ready_requires"))
         {
@@ -167,6 +188,10 @@ impl<'a> Lint<'a> {
         let mut used = BTreeSet::new();
         let listeners = self.root.all_entries().iter().find(|(key, _)| key == "listener");
         listeners.iter().for_each(|(_, node)| texts(node, &mut used));
+        for (_, node) in all_upstreams(self.root) {
+            let other = node.get("fallback").and_then(|fallback| fallback.get("upstream"));
+            used.extend(other.and_then(Node::text));
+        }
         let mut gaps = Vec::new();
         if all(self.root, "listener").next().is_none() && !self.root.lost_like("listener") {
             let cure = "add one: `[[listener]]` with `address = \"127.0.0.1:8080\"` and `upstream = \"…\"`";
@@ -297,6 +322,9 @@ impl<'a> Lint<'a> {
             .flat_map(|(path, route)| route.settings.arms().into_iter().map(move |arm| (path, arm)));
         for (path, arm) in ways {
             let Some(upstream) = config.upstream.get(&arm.upstream) else { continue };
+            if let Some(fallback) = &arm.fallback {
+                self.fallback(&path.key("fallback"), fallback, &arm.upstream, config);
+            }
             let upstream_path = Path::of(&["upstream", &arm.upstream]);
             let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
             let (timeout, retry, hedge) = (&arm.timeout, &arm.retry, &arm.hedge);
@@ -426,12 +454,15 @@ impl<'a> Lint<'a> {
         });
         self.rate_limits(path, &settings.rate_limit);
         self.breaker(&path.key("breaker"), &settings.breaker);
+        let name = path.last_key().unwrap_or_default().to_owned();
+        self.fallback(&path.key("fallback"), &settings.fallback, &name, config);
         self.shed(path, settings);
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identity().into_iter());
         }
         self.outlier(path, settings);
         self.health(&path.key("health"), &settings.health);
+        self.limit(path, &settings.concurrency.limit);
         self.capacity(path, settings, config);
         self.balance(&path.key("balance"), &settings.balance);
         self.priorities(path, settings);
@@ -743,6 +774,66 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// Something stands in for failures, and it is another.
+    fn fallback(&mut self, path: &Path, fallback: &fallback::Settings, upstream: &str, config: &Config) {
+        let (node, is_written) = self.find(path);
+        if !is_written {
+            return;
+        }
+        let root = self.root;
+        let says = |key: &&str| root.follow(&path.key(key).0).1;
+        let lost = ["stale", "response", "upstream", "coalesce"].iter().any(|key| node.lost_like(key));
+        if fallback.mode != Mode::Off && !lost {
+            if fallback.on != fallback::Settings::default().on
+                && !fallback.has_substitute()
+                && !fallback.coalesce
+                && says(&"on")
+                && !self.find(&path.key("on")).0.is_torn()
+            {
+                let on = path.key("on");
+                let message = format!("`{on}` names failures, and nothing stands in for them");
+                let cure = "add `stale = {}`, `upstream = \"…\"` or `response = { … }`";
+                self.say(&on, Problem::new(message, cure).warning());
+            }
+            if !fallback.key.is_empty() && fallback.stale.is_none() && !fallback.coalesce && says(&"key") {
+                let key = path.key("key");
+                let message =
+                    format!("`{key}` tells requests apart for `stale` and `coalesce`, and there is neither");
+                self.say(&key, Problem::new(message, "add `stale = {}` or `coalesce = true`").warning());
+            }
+        }
+        if let Some(response) = &fallback.response
+            && matches!(response.status, 204 | 304)
+            && !response.body.is_empty()
+        {
+            let problem = Problem::new(
+                format!(
+                    "`{path}.response` has a body, and an answer with status {} has none",
+                    response.status
+                ),
+                "leave `body` out, or give another status",
+            );
+            self.say(&path.key("response"), problem);
+        }
+        let Some(other) = &fallback.upstream else { return };
+        let at = path.key("upstream");
+        // One that stands in for all may be among them: then it stands for itself.
+        if other == upstream && self.find(&at).0.layer != Layer::Defaults {
+            let message = format!("`{at}` is {other:?} itself, which has just failed");
+            self.say(&at, Problem::new(message, "name another upstream"));
+        }
+        let back = config.upstream.get(other).and_then(|settings| settings.fallback.upstream.as_deref());
+        if back == Some(upstream) && other.as_str() > upstream {
+            let problem = Problem::new(
+                format!(
+                    "{upstream:?} and {other:?} stand in for each other: where one is overloaded, the other follows"
+                ),
+                "let only one of them have the other; retry.budget bounds what they send each other",
+            );
+            self.say(&at, problem.warning());
+        }
+    }
+
     /// What is too much, the concurrency limit finds out.
     fn shed(&mut self, path: &Path, settings: &upstream::Settings) {
         let is_on = settings.shed.as_ref().is_some_and(|shed| shed.mode != Mode::Off);
@@ -824,6 +915,23 @@ impl<'a> Lint<'a> {
                 let problem =
                     Problem::new(format!("`{path}` is only for checks of `kind = \"{kind}\"`"), "remove it");
                 self.say(&path, problem.warning());
+            }
+        }
+    }
+
+    /// A limit that moves has room to.
+    fn limit(&mut self, path: &Path, limit: &limit::Settings) {
+        let Some((min, initial)) = limit.start() else { return };
+        let [min_at, initial_at, max_at] = [("min", min), ("initial", initial), ("max", limit.max())]
+            .map(|(key, value)| At(path.below(&format!("concurrency.limit.{key}")), value));
+        if min > limit.max() {
+            self.error(&min_at, "is more than", &max_at, "raise `max`, or lower `min`");
+        } else if self.find(&initial_at.0).1 {
+            let cure = "it begins within its bounds: give it a number from `min` to `max`";
+            if initial > limit.max() {
+                self.error(&initial_at, "is more than", &max_at, cure);
+            } else if initial < min {
+                self.error(&initial_at, "is less than", &min_at, cure);
             }
         }
     }

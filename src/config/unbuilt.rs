@@ -15,13 +15,9 @@ const REMOVE: &str = "remove it";
 const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
-    ("listener.*.route.*.fallback",           &[], REMOVE),
     ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
-    ("upstream.*.concurrency.limit.kind",     &["gradient", "aimd", "vegas"], "give a fixed limit: { kind = \"fixed\", max = 1000 }"),
-    ("upstream.*.concurrency.queue.order",    &["priority", "lifo_when_full"], "give \"fifo\""),
-    ("upstream.*.fallback",                   &[], REMOVE),
     ("upstream.*.fault",                      &[], REMOVE),
     ("upstream.*.slo",                        &[], REMOVE),
 ];

@@ -60,7 +60,7 @@ const MONTHS: [&str; 12] =
 
 /// Seconds since 1970 of an HTTP-date in any of the three forms of RFC 9110 §5.6.7. The name of the day is not
 /// looked at; what lies before 1970 is 1970.
-fn http_date(text: &str) -> Option<u64> {
+pub(super) fn http_date(text: &str) -> Option<u64> {
     let words: Vec<&str> = text.split([' ', ',']).filter(|word| !word.is_empty()).take(7).collect();
     let dashed = |date: &str| {
         let mut parts = date.split('-');

@@ -4,16 +4,20 @@
 //! attempt may wait for one. [`Gate`] is pure; the shell around it, one for each upstream and the whole process,
 //! is a mutex and the wakers (`proxy`).
 //!
-//! Where the limit comes from: `limit`.
+//! Where the limit comes from, and when it lets nobody in though slots are free because the upstream stalls: `limit`.
+//! Who waits, and for how long: `queue`. Here they meet: whoever is let in while others wait is the next of those, and
+//! what an attempt shows may let in several at once. So every call that can free a slot is followed by
+//! [`Gate::grant`], until that names nobody.
 
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::limit;
+use crate::policy::limit::{self, Limiter, Sample};
 use crate::policy::mode::Mode;
-use crate::policy::queue::{self, Need, Queue, Refused, Ticket};
+use crate::policy::priority::Priority;
+use crate::policy::queue::{self, Joined, Need, Pace, Queue, Refused, Ticket};
 use crate::reason::Reason;
 use crate::units::{Ratio, Span};
 
@@ -25,9 +29,9 @@ pub struct Settings {
     pub mode: Mode,
     /// The ratio of requests for which it is enforced. Default 1.0.
     pub rollout: Ratio,
-    /// The limit. Default `{ kind = "fixed", max = 1000 }`.
+    /// The limit. Default `{ kind = "gradient", initial = 20, min = 4, max = 1000 }`.
     pub limit: limit::Settings,
-    /// Who waits for a slot. Default `{ size = 100, timeout = "500ms", order = "fifo" }`.
+    /// Who waits for a slot. Default `{ size = 100, timeout = "500ms", order = "priority" }`.
     pub queue: queue::Settings,
     /// A body that runs longer is a stream and gives its slot back. Default `"5s"`.
     pub stream_after: Span,
@@ -48,10 +52,25 @@ impl Default for Settings {
 /// The limit of one upstream and the queue before it.
 #[derive(Debug)]
 pub struct Gate {
-    limit: u32,
+    limiter: Limiter,
     in_flight: u32,
     queue: Queue,
     departures: Departures,
+}
+
+/// Who asks for a slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// When.
+    pub now: Instant,
+    /// The end of its time.
+    pub deadline: Instant,
+    /// How much it matters.
+    pub priority: Priority,
+    /// Whether it may wait for one.
+    pub may_queue: bool,
+    /// What half of the attempts take, as far as it is known.
+    pub p50: Option<Duration>,
 }
 
 /// What came of asking for a slot.
@@ -60,8 +79,13 @@ pub struct Gate {
 pub enum Entry {
     /// A slot: owes a [`Gate::leave`].
     Slot,
-    /// A place in the queue.
-    Queued(Ticket),
+    /// A place in the queue. It may be next at once: [`Gate::grant`].
+    Queued {
+        /// Its own.
+        ticket: Ticket,
+        /// Who had to make room for it: `queue_full`.
+        evicted: Option<Ticket>,
+    },
     /// Neither.
     Rejected {
         /// `concurrency_limited` or `queue_full`.
@@ -71,7 +95,7 @@ pub enum Entry {
     },
 }
 
-/// What follows from a slot that came back.
+/// What follows from a slot that is free.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use = "those that it names wait for an answer"]
 pub struct Leave {
@@ -81,74 +105,87 @@ pub struct Leave {
     pub skipped: Vec<Ticket>,
 }
 
+impl Leave {
+    /// Whether it names nobody.
+    pub fn is_empty(&self) -> bool {
+        self.next.is_none() && self.skipped.is_empty()
+    }
+}
+
 impl Gate {
-    /// Nothing is in flight.
-    pub fn new(settings: &Settings) -> Self {
+    /// Nothing is in flight. `seed`: of what the limit leaves to chance.
+    pub fn new(settings: &Settings, now: Instant, seed: u64) -> Self {
         Self {
-            limit: settings.limit.max(),
+            limiter: Limiter::new(&settings.limit, now, seed),
             in_flight: 0,
             queue: Queue::new(&settings.queue),
             departures: Departures::default(),
         }
     }
 
-    /// Takes over changed settings. What is in flight stays; a raised limit is handed on by [`Gate::grant`].
+    /// Takes over changed settings. What is in flight stays, who waits too, and what was learnt.
     pub fn update(&mut self, settings: &Settings) {
-        self.limit = settings.limit.max();
+        self.limiter.update(&settings.limit);
         self.queue.update(&settings.queue);
     }
 
-    /// Asks for a slot. `p50`: what half of the attempts take, as far as it is known.
-    pub fn enter(
-        &mut self,
-        now: Instant,
-        deadline: Instant,
-        may_queue: bool,
-        p50: Option<Duration>,
-    ) -> Entry {
-        if self.in_flight < self.limit && self.queue.depth() == 0 {
-            self.in_flight += 1;
-            if self.in_flight == self.limit {
-                self.departures.saturated(now);
-            }
+    /// Asks for a slot. Where it has to queue or is refused, somebody else may be let in: [`Gate::grant`].
+    pub fn enter(&mut self, ask: &Ask) -> Entry {
+        let Ask { now, deadline, priority, p50, .. } = *ask;
+        if self.queue.depth() == 0 && self.limiter.admits(now, self.in_flight) {
+            self.take(now);
             return Entry::Slot;
         }
-        let wait = self.wait(now, p50);
-        let refused = match may_queue {
-            true => self.queue.join(now, Need { deadline, p50 }, wait),
+        self.limiter.saturated(now);
+        let pace = self.pace(now, p50);
+        let joined = match ask.may_queue {
+            true => self.queue.join(now, Need { priority, deadline, p50 }, pace),
             false => Err(Refused::NoQueue),
         };
-        match refused {
-            Ok(ticket) => Entry::Queued(ticket),
-            Err(Refused::NoQueue) => {
-                Entry::Rejected { reason: Reason::ConcurrencyLimited, retry_after: wait }
-            }
-            Err(Refused::Full) => Entry::Rejected { reason: Reason::QueueFull, retry_after: wait },
-        }
+        let reason = match joined {
+            Ok(Joined { ticket, evicted }) => return Entry::Queued { ticket, evicted },
+            Err(Refused::NoQueue) => Reason::ConcurrencyLimited,
+            Err(Refused::Full) => Reason::QueueFull,
+        };
+        Entry::Rejected { reason, retry_after: self.queue.wait(now, priority, pace) }
     }
 
-    /// Gives a slot back.
-    pub fn leave(&mut self, now: Instant, p50: Option<Duration>) -> Leave {
-        if self.in_flight >= self.limit {
-            self.departures.departed(now);
+    /// The head of an answer came, or the attempt failed, before its slot comes back. The limit may have risen.
+    pub fn answered(&mut self, now: Instant, sample: Sample) {
+        self.limiter.answered(now, self.in_flight, sample);
+    }
+
+    /// Gives a slot back, with what the attempt has shown where that was not told before.
+    pub fn leave(&mut self, now: Instant, sample: Option<Sample>, p50: Option<Duration>) -> Leave {
+        self.departures.departed(now, self.in_flight >= self.limiter.limit());
+        if let Some(sample) = sample {
+            self.limiter.answered(now, self.in_flight, sample);
         }
         self.in_flight -= 1;
+        self.limiter.left(now, self.in_flight);
         self.grant(now, p50)
     }
 
-    /// Hands a free slot to whoever is next. After an update, until it names nobody.
+    /// Hands a free slot to whoever is next. To be asked until it names nobody.
     pub fn grant(&mut self, now: Instant, p50: Option<Duration>) -> Leave {
         let mut leave = Leave::default();
         // PERF: mostly nobody waits.
-        if self.in_flight < self.limit && self.queue.depth() > 0 {
+        if self.queue.depth() > 0 && self.limiter.admits(now, self.in_flight) {
             leave.next = self.queue.pop(now, p50, &mut leave.skipped);
-            self.in_flight += u32::from(leave.next.is_some());
+            if leave.next.is_some() {
+                self.take(now);
+            }
         }
         leave
     }
 
-    /// Frees the place of a request that waits no more. False: it had left the queue already, skipped or with a
-    /// slot; whose the slot is must [`Gate::leave`].
+    /// How long a newcomer would wait for a slot, as far as that can be told.
+    pub fn wait(&self, now: Instant, priority: Priority, p50: Option<Duration>) -> Option<Duration> {
+        self.queue.wait(now, priority, self.pace(now, p50))
+    }
+
+    /// Frees the place of a request that waits no more. False: it had left the queue already, evicted, skipped or with
+    /// a slot; whose the slot is must [`Gate::leave`].
     pub fn give_up(&mut self, ticket: Ticket) -> bool {
         self.queue.remove(ticket)
     }
@@ -160,7 +197,7 @@ impl Gate {
 
     /// Slots in all.
     pub fn limit(&self) -> u32 {
-        self.limit
+        self.limiter.limit()
     }
 
     /// Places that are taken.
@@ -168,11 +205,18 @@ impl Gate {
         self.queue.depth()
     }
 
-    /// How long a newcomer would wait for a slot. Before slots were seen to come back while all were taken, by
-    /// Little's law.
-    fn wait(&self, now: Instant, p50: Option<Duration>) -> Option<Duration> {
-        let interval = self.departures.interval(now).or_else(|| Some(p50?.div_f64(f64::from(self.limit))))?;
-        Some(interval.saturating_mul(self.queue.depth() as u32 + 1))
+    fn take(&mut self, now: Instant) {
+        self.in_flight += 1;
+        self.limiter.entered(now, self.in_flight);
+        if self.in_flight >= self.limiter.limit() {
+            self.departures.saturated(now);
+        }
+    }
+
+    /// How fast slots come back. Before they were seen to while all were taken, by Little's law.
+    fn pace(&self, now: Instant, p50: Option<Duration>) -> Pace {
+        let littles = || Some(p50?.div_f64(f64::from(self.limiter.limit())));
+        Pace { interval: self.departures.interval(now).or_else(littles), last: self.departures.last }
     }
 }
 
@@ -183,6 +227,8 @@ struct Departures {
     interval: Duration,
     seen: u32,
     /// The last one, or when the last slot was taken.
+    mark: Option<Instant>,
+    /// The last one, whether all were taken or not.
     last: Option<Instant>,
 }
 
@@ -193,23 +239,24 @@ impl Departures {
     const FRESH: Duration = Duration::from_secs(10);
 
     fn saturated(&mut self, now: Instant) {
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) >= Self::FRESH) {
+        if self.mark.is_some_and(|mark| now.saturating_duration_since(mark) >= Self::FRESH) {
             self.seen = 0;
         }
-        self.last = Some(now);
+        self.mark = Some(now);
     }
 
-    fn departed(&mut self, now: Instant) {
-        if let Some(last) = self.last.replace(now) {
-            let passed = now.saturating_duration_since(last);
+    fn departed(&mut self, now: Instant, all_were_taken: bool) {
+        self.last = Some(now);
+        if all_were_taken && let Some(mark) = self.mark.replace(now) {
+            let passed = now.saturating_duration_since(mark);
             self.interval = (self.interval * self.seen + passed) / (self.seen + 1);
             self.seen = (self.seen + 1).min(Self::MEMORY);
         }
     }
 
     fn interval(&self, now: Instant) -> Option<Duration> {
-        let last = self.last?;
-        (self.seen > 0 && now.saturating_duration_since(last) < Self::FRESH).then_some(self.interval)
+        let mark = self.mark?;
+        (self.seen > 0 && now.saturating_duration_since(mark) < Self::FRESH).then_some(self.interval)
     }
 }
 

@@ -110,7 +110,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings::Fixed { max: 1000 }
+        Settings::Gradient { initial: initial(), min: min(), max: max() }
     }
 }
 

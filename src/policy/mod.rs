@@ -11,6 +11,8 @@ pub mod budget;
 pub mod concurrency;
 pub mod deadline;
 pub mod failure;
+pub mod fallback;
+pub mod freshness;
 pub mod hedge;
 mod histogram;
 pub mod key;

@@ -5,15 +5,31 @@
 //! Scale"): once it has stood for 100 ms, a newcomer enters only if its wait will be short. And it knows deadlines:
 //! who cannot be served in time is refused at entry, and who cannot finish any more is skipped at exit.
 //!
-//! First come, first served. Rejected for now: last in, first out, which gains little where a proxy sees clients
-//! leave.
+//! | order            | who is next                                              | a full queue                     |
+//! |------------------|----------------------------------------------------------|----------------------------------|
+//! | `priority`       | the first of the highest class; each eighth time whoever has waited longest | evicts the last of the lowest class below the newcomer's |
+//! | `lifo_when_full` | the first; once the queue has stood for 100 ms, the last  | refuses                          |
+//! | `fifo`           | the first                                                | refuses                          |
+//!
+//! Why each eighth: a class that is strictly last would wait for ever behind one that alone is too much, and its
+//! clients would only learn that by their timeouts. Why last in, first out: where a queue stands, who came first is
+//! who will give up first, so serving them serves nobody; but a proxy sees its clients leave, so it gains less here
+//! than where it was found, and is no default.
+//!
+//! **The wait** that a newcomer is told, and judged by, is the places ahead of its class by the pace at which slots
+//! come back, less the part of that pace that more important newcomers take meanwhile.
+//!
+//! Every operation is O(1) (`places`), but for those who are skipped: each of them once.
 
-use std::collections::VecDeque;
+mod places;
+
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::places::{LISTS, Places};
+use crate::policy::priority::Priority;
 use crate::units::{Span, within};
 
 /// `queue`: who waits for a slot, and how long.
@@ -26,7 +42,7 @@ pub struct Settings {
     pub size: u32,
     /// The longest wait. Default `"500ms"`.
     pub timeout: Span,
-    /// Who is next: `fifo`. Default `fifo`.
+    /// Who is next: `priority`, `lifo_when_full` or `fifo`. Default `priority`.
     pub order: Order,
 }
 
@@ -34,14 +50,19 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Who came first goes first.
+    /// The most important first, then who came first; each eighth time who has waited longest.
     #[default]
+    Priority,
+    /// Who came first; once the queue has stood for 100 ms, who came last. Then waits end after half of the
+    /// upstream's p50, or 5 ms.
+    LifoWhenFull,
+    /// Who came first goes first.
     Fifo,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { size: 100, timeout: Span::from_millis(500), order: Order::Fifo }
+        Self { size: 100, timeout: Span::from_millis(500), order: Order::default() }
     }
 }
 
@@ -49,13 +70,22 @@ impl Default for Settings {
 const STANDS: Duration = Duration::from_millis(100);
 /// The wait that a newcomer to a standing queue may have, at least.
 const SHORT: Duration = Duration::from_millis(20);
+/// The wait that there is where the last one goes first, at least.
+const SHORT_LIFO: Duration = Duration::from_millis(5);
 /// What an attempt needs, where its upstream has not shown it.
 const UNKNOWN_NEED: Duration = Duration::from_millis(5);
+/// One in so many that are served is whoever has waited longest.
+const AGEING: u32 = 8;
+/// What more important newcomers take is averaged over about so many that are served.
+const MEMORY: f32 = 64.0;
+/// What was seen longer ago than this says nothing of now.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// A place in the queue. Whoever holds one is told when a slot is theirs, or calls `Gate::give_up`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket {
     number: u64,
+    place: u32,
     until: Instant,
 }
 
@@ -64,31 +94,73 @@ impl Ticket {
     pub fn until(self) -> Instant {
         self.until
     }
+
+    /// The number of its place: no two that wait have the same, and all are below the most that ever waited at once.
+    pub fn place(self) -> usize {
+        self.place as usize
+    }
 }
 
 /// What a waiting request needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need {
+    pub(super) priority: Priority,
     /// The end of its time.
     pub(super) deadline: Instant,
     /// What half of the attempts take; `None`: not known.
     pub(super) p50: Option<Duration>,
 }
 
-/// Places in order of arrival. At most as many as the settings say.
+/// How fast slots come back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    /// From one slot to the next; `None`: not known.
+    pub(super) interval: Option<Duration>,
+    /// When the last one came back.
+    pub(super) last: Option<Instant>,
+}
+
+/// Who waits. At most as many as the settings say.
 #[derive(Debug)]
 pub(super) struct Queue {
     settings: Settings,
-    waiting: VecDeque<Waiting>,
+    places: Places<Waiting>,
     next_number: u64,
     /// Since when it has not been empty.
     standing_since: Option<Instant>,
+    /// Served since the last one that had waited longest.
+    served: u32,
+    /// For each class, what part of those that are served is above it.
+    above: [f32; LISTS],
+    /// When the last one was served.
+    served_at: Option<Instant>,
 }
 
+/// Who waits.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     ticket: Ticket,
+    /// The end of its time.
     deadline: Instant,
+}
+
+/// A newcomer has a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Joined {
+    pub(super) ticket: Ticket,
+    /// Who had to make room.
+    pub(super) evicted: Option<Ticket>,
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// The first of the highest class.
+    First,
+    /// Who came first of all.
+    Oldest,
+    /// Who came last of all.
+    Youngest,
 }
 
 /// Why a newcomer finds no place.
@@ -102,49 +174,78 @@ pub(super) enum Refused {
 
 impl Queue {
     pub(super) fn new(settings: &Settings) -> Self {
-        Self { settings: *settings, waiting: VecDeque::new(), next_number: 0, standing_since: None }
+        Self {
+            settings: *settings,
+            places: Places::default(),
+            next_number: 0,
+            standing_since: None,
+            served: 0,
+            above: [0.0; LISTS],
+            served_at: None,
+        }
     }
 
-    /// Takes over changed settings: whoever waits keeps their place and their time.
+    /// Takes over changed settings: whoever waits keeps their place, their class and their time.
     pub(super) fn update(&mut self, settings: &Settings) {
         self.settings = *settings;
     }
 
     pub(super) fn depth(&self) -> usize {
-        self.waiting.len()
+        self.places.len()
     }
 
-    /// Takes the last place. `wait`: how long until a slot comes to it, as far as that can be told.
-    pub(super) fn join(
-        &mut self,
-        now: Instant,
-        need: Need,
-        wait: Option<Duration>,
-    ) -> Result<Ticket, Refused> {
+    /// How long a newcomer would wait, as far as that can be told.
+    pub(super) fn wait(&self, now: Instant, priority: Priority, pace: Pace) -> Option<Duration> {
+        let interval = pace.interval?;
+        let rank = priority.rank();
+        let (ahead, above) = match self.settings.order {
+            Order::Priority => {
+                ((0..=rank).map(|list| self.places.len_of(list)).sum(), self.taken_above(now, rank))
+            }
+            Order::LifoWhenFull if self.stands(now) => (0, 0.0),
+            Order::LifoWhenFull | Order::Fifo => (self.places.len(), 0.0),
+        };
+        let wait = interval.saturating_mul(ahead as u32 + 1);
+        let wait = if above > 0.0 { wait.div_f64(f64::from(1.0 - above)) } else { wait };
+        // Where nothing has come back for a while, nothing suggests that it will sooner.
+        let quiet = self.standing_since.zip(pace.last).map(|(since, last)| since.max(last));
+        let quiet = quiet.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        Some(if self.stands(now) { wait.max(quiet) } else { wait })
+    }
+
+    /// Takes a place.
+    pub(super) fn join(&mut self, now: Instant, need: Need, pace: Pace) -> Result<Joined, Refused> {
         if self.settings.size == 0 {
             return Err(Refused::NoQueue);
         }
-        let wait = wait.unwrap_or_default();
+        let wait = self.wait(now, need.priority, pace).unwrap_or_default();
         let left = need.deadline.saturating_duration_since(now);
         let p50 = need.p50.unwrap_or_default();
-        let stands = self.standing_since.is_some_and(|since| now.saturating_duration_since(since) >= STANDS);
-        if self.waiting.len() >= self.settings.size as usize
-            || wait > *self.settings.timeout
+        if wait > *self.settings.timeout
             || wait + need.p50.unwrap_or(UNKNOWN_NEED) > left
-            || (stands && wait > SHORT.max(p50 * 2))
+            || (self.stands(now) && wait > SHORT.max(p50 * 2))
         {
             return Err(Refused::Full);
         }
-        let until = need.deadline.min(now + *self.settings.timeout);
-        let ticket = Ticket { number: self.next_number, until };
+        let is_full = self.places.len() >= self.settings.size as usize;
+        let evicted = if is_full { Some(self.evict(need.priority).ok_or(Refused::Full)?) } else { None };
+        let since = *self.standing_since.get_or_insert(now);
+        let mut until = need.deadline.min(now + *self.settings.timeout);
+        if self.settings.order == Order::LifoWhenFull {
+            // Who waits keeps the queue from being empty, so when it will have stood is known.
+            until = until.min((now + SHORT_LIFO.max(p50 / 2)).max(since + STANDS));
+        }
+        let number = self.next_number;
         self.next_number += 1;
-        self.waiting.push_back(Waiting { ticket, deadline: need.deadline });
-        self.standing_since.get_or_insert(now);
-        debug_assert!(self.waiting.len() <= self.settings.size as usize);
-        Ok(ticket)
+        let list = if self.settings.order == Order::Priority { need.priority.rank() } else { 0 };
+        let deadline = need.deadline;
+        let waiting = |place| Waiting { ticket: Ticket { number, place, until }, deadline };
+        let ticket = self.places.push(list, number, waiting).ticket;
+        debug_assert!(is_full || self.places.len() <= self.settings.size as usize);
+        Ok(Joined { ticket, evicted })
     }
 
-    /// Takes the first who can still make it, and puts into `skipped` who stood before them and cannot.
+    /// Takes the next who can still make it, and puts into `skipped` who stood before them and cannot.
     pub(super) fn pop(
         &mut self,
         now: Instant,
@@ -152,13 +253,24 @@ impl Queue {
         skipped: &mut Vec<Ticket>,
     ) -> Option<Ticket> {
         let need = p50.unwrap_or(UNKNOWN_NEED);
+        let turn = self.turn(now);
+        if turn == Turn::Youngest {
+            // Nobody comes back to those who were first, so they are let go of here.
+            while let Some((_, first)) = self.next(Turn::Oldest).filter(|(_, first)| now > first.ticket.until)
+            {
+                skipped.push(first.ticket);
+                self.take_out(first.ticket);
+            }
+        }
         let mut next = None;
-        while let Some(first) = self.waiting.pop_front() {
-            if now <= first.ticket.until && first.deadline.saturating_duration_since(now) >= need {
-                next = Some(first.ticket);
+        while let Some((list, Waiting { ticket, deadline })) = self.next(turn) {
+            self.take_out(ticket);
+            if now <= ticket.until && deadline.saturating_duration_since(now) >= need {
+                self.serve(now, list, turn);
+                next = Some(ticket);
                 break;
             }
-            skipped.push(first.ticket);
+            skipped.push(ticket);
         }
         self.left();
         next
@@ -166,16 +278,77 @@ impl Queue {
 
     /// Frees a place; false: it is not in the queue any more.
     pub(super) fn remove(&mut self, ticket: Ticket) -> bool {
-        // Numbers rise from front to back.
-        let place = self.waiting.binary_search_by_key(&ticket.number, |waiting| waiting.ticket.number);
-        let found = place.is_ok_and(|place| self.waiting.remove(place).is_some());
+        let found = self.take_out(ticket);
         self.left();
         found
     }
 
+    fn turn(&self, now: Instant) -> Turn {
+        match self.settings.order {
+            Order::Priority if self.served + 1 < AGEING => Turn::First,
+            Order::LifoWhenFull if self.stands(now) => Turn::Youngest,
+            Order::Priority | Order::LifoWhenFull | Order::Fifo => Turn::Oldest,
+        }
+    }
+
+    /// Whose turn it is, and in which list they stand.
+    fn next(&self, turn: Turn) -> Option<(usize, Waiting)> {
+        let mut firsts = (0..LISTS).filter_map(|list| Some((list, self.places.first(list)?)));
+        match turn {
+            Turn::First => firsts.next(),
+            Turn::Oldest => firsts.min_by_key(|(_, waiting)| waiting.ticket.number),
+            Turn::Youngest => (0..LISTS)
+                .filter_map(|list| Some((list, self.places.last(list)?)))
+                .max_by_key(|(_, waiting)| waiting.ticket.number),
+        }
+    }
+
+    /// Somebody of `list` gets a slot.
+    fn serve(&mut self, now: Instant, list: usize, turn: Turn) {
+        self.served = if turn == Turn::First { self.served + 1 } else { 0 };
+        let is_fresh = self.served_at.replace(now).is_some_and(|last| is_fresh(now, last));
+        for (rank, above) in self.above.iter_mut().enumerate() {
+            let before = if is_fresh { *above } else { 0.0 };
+            *above = before + (f32::from(u8::from(list < rank)) - before) / MEMORY;
+        }
+    }
+
+    /// The part of the pace that more important newcomers than those of `rank` take. Ageing leaves them something.
+    fn taken_above(&self, now: Instant, rank: usize) -> f32 {
+        const MOST: f32 = 1.0 - 1.0 / AGEING as f32;
+        let is_fresh = self.served_at.is_some_and(|last| is_fresh(now, last));
+        if is_fresh { self.above[rank].min(MOST) } else { 0.0 }
+    }
+
+    /// Takes the last place of the lowest class below `priority`.
+    fn evict(&mut self, priority: Priority) -> Option<Ticket> {
+        if self.settings.order != Order::Priority {
+            return None;
+        }
+        let lower = (priority.rank() + 1..LISTS).rev();
+        let evicted = lower.filter_map(|list| self.places.last(list)).next()?.ticket;
+        self.take_out(evicted);
+        Some(evicted)
+    }
+
+    fn take_out(&mut self, ticket: Ticket) -> bool {
+        self.places.remove(ticket.number, ticket.place).is_some()
+    }
+
+    fn stands(&self, now: Instant) -> bool {
+        self.standing_since.is_some_and(|since| now.saturating_duration_since(since) >= STANDS)
+    }
+
     fn left(&mut self) {
-        if self.waiting.is_empty() {
+        if self.places.len() == 0 {
             self.standing_since = None;
         }
     }
 }
+
+fn is_fresh(now: Instant, last: Instant) -> bool {
+    now.saturating_duration_since(last) < FRESH
+}
+
+#[cfg(test)]
+mod tests;

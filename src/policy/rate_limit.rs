@@ -8,7 +8,8 @@
 //! A bucket is one word ([`bucket`]). The buckets of a limit stand in a table of fixed size ([`table`]), cut into shards
 //! with a mutex each, held for some ten nanoseconds. A full table forgets idle keys; where none is idle, new keys share
 //! one bucket, and so does a request whose key is missing or too long to be one. So no number of keys takes memory
-//! beyond [`Settings::max_memory`], and a flood of made-up keys gets one key's rate. Keys are told apart by a hash of
+//! beyond [`Settings::max_memory`], and a flood of made-up keys gets no more than `max_keys` and one; where callers choose
+//! their keys, a limit without one beside it bounds them all together. Keys are told apart by a hash of
 //! 64 bits, which the caller seeds anew for each process: two of a million keys share a bucket once in 37 million
 //! processes, and nobody can find two that do.
 //!

@@ -6,19 +6,19 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::http1::field::{Fields, Name};
 use crate::reason::{Error, Reason};
 
-/// An answer that Outrigger made.
+/// An answer that Outrigger made, or that it has as a whole.
 pub struct Answer {
     /// The status.
     pub status: u16,
     /// All fields but those of framing.
     pub fields: Fields,
     /// The whole body.
-    pub body: Vec<u8>,
-    /// Why.
-    pub reason: Reason,
+    pub body: Bytes,
 }
 
 impl Answer {
@@ -69,7 +69,7 @@ impl Answer {
             .to_string()
             .into_bytes()
         };
-        Self { status: if grpc { 200 } else { reason.status() }, fields, body, reason }
+        Self { status: if grpc { 200 } else { reason.status() }, fields, body: body.into() }
     }
 }
 

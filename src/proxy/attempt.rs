@@ -21,7 +21,7 @@ use super::open::{CONNECT_TIMEOUT, Open, Opening};
 use super::queue::Slot;
 use super::race::Race;
 use super::request::Request;
-use super::response::{Arrived, FromUpstream, Hold, WHOLE_WITHIN, retry_after};
+use super::response::{self, Arrived, FromUpstream, Hold, WHOLE_WITHIN, retry_after};
 use super::send::{self, Clock, Sending};
 use super::shed;
 use super::upward::Up;
@@ -29,7 +29,9 @@ use super::wire::Unanswered;
 use super::worker::Worker;
 use crate::http1::field::Name;
 use crate::policy::breaker::{Outcome, Permit};
+use crate::policy::concurrency::Ask as Entering;
 use crate::policy::failure::Verdict;
+use crate::policy::limit::{Lesson, Sample};
 use crate::policy::mode::Mode;
 use crate::policy::timeout;
 use crate::reason::{Error, Reason};
@@ -140,19 +142,19 @@ pub async fn admit(
         (_, Some(kept)) => Some(kept),
         (mode, None) => {
             let p50 = chain.latency.p50(now);
-            let entered = if !is_retry && mode == Mode::Enforce {
-                let deadline = turn.clock.end().unwrap_or(now + *settings.concurrency.queue.timeout);
+            let deadline = turn.clock.end().unwrap_or(now + *settings.concurrency.queue.timeout);
+            let priority = routed.priority(&request.context);
+            let ask = Entering { now, deadline, priority, may_queue: !is_retry, p50 };
+            let entered = if ask.may_queue && mode == Mode::Enforce {
                 let queue = &mut request.record.queue;
-                chain
-                    .gate
-                    .enter(now, deadline, p50, timer, |waited| {
-                        *queue += waited;
-                        now += waited;
-                        shard.queue_wait.observe(waited);
-                    })
-                    .await
+                let waited = |waited| {
+                    *queue += waited;
+                    now += waited;
+                    shard.queue_wait.observe(waited);
+                };
+                chain.gate.enter(ask, timer, waited).await
             } else {
-                chain.gate.try_enter(now, p50)
+                chain.gate.try_enter(ask)
             };
             carry_out(entered, mode, is_retry, shard)?
         }
@@ -257,13 +259,18 @@ impl Admitted {
                     _ => Duration::ZERO,
                 };
                 let outcome = admitted.outcome(verdict, latency);
+                let lesson = response::lesson(head, status, verdict);
+                let sample = Sample { began: now - latency, latency, lesson };
                 if head.fields.get(Name::XOutriggerImmediateFail).is_some_and(|value| value == b"true") {
                     chain.upstream.immediate_fail(&admitted.in_flight, now);
                 }
                 let deadline = request.context.deadline;
                 let call = request.context.grpc.then(|| Call::new(head, status, deadline));
-                let Self { permit, slot, mut in_flight, clock, .. } = admitted;
+                let Self { permit, mut slot, mut in_flight, clock, .. } = admitted;
                 in_flight.answered(now);
+                if let Some(slot) = &mut slot {
+                    slot.shows(sample);
+                }
                 if let Some(permit) = &permit {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
@@ -326,6 +333,18 @@ impl Admitted {
         }
         chain.upstream.metrics.shard(worker.index).attempts(counted_as).inc();
         self.in_flight.endpoint().metrics.shard(worker.index).attempts(counted_as).inc();
+        let lesson = match error.reason {
+            Reason::AttemptTimeout | Reason::RequestTimeout | Reason::DeadlineExceeded if evidence => {
+                Some(Lesson::Overloaded)
+            }
+            Reason::ConnectError if !connect_timeout => Some(Lesson::Nothing),
+            Reason::TlsError | Reason::UpstreamReset | Reason::ProtocolError => Some(Lesson::Nothing),
+            // It was given up before the upstream said a word.
+            _ => None,
+        };
+        if let (Some(slot), Some(lesson)) = (&mut self.slot, lesson) {
+            slot.shows(Sample { began: now - latency, latency, lesson });
+        }
         Failed { error, unprocessed, slot: self.slot.take() }
     }
 

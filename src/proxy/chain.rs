@@ -21,7 +21,9 @@ use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
 use crate::upstream::standing::Out;
 use crate::upstream::{Settings, Upstream};
 
+use super::coalesce::Coalescer;
 use super::queue::Gate;
+use super::store::Store;
 
 /// The policies of one upstream.
 pub struct Chain {
@@ -45,12 +47,19 @@ pub struct Chain {
     pub feasibility: Arc<Feasibility>,
     /// What a failure is.
     pub classifier: Classifier,
+    /// Answers for the time when it cannot answer.
+    pub store: Arc<Store>,
+    /// Who asks the same of it at the moment.
+    pub coalescer: Arc<Coalescer>,
 }
 
 impl Chain {
     /// The chain of the upstream `name`, with the state of `previous`, one of the same name.
     pub fn new(name: &str, settings: &Settings, previous: Option<&Chain>, metrics: &Arc<Metrics>) -> Self {
         let now = Instant::now();
+        let gate =
+            previous.map_or_else(|| Gate::new(&settings.concurrency, now), |old| Arc::clone(&old.gate));
+        gate.update(&settings.concurrency, now);
         let upstream =
             Upstream::new(name, settings.clone(), previous.map(|previous| &previous.upstream), metrics);
         upstream.metrics.set_breaker_mode(word(settings.breaker.mode));
@@ -75,8 +84,6 @@ impl Chain {
             }
         };
         breaker.update(&settings.breaker, now);
-        let gate = previous.map_or_else(|| Gate::new(&settings.concurrency), |old| Arc::clone(&old.gate));
-        gate.update(&settings.concurrency);
         let budget = previous.map_or_else(
             || Arc::new(Budget::new(&settings.retry.budget, now)),
             |old| Arc::clone(&old.budget),
@@ -100,6 +107,9 @@ impl Chain {
             feasibility: previous
                 .map_or_else(|| Arc::new(Feasibility::new(now)), |old| Arc::clone(&old.feasibility)),
             classifier: Classifier::new(&settings.failure),
+            store: previous.map_or_else(|| Arc::new(Store::new(metrics)), |old| Arc::clone(&old.store)),
+            coalescer: previous
+                .map_or_else(|| Arc::new(Coalescer::new(metrics, now)), |old| Arc::clone(&old.coalescer)),
             upstream,
         }
     }
@@ -148,6 +158,7 @@ impl Chain {
         let unresolved = endpoints.unresolved.iter().map(|(address, why)| {
             serde_json::json!({ "address": address.to_string(), "health": "unresolved", "reason": "dns_error", "detail": why })
         });
+        let ((answers, bytes), (leaders, followers)) = (self.store.counts(), self.coalescer.counts());
         serde_json::json!({
             "endpoints": usable.chain(unresolved).collect::<Vec<_>>(),
             "discovery": self.upstream.known().view(now),
@@ -158,6 +169,10 @@ impl Chain {
             "connections": self.upstream.counts.connections(),
             "streams": self.upstream.counts.streams(),
             "retry_budget": self.budget.view(now),
+            "fallback": {
+                "kept": { "answers": answers, "bytes": bytes },
+                "coalescing": { "leaders": leaders, "followers": followers },
+            },
             "hedge": self.hedge.view(now),
             "latency": {
                 "p50_ms": self.latency.p50(now).map(|p50| p50.as_secs_f64() * 1000.0),

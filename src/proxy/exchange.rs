@@ -1,7 +1,7 @@
 //! A request, from its complete head to the head of its answer.
 //!
 //! context -> route -> rate limit -> shed -> attempts: [ budget, back-off, hedge ] x [ breaker -> concurrency -> endpoint ->
-//! wire ] -> answer.
+//! wire ] -> fallback if it failed -> answer.
 //!
 //! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
@@ -12,6 +12,7 @@ use super::answer::Answer;
 use super::attempt;
 use super::client::Informed;
 use super::context::Routed;
+use super::fallback;
 use super::hedge::{Sent, Serving};
 use super::life::Stage;
 use super::mirror;
@@ -39,13 +40,18 @@ pub async fn exchange(
         shadow(worker, request, routed);
     }
     let served = match routed {
-        Ok(routed) => serve(worker, request, routed, client).await,
+        Ok(routed) if routed.target().fallback.is_some() => {
+            let serve = async |request: &mut Request, routed| serve(worker, request, routed, client).await;
+            // Boxed, so that requests without one are no larger for it.
+            Box::pin(fallback::answer(worker, request, routed, serve)).await
+        }
+        Ok(routed) => serve(worker, request, routed, client).await.map(Response::Upstream),
         Err(error) => Err(error),
     };
     if let Some(routed) = mirrored.filter(|_| !is_whole) {
         shadow(worker, request, routed);
     }
-    let mut response = served.map_or_else(|error| Response::Own(refuse(request, &error)), Response::Upstream);
+    let mut response = served.unwrap_or_else(|error| Response::Own(refuse(request, &error)));
     shed::tell(request, &mut response);
     response
 }
@@ -85,7 +91,7 @@ async fn serve(
     rate_limit::admit(worker, &routed, request)?; // rate_limited
     let admitted = shed::admit(worker, request, &routed)?; // load_shed
     let served = attempts(worker, request, &routed, client).await;
-    admitted.settle(&served);
+    admitted.settle(request, &served);
     served
 }
 

@@ -9,6 +9,8 @@ use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::answer::Answer;
 use super::body::Body;
 use super::client::Client;
@@ -35,6 +37,10 @@ const TOGETHER: usize = 16 << 10;
 /// How long a connection that is closed with unread bytes is still read, so that its client sees the answer and
 /// not a reset.
 const LINGER: Duration = Duration::from_secs(1);
+/// The largest piece of a body that is written at once.
+const PIECE: usize = 64 << 10;
+/// How long an answer of our own waits for a client that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a client that nothing is read from is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 /// The most bytes that are read then.
@@ -276,11 +282,10 @@ impl One<'_> {
         let written = match response {
             Response::Own(answer) => {
                 request.record.head_out(answer.status, now);
+                let body =
+                    if request.head.method == Method::Head { Bytes::new() } else { answer.body.clone() };
                 queue_answer(&mut self.client.connection.borrow_mut(), request, &answer, then);
-                if request.head.method != Method::Head {
-                    request.record.bytes_out = answer.body.len() as u64;
-                }
-                self.flush().await
+                self.write_whole(request, &body).await
             }
             Response::Upstream(answer) if answer.switches() => {
                 request.record.head_out(answer.head.status, now);
@@ -306,10 +311,43 @@ impl One<'_> {
         }
     }
 
+    /// Writes what is queued, and `body` behind it, as the client takes it; ready with the time if that took any.
+    async fn write_whole(&self, request: &mut Request, mut body: &[u8]) -> Result<Option<Instant>, Cut> {
+        if body.len() <= TOGETHER {
+            self.client.connection.borrow_mut().output().extend_from_slice(body);
+            request.record.bytes_out = body.len() as u64;
+            return self.flush().await;
+        }
+        let patience = request.record.routed.as_ref().map(|routed| *routed.target().timeout.idle);
+        let timer = self.worker.timer();
+        while !body.is_empty() {
+            timer.disarm();
+            let written = poll_fn(|cx| {
+                match self.client.connection.borrow_mut().poll_write(cx, &body[..body.len().min(PIECE)]) {
+                    Poll::Ready(written) => Poll::Ready(written.map_err(|_| Reason::ClientDisconnected)),
+                    Poll::Pending => {
+                        if !timer.is_armed() {
+                            timer.arm(Instant::now() + patience.unwrap_or(PATIENCE));
+                        }
+                        timer.poll(cx).map(|()| Err(Reason::ClientStalled))
+                    }
+                }
+            })
+            .await;
+            let written = written.map_err(|reason| {
+                request.record.reason = Some(reason);
+                Cut(Then::Close)
+            })?;
+            request.record.bytes_out += written as u64;
+            body = &body[written..];
+        }
+        self.flush().await.map(|end| end.or_else(|| Some(Instant::now())))
+    }
+
     /// Writes what is queued; ready with the time if that took any.
     async fn flush(&self) -> Result<Option<Instant>, Cut> {
         let timer = self.worker.timer();
-        let limit = Duration::from_secs(30);
+        let limit = PATIENCE;
         let mut waited = false;
         let flushed = poll_fn(|cx| match self.client.poll_flush(cx) {
             Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Cut(Then::Close))),
@@ -509,19 +547,19 @@ impl Relay {
     }
 }
 
-/// Queues an answer of our own.
+/// Queues the head of an answer of our own.
 fn queue_answer(connection: &mut Connection, request: &Request, answer: &Answer, then: Then) {
     let out = connection.output();
     encode::status_line(out, answer.status, b"");
     for field in answer.fields.iter() {
         encode::field(out, field.name, field.value);
     }
-    encode::field(out, b"content-length", itoa::Buffer::new().format(answer.body.len()).as_bytes());
+    // RFC 9110 §8.6: there is none where there can be no body.
+    if !matches!(answer.status, 204 | 304) {
+        encode::field(out, b"content-length", itoa::Buffer::new().format(answer.body.len()).as_bytes());
+    }
     queue_connection(out, request, then);
     encode::end(out);
-    if request.head.method != Method::Head {
-        out.extend_from_slice(&answer.body);
-    }
 }
 
 /// Queues the head by which an upstream agrees to another protocol.

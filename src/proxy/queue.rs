@@ -2,15 +2,17 @@
 //!
 //! What is decided is decided in `policy::concurrency`; here a waiting request is a future, and a slot is a value that
 //! goes back when dropped, to the next in the queue, whichever worker that waits on. One mutex for each
-//! upstream: it is held for some ten nanoseconds twice a request.
+//! upstream: it is held for some ten nanoseconds twice a request. What an attempt has shown goes with its slot, so that
+//! it costs no third time; where the slot is kept for longer than the answer's head took, it is told before
+//! ([`Slot::tell`]).
 
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::policy::concurrency::{Entry, Gate as Decisions, Leave, Settings};
+use crate::policy::concurrency::{Ask, Entry, Gate as Decisions, Leave, Settings};
+use crate::policy::limit::Sample;
 use crate::policy::queue::Ticket;
 use crate::reason::{Error, Reason};
 use crate::timer::Timer;
@@ -20,16 +22,44 @@ pub struct Gate(Mutex<Inner>);
 
 struct Inner {
     decisions: Decisions,
-    waiting: BTreeMap<Ticket, Waiting>,
+    waiting: Waiting,
 }
 
-enum Waiting {
+/// Those that wait, or were called and have not heard it yet. Entries are used again, so nothing is allocated once as
+/// many have waited as ever will.
+#[derive(Default)]
+struct Waiting {
+    entries: Vec<State>,
+    free: Vec<usize>,
+    /// Whose entry it is that has a place in the queue, by the number of that place.
+    by_place: Vec<usize>,
+}
+
+enum State {
     /// Not polled yet, or polled with this waker.
-    Still(Option<Waker>),
+    Waits(Option<Waker>),
+    /// Its wait is over.
+    Over(End),
+    /// Nobody's.
+    Free,
+}
+
+/// How a wait ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
     /// A slot is its own.
     Called,
     /// It could not be served in time any more.
     Skipped,
+    /// It made room for somebody who matters more.
+    Evicted,
+}
+
+/// Who is to be woken once the lock is given back. Mostly nobody or one, which allocates nothing.
+#[derive(Default)]
+struct Wakers {
+    first: Option<Waker>,
+    more: Vec<Waker>,
 }
 
 /// One of the limit's slots, until dropped.
@@ -38,6 +68,8 @@ pub struct Slot {
     gate: Arc<Gate>,
     /// The upstream's usual latency, for whoever is next.
     p50: Option<Duration>,
+    /// What the attempt has shown and the limit has not been told.
+    sample: Option<Sample>,
     left_at: Option<Instant>,
 }
 
@@ -45,29 +77,24 @@ pub struct Slot {
 struct Place {
     gate: Arc<Gate>,
     ticket: Ticket,
+    /// Its entry among those that wait; none: the wait is over, and whoever waited knows.
+    entry: Option<usize>,
 }
 
 impl Gate {
     /// A limit with nobody in flight.
-    pub fn new(settings: &Settings) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Inner { decisions: Decisions::new(settings), waiting: BTreeMap::new() })))
+    pub fn new(settings: &Settings, now: Instant) -> Arc<Self> {
+        // Sidecars that start together draw apart, so that they do not try their limits in step.
+        let decisions = Decisions::new(settings, now, fastrand::u64(..));
+        Arc::new(Self(Mutex::new(Inner { decisions, waiting: Waiting::default() })))
     }
 
     /// New settings; whoever is in flight or waits stays.
-    pub fn update(&self, settings: &Settings) {
-        let mut wakers = Vec::new();
-        {
-            let mut inner = self.lock();
+    pub fn update(&self, settings: &Settings, now: Instant) {
+        self.with(|inner, wakers| {
             inner.decisions.update(settings);
-            loop {
-                let granted = inner.decisions.grant(Instant::now(), None);
-                if granted.next.is_none() && granted.skipped.is_empty() {
-                    break;
-                }
-                inner.tell(granted, &mut wakers);
-            }
-        }
-        wakers.into_iter().for_each(Waker::wake);
+            inner.grant(now, None, wakers);
+        });
     }
 
     /// Attempts in flight, the limit, and how many wait.
@@ -76,67 +103,94 @@ impl Gate {
         (inner.decisions.in_flight(), inner.decisions.limit(), inner.decisions.depth())
     }
 
-    /// A slot at once.
+    /// A slot at once, whether `ask` may wait or not.
     ///
     /// # Errors
     /// [`Reason::ConcurrencyLimited`] where none is free.
-    pub fn try_enter(self: &Arc<Self>, now: Instant, p50: Option<Duration>) -> Result<Slot, Error> {
-        let entry = self.lock().decisions.enter(now, now, false, p50);
-        match entry {
-            Entry::Slot => Ok(Slot { gate: Arc::clone(self), p50, left_at: None }),
-            Entry::Queued(ticket) => {
-                drop(Place { gate: Arc::clone(self), ticket });
+    pub fn try_enter(self: &Arc<Self>, ask: Ask) -> Result<Slot, Error> {
+        match self.ask(Ask { may_queue: false, ..ask }) {
+            Ok(None) => Ok(self.slot(&ask)),
+            Ok(Some(place)) => {
+                drop(place);
                 Err(Reason::ConcurrencyLimited.into())
             }
-            Entry::Rejected { reason, retry_after } => Err(Error::from(reason).retry_after(retry_after)),
+            Err(error) => Err(error),
         }
     }
 
-    /// A slot, at once or after waiting in the queue; not beyond `deadline`, nor beyond the queue's timeout.
+    /// A slot, at once or after waiting in the queue; not beyond the deadline, nor beyond the queue's timeout.
     /// `waited` is called with the time in the queue, served or not. Dropping the future gives the place up.
     ///
     /// # Errors
     /// [`Reason::ConcurrencyLimited`], [`Reason::QueueFull`], [`Reason::QueueTimeout`].
     pub async fn enter(
         self: &Arc<Self>,
-        now: Instant,
-        deadline: Instant,
-        p50: Option<Duration>,
+        ask: Ask,
         timer: &Timer,
         waited: impl FnOnce(Duration),
     ) -> Result<Slot, Error> {
-        let entry = {
-            let mut inner = self.lock();
-            let entry = inner.decisions.enter(now, deadline, true, p50);
-            if let Entry::Queued(ticket) = &entry {
-                inner.waiting.insert(*ticket, Waiting::Still(None));
-            }
-            entry
+        let Some(place) = self.ask(Ask { may_queue: true, ..ask })? else { return Ok(self.slot(&ask)) };
+        let until = place.ticket.until();
+        let end = timer.within(until, place.wait()).await;
+        waited(ask.now.elapsed());
+        let reason = match end {
+            Ok(End::Called) => return Ok(self.slot(&ask)),
+            Ok(End::Evicted) => Reason::QueueFull,
+            Ok(End::Skipped) | Err(_) => Reason::QueueTimeout,
         };
-        match entry {
-            Entry::Slot => Ok(Slot { gate: Arc::clone(self), p50, left_at: None }),
-            Entry::Rejected { reason, retry_after } => Err(Error::from(reason).retry_after(retry_after)),
-            Entry::Queued(ticket) => {
-                let place = Place { gate: Arc::clone(self), ticket };
-                let called = timer.within(ticket.until(), place.wait()).await;
-                waited(now.elapsed());
-                match called {
-                    Ok(true) => Ok(Slot { gate: Arc::clone(self), p50, left_at: None }),
-                    Ok(false) | Err(_) => Err(Reason::QueueTimeout.into()),
-                }
-            }
+        let wait = self.lock().decisions.wait(Instant::now(), ask.priority, ask.p50);
+        Err(Error::from(reason).retry_after(wait))
+    }
+
+    /// A slot (none) or a place in the queue.
+    fn ask(self: &Arc<Self>, ask: Ask) -> Result<Option<Place>, Error> {
+        // PERF: mostly there is a slot.
+        let mut inner = self.lock();
+        let entry = inner.decisions.enter(&ask);
+        if entry == Entry::Slot {
+            return Ok(None);
         }
+        let mut wakers = Wakers::default();
+        let answer = match entry {
+            Entry::Queued { ticket, evicted } => {
+                // First: the place may be that of whoever is evicted.
+                if let Some(evicted) = evicted {
+                    inner.waiting.end(evicted, End::Evicted, &mut wakers);
+                }
+                let entry = Some(inner.waiting.begin(ticket));
+                Ok(Some(Place { gate: Arc::clone(self), ticket, entry }))
+            }
+            Entry::Rejected { reason, retry_after } => Err(Error::from(reason).retry_after(retry_after)),
+            Entry::Slot => Ok(None),
+        };
+        inner.grant(ask.now, ask.p50, &mut wakers);
+        drop(inner);
+        wakers.wake();
+        answer
+    }
+
+    fn slot(self: &Arc<Self>, ask: &Ask) -> Slot {
+        Slot { gate: Arc::clone(self), p50: ask.p50, sample: None, left_at: None }
     }
 
     /// A slot has come free at `now`.
-    fn leave(&self, now: Instant, p50: Option<Duration>) {
-        let mut wakers = Vec::new();
-        {
-            let mut inner = self.lock();
-            let left = inner.decisions.leave(now, p50);
-            inner.tell(left, &mut wakers);
-        }
-        wakers.into_iter().for_each(Waker::wake);
+    fn leave(&self, now: Instant, sample: Option<Sample>, p50: Option<Duration>) {
+        self.with(|inner, wakers| {
+            let left = inner.decisions.leave(now, sample, p50);
+            if !left.is_empty() {
+                inner.tell(left, wakers);
+                inner.grant(now, p50, wakers);
+            }
+        });
+    }
+
+    /// Does what may let others in, and wakes them.
+    fn with(&self, act: impl FnOnce(&mut Inner, &mut Wakers)) {
+        let mut wakers = Wakers::default();
+        let mut inner = self.lock();
+        act(&mut inner, &mut wakers);
+        drop(inner);
+        wakers.wake();
     }
 
     /// A panic elsewhere leaves counts that are right: each change is complete before anything can panic.
@@ -146,57 +200,139 @@ impl Gate {
 }
 
 impl Inner {
-    fn tell(&mut self, leave: Leave, wakers: &mut Vec<Waker>) {
-        for ticket in leave.skipped {
-            wakers.extend(self.settle(ticket, Waiting::Skipped));
-        }
-        if let Some(ticket) = leave.next {
-            wakers.extend(self.settle(ticket, Waiting::Called));
+    /// Hands out all slots that are free.
+    fn grant(&mut self, now: Instant, p50: Option<Duration>, wakers: &mut Wakers) {
+        loop {
+            let leave = self.decisions.grant(now, p50);
+            if leave.is_empty() {
+                break;
+            }
+            self.tell(leave, wakers);
         }
     }
 
-    fn settle(&mut self, ticket: Ticket, end: Waiting) -> Option<Waker> {
-        match self.waiting.insert(ticket, end) {
-            Some(Waiting::Still(waker)) => waker,
-            _ => None,
+    fn tell(&mut self, leave: Leave, wakers: &mut Wakers) {
+        for ticket in leave.skipped {
+            self.waiting.end(ticket, End::Skipped, wakers);
+        }
+        if let Some(ticket) = leave.next {
+            self.waiting.end(ticket, End::Called, wakers);
         }
     }
 }
 
-impl Place {
-    /// Whether a slot came.
-    async fn wait(&self) -> bool {
-        poll_fn(|cx| match self.gate.lock().waiting.get_mut(&self.ticket) {
-            Some(Waiting::Still(waker)) => {
-                *waker = Some(cx.waker().clone());
+impl Waiting {
+    /// Somebody has taken a place.
+    fn begin(&mut self, ticket: Ticket) -> usize {
+        let entry = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(State::Free);
+            self.entries.len() - 1
+        });
+        self.entries[entry] = State::Waits(None);
+        if self.by_place.len() <= ticket.place() {
+            self.by_place.resize(ticket.place() + 1, 0);
+        }
+        self.by_place[ticket.place()] = entry;
+        entry
+    }
+
+    /// Who has the place `ticket` waits no more. INVARIANT: it has just lost it, so the place is still its own here.
+    fn end(&mut self, ticket: Ticket, end: End, wakers: &mut Wakers) {
+        let state = &mut self.entries[self.by_place[ticket.place()]];
+        debug_assert!(matches!(state, State::Waits(_)));
+        if let State::Waits(waker) = std::mem::replace(state, State::Over(end)) {
+            wakers.add(waker);
+        }
+    }
+
+    /// Ready with how the wait has ended; then the entry is free.
+    fn poll(&mut self, entry: usize, cx: &Context<'_>) -> Poll<End> {
+        match &mut self.entries[entry] {
+            State::Over(end) => {
+                let end = *end;
+                self.forget(entry);
+                Poll::Ready(end)
+            }
+            State::Waits(waker) => {
+                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
                 Poll::Pending
             }
-            Some(Waiting::Called) => Poll::Ready(true),
-            Some(Waiting::Skipped) | None => Poll::Ready(false),
+            State::Free => unreachable!("whoever waits has an entry"),
+        }
+    }
+
+    fn forget(&mut self, entry: usize) -> State {
+        self.free.push(entry);
+        std::mem::replace(&mut self.entries[entry], State::Free)
+    }
+}
+
+impl Wakers {
+    fn add(&mut self, waker: Option<Waker>) {
+        match &self.first {
+            None => self.first = waker,
+            Some(_) => self.more.extend(waker),
+        }
+    }
+
+    fn wake(self) {
+        self.first.into_iter().chain(self.more).for_each(Waker::wake);
+    }
+}
+
+impl Place {
+    /// How the wait ends. A slot that came is its owner's from then on.
+    async fn wait(mut self) -> End {
+        poll_fn(|cx| {
+            let Some(entry) = self.entry else { return Poll::Pending };
+            let end = self.gate.lock().waiting.poll(entry, cx);
+            if end.is_ready() {
+                self.entry = None;
+            }
+            end
         })
-        .await;
-        // Taken out, so that dropping the place leaves the slot with its new owner.
-        matches!(self.gate.lock().waiting.remove(&self.ticket), Some(Waiting::Called))
+        .await
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let end = {
+        let Some(entry) = self.entry.take() else { return };
+        let state = {
             let mut inner = self.gate.lock();
-            let end = inner.waiting.remove(&self.ticket);
-            if matches!(end, Some(Waiting::Still(_))) {
+            let state = inner.waiting.forget(entry);
+            if matches!(state, State::Waits(_)) {
                 inner.decisions.give_up(self.ticket);
             }
-            end
+            state
         };
-        if matches!(end, Some(Waiting::Called)) {
-            self.gate.leave(Instant::now(), None);
+        if matches!(state, State::Over(End::Called)) {
+            self.gate.leave(Instant::now(), None, None);
         }
     }
 }
 
 impl Slot {
+    /// The attempt has shown this; the limit is told with the slot's return, or by [`Slot::tell`].
+    pub fn shows(&mut self, sample: Sample) {
+        // That of the attempt before, which this one follows at once.
+        self.tell();
+        self.sample = Some(sample);
+    }
+
+    /// Tells the limit what the attempt has shown, before the slot goes back.
+    pub fn tell(&mut self) {
+        if let Some(sample) = self.sample.take() {
+            let now = Instant::now();
+            self.gate.with(|inner, wakers| {
+                inner.decisions.answered(now, sample);
+                inner.grant(now, self.p50, wakers);
+            });
+        }
+    }
+
     /// Gives it back at `now`; dropping it does the same and reads the clock.
     pub fn leave(mut self, now: Instant) {
         self.left_at = Some(now);
@@ -205,6 +341,67 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.gate.leave(self.left_at.unwrap_or_else(Instant::now), self.p50);
+        self.gate.leave(self.left_at.unwrap_or_else(Instant::now), self.sample.take(), self.p50);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::policy::limit;
+    use crate::policy::priority::Priority;
+    use crate::timer::Wheel;
+
+    fn gate(max: u32) -> Arc<Gate> {
+        let limit = limit::Settings::Fixed { max };
+        Gate::new(&Settings { limit, ..Settings::default() }, Instant::now())
+    }
+
+    fn ask() -> Ask {
+        let now = Instant::now();
+        let deadline = now + Duration::from_secs(60);
+        Ask { now, deadline, priority: Priority::Normal, may_queue: true, p50: None }
+    }
+
+    #[test]
+    fn whoever_leaves_as_they_are_called_passes_the_slot_on() {
+        let gate = gate(1);
+        let wheel = Wheel::new(Instant::now());
+        let slot = gate.try_enter(ask()).expect("a slot");
+        let nobody = &mut Context::from_waker(Waker::noop());
+        let (first_timer, second_timer) = (wheel.timer(), wheel.timer());
+        let mut first = Box::pin(gate.enter(ask(), &first_timer, |_| ()));
+        let mut second = pin!(gate.enter(ask(), &second_timer, |_| ()));
+        assert!(first.as_mut().poll(nobody).is_pending() && second.as_mut().poll(nobody).is_pending());
+        assert_eq!(gate.counts(), (1, 1, 2));
+
+        drop(slot);
+        assert_eq!(gate.counts(), (1, 1, 1), "it is the first one's");
+        drop(first);
+        assert_eq!(gate.counts(), (1, 1, 0), "and now the second one's");
+        let Poll::Ready(Ok(slot)) = second.as_mut().poll(nobody) else { panic!("it has been called") };
+        drop(slot);
+        assert_eq!(gate.counts(), (0, 1, 0));
+    }
+
+    #[test]
+    fn a_place_that_is_used_again_is_another_ones() {
+        let gate = gate(1);
+        let wheel = Wheel::new(Instant::now());
+        let slot = gate.try_enter(ask()).expect("a slot");
+        let nobody = &mut Context::from_waker(Waker::noop());
+        let timers: Vec<_> = (0..3).map(|_| wheel.timer()).collect();
+        let mut called = pin!(gate.enter(ask(), &timers[0], |_| ()));
+        assert!(called.as_mut().poll(nobody).is_pending());
+        drop(slot);
+        // The one that was called has not heard it, and its place is free.
+        let mut next = pin!(gate.enter(ask(), &timers[1], |_| ()));
+        assert!(next.as_mut().poll(nobody).is_pending());
+        let Poll::Ready(Ok(slot)) = called.as_mut().poll(nobody) else { panic!("it has been called") };
+        assert!(next.as_mut().poll(nobody).is_pending(), "that was not its call");
+        drop(slot);
+        assert!(next.as_mut().poll(nobody).is_ready());
     }
 }

@@ -1,7 +1,8 @@
 //! Asks the rate limits about a request, before anything else that could refuse it: they are the cheapest to ask, and
 //! whoever sends too much shall cost others nothing.
 //!
-//! A request is asked once, not for each attempt: what retries add is bounded by their budget. The key is taken from
+//! A request is asked once, not for each attempt: what retries add is bounded by their budget. A mirror's copy is asked
+//! by its own upstream. The key is taken from
 //! what the client sent, before a route rewrites it. A refusal says when to come back, and which limits there are and
 //! how they stand, as draft-ietf-httpapi-ratelimit-headers has it (`RateLimit-Policy`, `RateLimit`); only limits that
 //! are enforced for this request are told, and only in refusals: an upstream's answer passes unchanged.

@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::http1::head::RequestHead;
 use crate::reason::Reason;
 use crate::telemetry::access_log::{self, Line};
-use crate::telemetry::metrics::{Effect, RequestOutcome, Winner};
+use crate::telemetry::metrics::{Effect, RequestOutcome, Substitute, Winner};
 use crate::upstream::endpoint::Endpoint;
 
 /// What became of a request.
@@ -37,6 +37,8 @@ pub struct Record {
     pub answered: Option<Instant>,
     /// Why Outrigger answered, or ended the message, itself.
     pub reason: Option<Reason>,
+    /// What the client gets in place of a failure, and why that was, if it was not an upstream's bad answer.
+    pub substitute: Option<(Substitute, Option<Reason>)>,
     /// The rate limit that refused it, or would have.
     pub rate_limit: Option<Box<str>>,
     /// What the status of a call of gRPC means, which its HTTP status does not say.
@@ -71,6 +73,7 @@ impl Record {
             sent: None,
             answered: None,
             reason: None,
+            substitute: None,
             rate_limit: None,
             grpc: None,
             status: 0,
@@ -135,7 +138,7 @@ impl Record {
             let after = head_out.saturating_duration_since(answered);
             worker.shared.metrics.overhead(worker.index).observe(before + after);
         }
-        let failed = access_log::is_failure(outcome, self.reason, self.attempts);
+        let failed = self.substitute.is_some() || access_log::is_failure(outcome, self.reason, self.attempts);
         if worker.log.wants(failed, worker.draw()) {
             worker.log.write(&Line {
                 at: SystemTime::now() - total,
@@ -151,7 +154,9 @@ impl Record {
                 outcome,
                 reason: self
                     .reason
+                    .or(self.substitute.and_then(|(_, reason)| reason))
                     .or((outcome == RequestOutcome::Cancelled).then_some(Reason::ClientDisconnected)),
+                fallback: self.substitute.map(|(kind, _)| kind),
                 rate_limit: self.rate_limit.as_deref().unwrap_or_default(),
                 attempts: self.attempts,
                 hedge: self.hedge,

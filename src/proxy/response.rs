@@ -7,7 +7,7 @@
 //! than `stream_after`) the slot comes back at once and the stream is counted apart.
 
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use super::grpc::{self, Call};
 use super::queue::Slot;
 use super::record::Record;
 use super::shared::Reservation;
+use super::tee::Tee;
 use super::wire::Wire;
 use super::words;
 use super::worker::Worker;
@@ -28,6 +29,7 @@ use crate::http1::head::{Framing, ResponseHead};
 use crate::policy::backoff;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::failure::Verdict;
+use crate::policy::limit::Lesson;
 use crate::policy::mode::Mode;
 use crate::policy::retry::{Cause, Skip};
 use crate::policy::timeout::is_evidence;
@@ -127,6 +129,8 @@ pub struct FromUpstream {
     is_stream: bool,
     /// The memory of a small answer that was waited for.
     buffered: Option<Reservation>,
+    /// The copy that is made of it on its way.
+    tee: Option<Box<Tee>>,
 }
 
 impl Hold {
@@ -147,6 +151,13 @@ impl Hold {
         }
         if let Some(slot) = self.slot.take() {
             slot.leave(now);
+        }
+    }
+
+    /// Tells the concurrency limit what the head has shown, where the body takes longer.
+    fn tell_limit(&mut self) {
+        if let Some(slot) = &mut self.slot {
+            slot.tell();
         }
     }
 
@@ -187,7 +198,28 @@ impl FromUpstream {
             is_quiet: false,
             is_stream: false,
             buffered: None,
+            tee: None,
         }
+    }
+
+    /// The whole body, where all of it has come.
+    pub fn whole(&self) -> Option<&[u8]> {
+        let wire = self.wire.as_ref()?;
+        if wire.is_done() {
+            return Some(&[]);
+        }
+        let length = usize::try_from(wire.remaining()?).ok()?;
+        wire.data().get(..length)
+    }
+
+    /// How long its head took, from when the request had gone up.
+    pub fn latency(&self) -> Duration {
+        self.hold.outcome.latency
+    }
+
+    /// A copy of its body is made on its way to the client.
+    pub fn copy_to(&mut self, tee: Tee) {
+        self.tee = Some(Box::new(tee));
     }
 
     /// The answer is the one that the client gets. Event streams and other protocols are streams from here on.
@@ -289,7 +321,11 @@ impl FromUpstream {
         let Some(remaining) = wire.remaining().filter(|remaining| *remaining <= bound) else {
             return Poll::Ready(Ok(wire.is_done()));
         };
-        match ready!(wire.poll_gather(cx, remaining)) {
+        let Poll::Ready(gathered) = wire.poll_gather(cx, remaining) else {
+            self.hold.tell_limit();
+            return Poll::Pending;
+        };
+        match gathered {
             Ok(is_whole) => Poll::Ready(Ok(is_whole)),
             Err(error) => Poll::Ready(Err(self.broken(error))),
         }
@@ -371,8 +407,13 @@ impl FromUpstream {
         piece
     }
 
-    /// A call whose second message begins is a stream.
+    /// A call whose second message begins is a stream. What is copied is copied here.
     fn follow(&mut self, size: usize) {
+        if let (Some(tee), Some(wire)) = (&mut self.tee, &self.wire)
+            && !tee.push(&wire.data()[..size])
+        {
+            self.tee = None;
+        }
         if let (Some(call), Some(wire)) = (&mut self.call, &self.wire)
             && !self.is_stream
             && call.messages.follow(&wire.data()[..size])
@@ -420,6 +461,7 @@ impl FromUpstream {
         let (idle, stream_idle) = (*target.timeout.idle, *target.timeout.stream_idle);
         let stream_after = *target.chain.upstream.settings.concurrency.stream_after;
         self.has_waited = true;
+        self.hold.tell_limit();
         self.for_upstream = side == Reason::UpstreamStalled;
         if !std::mem::replace(&mut self.waiting, true) {
             self.moved_at = Instant::now();
@@ -498,6 +540,9 @@ impl FromUpstream {
         let now = if self.has_waited { Instant::now() } else { self.moved_at };
         let Some(wire) = self.wire.take() else { return };
         self.trailers = wire.trailers().cloned();
+        if let Some(tee) = self.tee.take() {
+            tee.end();
+        }
         let verdict = self.call_ended().unwrap_or(self.hold.outcome.verdict);
         self.hold.settle(&self.worker, &self.routed, now, verdict);
         let sent_all = self.upload.is_none() && body.is_read() && !self.switches();
@@ -549,6 +594,9 @@ impl FromUpstream {
 
     /// The answer will not be complete.
     fn broken(&mut self, error: Error) -> Error {
+        if let Some(tee) = self.tee.take() {
+            tee.broke(&error);
+        }
         let target = self.routed.target();
         if self.is_final && target.rules.retries_on(Cause::Reason(error.reason)) {
             let shard = target.chain.upstream.metrics.shard(self.worker.index);
@@ -623,9 +671,79 @@ fn is_event_stream(content_type: &[u8]) -> bool {
     content_type.get(..EVENTS.len()).is_some_and(|start| start.eq_ignore_ascii_case(EVENTS))
 }
 
+/// What an answer's head says of the upstream to its concurrency limit. `grpc`: the call's status, where it has come.
+pub fn lesson(head: &ResponseHead, grpc: Option<u8>, verdict: Verdict) -> Lesson {
+    const RESOURCE_EXHAUSTED: u8 = 8;
+    const UNAVAILABLE: u8 = 14;
+    let fields = &head.fields;
+    let is_refusal = match (grpc, head.status) {
+        (Some(RESOURCE_EXHAUSTED), _) | (None, 429) => return Lesson::Nothing,
+        // One class's matter: whoever sheds serves the others.
+        _ if verdict == Verdict::Throttled => return Lesson::Nothing,
+        (Some(UNAVAILABLE), _) => fields.has(Name::GrpcRetryPushbackMs) || is_from_outrigger(fields),
+        (None, 503) => fields.has(Name::RetryAfter) || is_from_outrigger(fields),
+        _ => false,
+    };
+    match verdict {
+        _ if is_refusal => Lesson::Overloaded,
+        Verdict::Success => Lesson::Served,
+        // It may have done no work.
+        Verdict::Failure | Verdict::Throttled | Verdict::Ignored => Lesson::Nothing,
+    }
+}
+
+/// Whether another Outrigger made the answer.
+pub fn is_from_outrigger(fields: &Fields) -> bool {
+    fields.find(b"proxy-status").any(|value| value.starts_with(b"outrigger; error="))
+}
+
 /// How long an answer asks to be left alone.
 pub fn retry_after(fields: &Fields) -> Option<Duration> {
     let value = fields.get(Name::RetryAfter)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     backoff::parse_retry_after(value, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_did_work_teaches_its_latency_and_what_is_overloaded_says_so() {
+        use Lesson::{Nothing, Overloaded, Served};
+        use Verdict::{Failure, Success, Throttled};
+        let (retry_after, pushback) = (("retry-after", "1"), ("grpc-retry-pushback-ms", "100"));
+        let outrigger = ("proxy-status", "outrigger; error=connection_limit_reached; details=\"queue_full\"");
+        let other = ("proxy-status", "squid; error=connection_timeout");
+        let none = ("x-none", "");
+        let cases = [
+            // why                                       status gRPC      verdict    field      lesson
+            ("an answer", 200, None, Success, none, Served),
+            ("no is an answer", 404, None, Success, none, Served),
+            ("a call", 200, Some(0), Success, none, Served),
+            ("a call whose status is to come", 200, None, Success, none, Served),
+            ("a failure may have done nothing", 500, None, Failure, none, Nothing),
+            ("so may a 503", 503, None, Failure, none, Nothing),
+            ("unless it says when to come back", 503, None, Failure, retry_after, Overloaded),
+            ("whatever a failure is here", 503, None, Success, retry_after, Overloaded),
+            ("or is another Outrigger's", 503, None, Failure, outrigger, Overloaded),
+            ("not any proxy's", 503, None, Failure, other, Nothing),
+            ("a 500 of an Outrigger is none", 502, None, Failure, outrigger, Nothing),
+            ("which sheds some, for the others", 503, None, Throttled, outrigger, Nothing),
+            ("one caller asks too much", 429, None, Throttled, retry_after, Nothing),
+            ("even if that counts as a failure", 429, None, Failure, outrigger, Nothing),
+            ("the same of a call", 200, Some(8), Throttled, pushback, Nothing),
+            ("a call is refused", 200, Some(14), Failure, none, Nothing),
+            ("and told when to come back", 200, Some(14), Failure, pushback, Overloaded),
+            ("or by another Outrigger", 200, Some(14), Failure, outrigger, Overloaded),
+        ];
+        for (why, status, grpc, verdict, (name, value), expected) in cases {
+            let mut head = ResponseHead::default();
+            head.status = status;
+            let known =
+                [Name::RetryAfter, Name::GrpcRetryPushbackMs].into_iter().find(|known| known.text() == name);
+            head.fields.push(known.unwrap_or(Name::Other), name.as_bytes(), value.as_bytes());
+            assert_eq!(lesson(&head, grpc, verdict), expected, "{why}");
+        }
+    }
 }

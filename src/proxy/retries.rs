@@ -9,7 +9,7 @@ use super::attempt::{Failed, Turn};
 use super::context::{Context, Routed};
 use super::queue::Slot;
 use super::request::Request;
-use super::response::{FromUpstream, retry_after};
+use super::response::{FromUpstream, is_from_outrigger, retry_after};
 use super::send::Clock;
 use super::words;
 use super::worker::Worker;
@@ -313,8 +313,9 @@ impl<'a> Retries<'a> {
         self.waited = wait;
         // A failed attempt gives its slot back before its back-off; one that is followed at once passes it on.
         self.slot = attempted.release(now);
-        if !wait.is_zero() {
-            self.slot = None;
+        match &mut self.slot {
+            Some(slot) if wait.is_zero() => slot.tell(),
+            slot => *slot = None,
         }
         Some(wait)
     }
@@ -392,7 +393,7 @@ fn answer_cause(answer: &FromUpstream) -> Option<Cause> {
 fn pushback(answer: &FromUpstream) -> (Option<Duration>, bool) {
     let fields = &answer.head.fields;
     // Another Outrigger's refusal is an overload that a retry would add to.
-    let refused = fields.find(b"proxy-status").any(|value| value.starts_with(b"outrigger; error="));
+    let refused = is_from_outrigger(fields);
     if let Some(value) = answer.says(Name::GrpcRetryPushbackMs) {
         return match backoff::parse_pushback(value) {
             Pushback::After(after) => (Some(after), refused),

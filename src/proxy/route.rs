@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::policy::key::Key;
 use crate::policy::priority::Priority;
-use crate::policy::{hedge, retry, timeout};
+use crate::policy::{fallback, hedge, retry, timeout};
 use crate::units::{Ratio, within};
 use crate::upstream::check_authority;
 
@@ -60,6 +60,10 @@ pub struct Settings {
     /// The retries in force on this route, where it says any: the upstream's with the route's keys over them.
     #[serde(default)]
     pub retry: Option<retry::Settings>,
+    /// What clients get in place of a failure on this route, where it says any: the upstream's with the route's keys over
+    /// them.
+    #[serde(default)]
+    pub fallback: Option<fallback::Settings>,
     /// The hedges in force on this route, where it says any: the upstream's with the route's keys over them.
     #[serde(default)]
     pub hedge: Option<hedge::Settings>,
@@ -81,6 +85,9 @@ pub struct Arm {
     /// The retries in force there, where the route says any.
     #[serde(skip)]
     pub retry: Option<retry::Settings>,
+    /// What clients get in place of a failure there, where the route says any.
+    #[serde(skip)]
+    pub fallback: Option<fallback::Settings>,
     /// The hedges in force there, where the route says any.
     #[serde(skip)]
     pub hedge: Option<hedge::Settings>,
@@ -176,6 +183,7 @@ impl Settings {
             rewrite: Rewrite::default(),
             timeout: None,
             retry: None,
+            fallback: None,
             hedge: None,
         }
     }
@@ -183,6 +191,7 @@ impl Settings {
     /// The upstreams it leads to, each with its share and what is in force there: those of `split`, or the one.
     pub fn arms(&self) -> Vec<Arm> {
         let only = self.upstream.iter().map(|upstream| Arm {
+            fallback: self.fallback.clone(),
             hedge: self.hedge.clone(),
             ..Arm::of(upstream, self.timeout.clone(), self.retry.clone())
         });
@@ -193,7 +202,7 @@ impl Settings {
 impl Arm {
     /// All that goes to `upstream`, with what is in force there over its own.
     pub fn of(upstream: &str, timeout: Option<timeout::Settings>, retry: Option<retry::Settings>) -> Self {
-        Self { upstream: upstream.to_owned(), weight: 1, timeout, retry, hedge: None }
+        Self { upstream: upstream.to_owned(), weight: 1, timeout, retry, hedge: None, fallback: None }
     }
 }
 

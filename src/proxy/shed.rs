@@ -68,16 +68,13 @@ pub fn admit<'a>(worker: &Worker, request: &Request, routed: &'a Routed) -> Resu
 
 impl Admitted<'_> {
     /// What became of it: whether the upstream had no room for it, or has done something about it.
-    pub fn settle(self, served: &Result<Box<FromUpstream>, Error>) {
+    pub fn settle(self, request: &Request, served: &Result<Box<FromUpstream>, Error>) {
         let Some(shed) = self.0 else { return };
-        match served {
-            Ok(_) => shed.completed(),
-            Err(error) => match error.reason {
-                Reason::ConcurrencyLimited | Reason::QueueFull | Reason::QueueTimeout => shed.refused(),
-                // Nobody was asked.
-                Reason::BreakerOpen | Reason::NoHealthyEndpoint | Reason::Draining | Reason::LoadShed => {}
-                _ => shed.completed(),
-            },
+        match served.as_ref().map_err(|error| error.reason) {
+            Err(Reason::ConcurrencyLimited | Reason::QueueFull | Reason::QueueTimeout) => shed.refused(),
+            // Where nobody was asked (an open breaker, too little time), there is nothing to learn.
+            _ if request.record.attempts == 0 => {}
+            _ => shed.completed(),
         }
     }
 }

@@ -12,8 +12,9 @@ use super::activity::Activity;
 use super::chain::Chain;
 use super::listener::{Settings, Trust};
 use super::route::{self, Route};
+use crate::policy::fallback::Triggers;
 use crate::policy::retry::Rules;
-use crate::policy::{hedge, retry, timeout};
+use crate::policy::{fallback, hedge, retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
 use crate::tls::server::Server;
 use crate::units::Ratio;
@@ -84,10 +85,22 @@ pub struct Target {
     pub retry: retry::Settings,
     /// The same, compiled.
     pub rules: Rules,
+    /// What is done about failures, where anything is.
+    pub fallback: Option<Arc<Standby>>,
     /// Hedges: the upstream's with the route's over them.
     pub hedge: hedge::Settings,
     /// Its series.
     pub metrics: Arc<RouteMetrics>,
+}
+
+/// What is done about a target's failures.
+pub struct Standby {
+    /// The upstream's settings with the route's over them.
+    pub settings: fallback::Settings,
+    /// `on`, compiled.
+    pub on: Triggers,
+    /// The place of the target that may answer in its stead.
+    pub elsewhere: Option<usize>,
 }
 
 impl Snapshot {
@@ -116,6 +129,7 @@ impl Snapshot {
                 timeout: arm.timeout.unwrap_or_else(|| of_upstream.timeout.clone()),
                 rules: Rules::new(&retry),
                 retry,
+                fallback: Standby::new(arm.fallback.as_ref().unwrap_or(&of_upstream.fallback)),
                 hedge: arm.hedge.unwrap_or_else(|| of_upstream.hedge.clone()),
                 metrics: metrics.route(listener, &route.name, &arm.upstream),
                 chain: Arc::clone(chain),
@@ -141,6 +155,14 @@ impl Snapshot {
                             targets.push(target);
                         }
                     }
+                    for at in first..targets.len() {
+                        let Some(other) = targets[at].goes_elsewhere().map(str::to_owned) else { continue };
+                        let place = targets.len();
+                        if let Some(elsewhere) = target(&name, &route, route::Arm::of(&other, None, None)) {
+                            targets.push(Target { fallback: None, ..elsewhere });
+                            targets[at].set_elsewhere(place);
+                        }
+                    }
                     if let Some(mirror) = &route.settings.mirror
                         && let Some(chain) = chains.get(&mirror.upstream)
                     {
@@ -149,7 +171,8 @@ impl Snapshot {
                         let hedge = Some(hedge::Settings::default());
                         let arm = route::Arm { hedge, ..route::Arm::of(&mirror.upstream, None, Some(retry)) };
                         let place = targets.len();
-                        targets.extend(target(&name, &route, arm));
+                        let mirror_target = target(&name, &route, arm);
+                        targets.extend(mirror_target.map(|target| Target { fallback: None, ..target }));
                         let mirrored = &mut targets[first..place];
                         mirrored.iter_mut().for_each(|target| target.mirror = Some((place, mirror.ratio)));
                     }
@@ -177,7 +200,23 @@ impl Snapshot {
                 }
             })
             .collect();
-        Self { listeners, chains }
+        let snapshot = Self { listeners, chains };
+        snapshot.size_stores();
+        snapshot
+    }
+
+    /// Each upstream's store gets the most that the upstream or one of its routes asks for.
+    fn size_stores(&self) {
+        let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
+        for target in self.listeners.iter().flat_map(|listener| &listener.targets) {
+            if let Some(stale) = target.fallback.as_ref().and_then(|standby| standby.settings.stale) {
+                let size = sizes.entry(&target.chain.upstream.name).or_default();
+                *size = stale.max_size.bytes().max(*size);
+            }
+        }
+        for (name, chain) in &self.chains {
+            chain.store.set_max(sizes.get(name.as_str()).copied().unwrap_or(0));
+        }
     }
 
     /// The same with only those listeners that `stays` says. The chains are the same ones: whoever works for them, such
@@ -224,6 +263,30 @@ fn series(settings: &Settings, name: &str, metrics: &Metrics) -> Arc<ListenerMet
         series.expect_handshakes();
     }
     series
+}
+
+impl Standby {
+    /// What `settings` ask for; none where that is nothing.
+    fn new(settings: &fallback::Settings) -> Option<Arc<Self>> {
+        settings.is_on().then(|| {
+            Arc::new(Self { on: Triggers::new(&settings.on), settings: settings.clone(), elsewhere: None })
+        })
+    }
+}
+
+impl Target {
+    /// The upstream that may answer in its stead.
+    fn goes_elsewhere(&self) -> Option<&str> {
+        let elsewhere = self.fallback.as_ref()?.settings.upstream.as_deref()?;
+        // One that stands for all in `[defaults]` may stand for itself.
+        (*elsewhere != *self.chain.upstream.name).then_some(elsewhere)
+    }
+
+    fn set_elsewhere(&mut self, place: usize) {
+        if let Some(standby) = self.fallback.as_mut().and_then(Arc::get_mut) {
+            standby.elsewhere = Some(place);
+        }
+    }
 }
 
 impl Listener {

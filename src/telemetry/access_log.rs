@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::cells::SharedCounter;
-use super::labels::{RequestOutcome, Winner};
+use super::labels::{RequestOutcome, Substitute, Winner};
 use super::spool::{self, Spool, Target, Writer};
 use super::timestamp::Stamps;
 use super::{AccessLogSettings, Format, Only};
@@ -95,6 +95,8 @@ pub struct Line<'a> {
     pub outcome: RequestOutcome,
     /// Why Outrigger answered, or ended the message, itself.
     pub reason: Option<Reason>,
+    /// What the client got in place of the failure that `reason` names, or of an upstream's bad answer.
+    pub fallback: Option<Substitute>,
     /// The rate limit that refused it, or would have; empty: none.
     pub rate_limit: &'a str,
     /// How often it was sent to the upstream.
@@ -117,7 +119,7 @@ impl Line<'_> {
     /// Whether `only = "failures"` wants it: something went wrong, or needed more than one attempt. What is the
     /// client's own fault goes without a line, unless Outrigger refused it.
     pub fn is_failure(&self) -> bool {
-        is_failure(self.outcome, self.reason, self.attempts)
+        self.fallback.is_some() || is_failure(self.outcome, self.reason, self.attempts)
     }
 }
 
@@ -292,6 +294,11 @@ impl Line<'_> {
             }
             None => out.extend_from_slice(b"null"),
         }
+        if let Some(fallback) = self.fallback {
+            out.extend_from_slice(b",\"fallback\":\"");
+            out.extend_from_slice(fallback.label().as_bytes());
+            out.push(b'"');
+        }
         if !self.rate_limit.is_empty() {
             out.extend_from_slice(b",\"rate_limit\":\"");
             escape(out, self.rate_limit.as_bytes(), usize::MAX);
@@ -333,6 +340,10 @@ impl Line<'_> {
         if let Some(reason) = self.reason {
             out.extend_from_slice(b" reason=");
             out.extend_from_slice(reason.label().as_bytes());
+        }
+        if let Some(fallback) = self.fallback {
+            out.extend_from_slice(b" fallback=");
+            out.extend_from_slice(fallback.label().as_bytes());
         }
         for (name, value) in [
             (&b" rate_limit="[..], self.rate_limit),

@@ -175,6 +175,31 @@ impl Effect {
     }
 }
 
+/// What a client got in place of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Substitute {
+    /// The last good answer.
+    Stale,
+    /// The answer of another upstream.
+    Upstream,
+    /// A fixed answer.
+    Response,
+}
+
+impl Substitute {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Stale, Self::Upstream, Self::Response];
+
+    /// The word in the metric's `kind` and in the log.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::Upstream => "upstream",
+            Self::Response => "response",
+        }
+    }
+}
+
 /// Where a breaker stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // explained in policy::breaker
@@ -402,19 +427,27 @@ pub enum Limit {
     Http2PingTimeout,
     /// An HTTP/2 client that took nothing of what is written to it.
     Http2WriteTimeout,
+    /// `fallback.stale.max_size`: kept answers went for others, or an answer was not kept.
+    StaleStore,
+    /// An answer larger than one may be in the store.
+    StaleAnswer,
+    /// Requests that wait for the answer to one like them.
+    Followers,
+    /// An answer too large to be shared.
+    SharedAnswer,
 }
 
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 32] = {
+    pub const ALL: [Self; 36] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, PriorityUnreadable,
             EndpointSeries, AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, RateLimitKeys, Http2Resets, Http2StreamErrors, Http2Headers,
             Http2Pings, Http2Settings, Http2Priorities, Http2WindowUpdates, Http2EmptyFrames, Http2SmallFrames,
-            Http2OtherFrames, Http2PingTimeout, Http2WriteTimeout,
+            Http2OtherFrames, Http2PingTimeout, Http2WriteTimeout, StaleStore, StaleAnswer, Followers, SharedAnswer,
         ]
     };
 
@@ -453,6 +486,10 @@ impl Limit {
             Self::Http2OtherFrames => "http2_other_frames",
             Self::Http2PingTimeout => "http2_ping_timeout",
             Self::Http2WriteTimeout => "http2_write_timeout",
+            Self::StaleStore => "stale_store",
+            Self::StaleAnswer => "stale_answer",
+            Self::Followers => "followers",
+            Self::SharedAnswer => "shared_answer",
         }
     }
 }
@@ -521,6 +558,7 @@ mod tests {
         assert!(ConnectResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
         assert!(HandshakeResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
+        assert!(Substitute::ALL.iter().enumerate().all(|(index, kind)| *kind as usize == index));
         assert!(Ejection::ALL.iter().enumerate().all(|(index, why)| *why as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));

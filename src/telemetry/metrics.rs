@@ -24,7 +24,7 @@ use super::cells::{
 };
 pub use super::labels::{
     AttemptOutcome, BreakerState, ConnectResult, Effect, Ejection, HandshakeResult, Limit, Refused,
-    RequestOutcome, Winner, Words,
+    RequestOutcome, Substitute, Winner, Words,
 };
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
@@ -162,6 +162,9 @@ pub struct UpstreamShard {
     hedges_skipped: Box<[Counter]>,
     rejected: [[Counter; Effect::ALL.len()]; Reason::ALL.len()],
     connects: [Counter; ConnectResult::ALL.len()],
+    fallbacks: [[Counter; Effect::ALL.len()]; Substitute::ALL.len()],
+    /// Requests that got the answer to another one that asked the same.
+    pub coalesced: Counter,
 }
 
 /// The metrics of a route.
@@ -215,7 +218,7 @@ impl Metrics {
             version: version.to_owned(),
             commit: commit.to_owned(),
             overhead: (0..workers).map(|_| OverheadShard(Histogram::new(&OVERHEAD))).collect(),
-            limits: Default::default(),
+            limits: std::array::from_fn(|_| SharedCounter::default()),
             panics: SharedCounter::default(),
             log_dropped: Arc::default(),
             config: ConfigMetrics {
@@ -409,6 +412,8 @@ impl UpstreamShard {
             hedges_skipped: counters(&words.hedges_skipped),
             rejected: Default::default(),
             connects: Default::default(),
+            fallbacks: Default::default(),
+            coalesced: Counter::default(),
         }
     }
 
@@ -452,6 +457,12 @@ impl UpstreamShard {
     #[inline]
     pub fn rejected(&self, reason: Reason, effect: Effect) -> &Counter {
         &self.rejected[reason.index()][effect as usize]
+    }
+
+    /// Failures in whose place the client got something else, or would have.
+    #[inline]
+    pub fn fallbacks(&self, kind: Substitute, effect: Effect) -> &Counter {
+        &self.fallbacks[kind as usize][effect as usize]
     }
 
     /// Attempts to connect.

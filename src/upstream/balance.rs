@@ -40,11 +40,12 @@
 //!
 //! **The last choice.** Endpoints out of service are asked where all in service are at 1.4 x their fair share or more,
 //! and up to their own. An endpoint's fair share is its weight's part of all that the upstream may have in flight
-//! (`concurrency.limit`, streams apart), all of its tier counted, in service or not: what it would carry at
+//! (the `max` of `concurrency.limit`, streams apart), all of its tier counted, in service or not: what it would carry at
 //! full load if nobody was missing. So there is no cliff: the fewer are left, the earlier the others help, request by
 //! request. Rejected: a share of what is in flight just now (where one of three is out the others carry 1.5 x their
-//! share of it at any load, and a dead endpoint would always get requests); Envoy's threshold of 50 %, at which half
-//! of all requests go to endpoints that are known to be dead.
+//! share of it at any load, and a dead endpoint would always get requests), or of a limit as it is learnt (that is what
+//! those in service can do, so the same happens whenever they have enough to do; such a limit refuses instead);
+//! Envoy's threshold of 50 %, at which half of all requests go to endpoints that are known to be dead.
 //!
 //! **Tried** endpoints are left out while an untried one is in service; else the one that failed least recently is
 //! next. But where the last one tried was not even reached, an untried one that is out of service comes first: when

@@ -40,7 +40,7 @@ use self::pool::Wanted;
 use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, concurrency, failure, hedge, rate_limit, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, fallback, hedge, rate_limit, retry, shed, timeout};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 use crate::tls::client::{self, Client};
 use crate::transport::proxy_protocol::{Ends, Introduction, Version};
@@ -90,6 +90,8 @@ pub struct Settings {
     pub outlier: outlier::Settings,
     /// Checks of endpoints whose traffic says nothing.
     pub health: health::Settings,
+    /// What clients get in place of a failure.
+    pub fallback: fallback::Settings,
 }
 
 /// A service that requests go to, with who can answer at the moment. One for the process.

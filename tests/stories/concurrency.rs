@@ -307,3 +307,31 @@ async fn many_clients_share_few_slots() {
     proxy.rests().await;
     assert!(app.connections() <= 8, "a few slots need few connections: {}", app.connections());
 }
+
+#[tokio::test]
+async fn twenty_streams_starve_nobody_at_a_small_limit() {
+    let stream = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
+    let app = (0..20).fold(Upstream::that(), |app, _| app.answers_raw(stream).then_hangs());
+    let app = app.answers(200).start().await;
+    let proxy = Config::over([&app])
+        .plain()
+        .upstream("concurrency.limit = { kind = \"gradient\", initial = 4, min = 4, max = 4 }")
+        .start()
+        .await;
+    let mut streams = Vec::new();
+    for number in 1..=20 {
+        let mut client = proxy.connect().await;
+        client.send(get("/events")).await;
+        assert_eq!(client.head().await.expect("a head").status, 200, "stream {number}");
+        streams.push(client);
+    }
+    assert_eq!(proxy.metric(IN_FLIGHT).await, 0.0);
+    assert_eq!(proxy.metric("outrigger_streams{upstream=app}").await, 20.0);
+
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/").await.status, 200);
+    }
+
+    drop(streams);
+    proxy.rests().await;
+}

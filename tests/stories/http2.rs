@@ -46,7 +46,7 @@ async fn a_listener_may_speak_one_only() {
 #[tokio::test]
 async fn streams_run_side_by_side() {
     let app = Upstream::that().answers(200).with_body("hello").holds().start().await;
-    let proxy = Config::over([&app]).start().await;
+    let proxy = Config::over([&app]).wide().start().await;
     let client = Http2::connect(proxy.listener()).await;
 
     let requests: Vec<_> = (0..32)

@@ -447,7 +447,7 @@ async fn an_upload_waits_for_the_upstreams_window_and_stalls_nobody_else() {
 #[tokio::test]
 async fn clients_that_do_not_read_stall_nobody_else() {
     let app = Http2Upstream::that().answers(200).with_body(vec![b'y'; 8 << 20]).start().await;
-    let proxy = over([&app]).one_worker().start().await;
+    let proxy = over([&app]).wide().one_worker().start().await;
     let mut deaf = Vec::new();
     for number in 1..=20 {
         let mut client = proxy.connect().await;

@@ -282,6 +282,20 @@ async fn a_long_answer_is_charged_while_it_flows() {
 }
 
 #[tokio::test]
+async fn what_flows_over_a_websocket_is_charged_while_it_is_open() {
+    let agree = "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    let app =
+        Upstream::that().answers_raw(format!("{agree}{}", "x".repeat(20_000))).answers(200).start().await;
+    let proxy = limited(&app, &["{ rate = \"100B/h\", burst = \"15kB\" }"]).start().await;
+    let mut socket = proxy.connect().await;
+    socket.send(with("/chat", "connection: Upgrade\r\nupgrade: websocket\r\n")).await;
+    assert_eq!(socket.head().await.expect("a head").status, 101);
+    socket.bytes(20_000).await;
+
+    proxy.get("/").await.must_be(429, "rate_limited");
+}
+
+#[tokio::test]
 async fn a_reload_keeps_what_was_taken() {
     let app = app().await;
     let config = |rate: &str, more: &str| {

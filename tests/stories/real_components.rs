@@ -97,7 +97,7 @@ async fn nginx_as_the_upstream_of_http_2() {
         )
     })
     .await;
-    let proxy = nginx.config().http2().start().await;
+    let proxy = nginx.config().wide().http2().start().await;
     let mut client = proxy.connect().await;
     assert_eq!(client.exchange(&get("/small")).await.text(), "hello from a file\n");
     assert_eq!(client.exchange(&client::post("/echo", "body")).await.text(), "POST");
@@ -186,7 +186,7 @@ async fn wrk_as_the_client() {
 #[tokio::test]
 async fn h2load_with_all_streams_and_with_small_windows() {
     let nginx = nginx().await;
-    let proxy = nginx.config().start().await;
+    let proxy = nginx.config().wide().start().await;
     let ways: [(&[&str], &str); 3] = [
         (&["-n3000", "-c2", "-m100"], "small"),
         (&["-n40", "-c2", "-m20", "-w16", "-W16"], "large"),
@@ -206,7 +206,7 @@ async fn h2load_with_all_streams_and_with_small_windows() {
 #[tokio::test]
 async fn h2load_as_the_client() {
     let nginx = nginx().await;
-    let proxy = nginx.config().start().await;
+    let proxy = nginx.config().wide().start().await;
     let mut command = Command::new(program("h2load", "nghttp2-client"));
     command.args(["-n2000", "-c4", "-m16", &format!("http://{}/small", proxy.listener())]);
 

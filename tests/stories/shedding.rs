@@ -233,6 +233,62 @@ async fn an_upstream_that_says_so_falsely_is_not_passed_on() {
     eventually("it is asked again", async || proxy.get("/").await.status == 200).await;
 }
 
+/// What is shed at the source is what the upstream itself would shed: both find the same level for a request.
+#[tokio::test]
+async fn both_find_the_same_level() {
+    use outrigger::policy::key::hash;
+    use outrigger::policy::priority::Priority;
+    use outrigger::policy::shed::level::level;
+
+    // The level at which half of the normal requests are shed.
+    const HALF: u16 = 320;
+    let routes = "[[listener.route]]\nmatch = { path_prefix = \"/old\" }\nupstream = \"app\"\nrewrite = { prefix = \"/new\" }\n";
+    for key in ["header:x-user", "cookie:session", "path", "request", "class"] {
+        let said = format!("{HALF};key={key};unmarked=normal");
+        let app = Upstream::that().answers(200).with_field("x-outrigger-cutoff", &said).start().await;
+        let proxy = Config::over([&app]).plain().upstream(BY_LOAD).and(routes).start().await;
+        let mut served = 1;
+        assert_eq!(proxy.get("/").await.status, 200, "nothing was said yet");
+        for number in 0..24 {
+            let fields = format!(
+                "x-user: u{number}\r\nCookie: a=b; session=s{number}\r\nx-request-id: id-{number}\r\n"
+            );
+            let value = match key {
+                "header:x-user" => format!("u{number}"),
+                "cookie:session" => format!("s{number}"),
+                "path" => format!("/new/{number}"),
+                _ => format!("id-{number}"),
+            };
+            let seconds = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+            let of = |seconds| level(Priority::Normal, hash(value.as_bytes()), seconds);
+            if of(seconds - 2) != of(seconds + 2) {
+                continue; // its hour turns just now
+            }
+            // Only whole classes can be shed where callers cannot be told apart, and this one is shed in part.
+            let is_shed = key != "class" && of(seconds) >= HALF;
+
+            let response = asked(&proxy, &format!("/old/{number}?a=b"), &fields).await;
+
+            assert_eq!(response.is_for("load_shed"), is_shed, "{key}: {value} has level {}", of(seconds));
+            served += usize::from(!is_shed);
+        }
+        assert_eq!(app.seen(), served);
+        assert!(key == "class" || (5..21).contains(&served), "{served} of 25");
+
+        let low = asked(&proxy, "/", "x-priority: low\r\nx-user: u1\r\n").await;
+        assert!(low.is_for("load_shed"), "{key}: {low:?}");
+        assert_eq!(asked(&proxy, "/", "x-priority: high\r\n").await.status, 200);
+        let report =
+            app.request(served).field("x-outrigger-shed").expect("it is told what was shed").to_owned();
+        let levels: Vec<u16> = report
+            .split(',')
+            .map(|entry| entry.split('*').next().expect("a level").parse().expect("a number"))
+            .collect();
+        assert!(levels.iter().all(|level| (HALF..512).contains(level)), "{report}");
+        assert!(levels.iter().any(|level| *level >= 384), "{report}");
+    }
+}
+
 /// Asks with these fields.
 async fn asked(proxy: &Proxy, path: &str, fields: &str) -> Response {
     proxy.connect().await.exchange(&format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).await
@@ -257,6 +313,55 @@ async fn a_process_in_need_sheds_low_then_normal_and_no_more() {
     }
     assert_eq!(proxy.metric(CUTOFF).await, 256.0);
     assert!(proxy.metric(SHED).await >= 2.0);
+}
+
+/// A process that gets no time: stopped for 200 ms, let go on for 10 ms, over and over, until dropped.
+struct Starved {
+    over: Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Starved {
+    fn begin(proxy: &Proxy) -> Self {
+        use rustix::process::{Pid, Signal, kill_process};
+        let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let id = Pid::from_raw(i32::try_from(proxy.pid()).expect("an id")).expect("an id");
+        let is_over = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                for (signal, millis) in [(Signal::STOP, 200), (Signal::CONT, 10)] {
+                    kill_process(id, signal).expect("it runs");
+                    std::thread::sleep(Duration::from_millis(millis));
+                }
+            }
+        });
+        Self { over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Starved {
+    fn drop(&mut self) {
+        self.over.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_late_event_loop_sheds_low_until_it_is_in_time_again() {
+    let app = Upstream::that().answers(200).start().await;
+    let shed = "shed = { memory = \"none\", lag = \"90ms\" }";
+    let proxy = Config::over([&app]).plain().upstream(shed).start().await;
+    assert_eq!(asked(&proxy, "/", "x-priority: low\r\n").await.status, 200);
+
+    let starved = Starved::begin(&proxy);
+    eventually("low is shed", async || asked(&proxy, "/", "x-priority: low\r\n").await.is_for("load_shed"))
+        .await;
+    assert_eq!(asked(&proxy, "/", "x-priority: high\r\n").await.status, 200);
+
+    drop(starved);
+    eventually("low passes", async || asked(&proxy, "/", "x-priority: low\r\n").await.status == 200).await;
 }
 
 #[tokio::test]

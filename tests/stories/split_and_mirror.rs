@@ -103,6 +103,7 @@ async fn a_mirror_that_hangs_holds_nobody_up() {
         .routes_only()
         .and("[[listener.route]]\nupstream = \"app\"\nmirror = { upstream = \"shadow\" }")
         .and(&also("shadow", &shadow))
+        .and("concurrency.limit = { kind = \"fixed\", max = 1000 }")
         .start()
         .await;
     let mut client = proxy.connect().await;

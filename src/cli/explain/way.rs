@@ -8,7 +8,7 @@ use super::target::{Target, reaches};
 use crate::config::{Layer, Loaded};
 use crate::policy::mode::Mode;
 use crate::policy::retry::BackoffSettings;
-use crate::policy::{backoff, deadline, hedge, retry, timeout};
+use crate::policy::{backoff, deadline, fallback, hedge, retry, timeout};
 use crate::proxy::listener;
 use crate::proxy::route::{self, Route};
 use crate::units::Ratio;
@@ -60,6 +60,10 @@ pub(super) struct Way<'a> {
 impl Way<'_> {
     fn timeout(&self) -> &timeout::Settings {
         self.arm.timeout.as_ref().unwrap_or(&self.upstream.timeout)
+    }
+
+    fn fallback(&self) -> &fallback::Settings {
+        self.arm.fallback.as_ref().unwrap_or(&self.upstream.fallback)
     }
 
     fn retry(&self) -> &retry::Settings {
@@ -138,6 +142,7 @@ impl Way<'_> {
                 timeouts,
             ),
         ];
+        way.extend(self.rate_limits());
         way.extend(upstream.shed.as_ref().map(|shed| {
             let what = "once for a request: in overload the least important are refused first";
             self.step("shed", what, Some((shed.mode, shed.rollout)), self.values(&path("shed"), shed))
@@ -187,7 +192,6 @@ impl Way<'_> {
                 self.values(&path("connections"), &upstream.connections),
             ),
         ]);
-        way.splice(1..1, self.rate_limits());
         way.extend(tls);
         way.push(self.step(
             "failure",
@@ -195,6 +199,15 @@ impl Way<'_> {
             None,
             self.values(&path("failure"), &upstream.failure),
         ));
+        let fallback = self.fallback();
+        if fallback.is_on() {
+            way.push(self.step(
+                "fallback",
+                "what the client gets if all that came to nothing: stale, then upstream, then response",
+                Some((fallback.mode, fallback.rollout)),
+                self.values(&routed(self.route.fallback.is_some(), "fallback"), fallback),
+            ));
+        }
         way
     }
 
@@ -316,6 +329,12 @@ impl Way<'_> {
             };
             why.push(format!(
                 "{what}: only what was surely not processed is sent again, so the upstream works on it once"
+            ));
+        }
+        let other = self.fallback().upstream.as_ref().filter(|_| self.fallback().mode == Mode::Enforce);
+        if let Some(other) = other {
+            why.push(format!(
+                "if they fail, fallback.upstream sends it to {other:?} besides, within its limits"
             ));
         }
         why.push(format!(

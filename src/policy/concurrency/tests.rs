@@ -22,22 +22,35 @@ fn settings(max: u32, size: u32, timeout: u64) -> Settings {
 }
 
 fn gate(max: u32, size: u32) -> Gate {
-    Gate::new(&settings(max, size, 500))
+    Gate::new(&settings(max, size, 500), start(), 1)
 }
 
 const FAR: u64 = 3_600_000;
 
+fn asked(now: Instant, deadline: Instant) -> Ask {
+    Ask { now, deadline, priority: Priority::Normal, may_queue: true, p50: None }
+}
+
 impl Gate {
     /// Enters with an hour left and nothing known of the upstream.
     fn ask(&mut self, millis: u64) -> Entry {
-        self.enter(at(millis), at(FAR), true, None)
+        self.come(at(millis), at(FAR), None)
+    }
+
+    fn come(&mut self, now: Instant, deadline: Instant, p50: Option<Duration>) -> Entry {
+        self.enter(&Ask { p50, ..asked(now, deadline) })
     }
 
     fn wait_in(&mut self, millis: u64) -> Ticket {
         match self.ask(millis) {
-            Entry::Queued(ticket) => ticket,
+            Entry::Queued { ticket, evicted: None } => ticket,
             other => panic!("a place in the queue, not {other:?}"),
         }
+    }
+
+    /// A slot comes back, of an attempt that has shown nothing.
+    fn back(&mut self, millis: u64) -> Leave {
+        self.leave(at(millis), None, None)
     }
 }
 
@@ -52,7 +65,7 @@ fn slots_come_first_then_places_then_nothing() {
     let first = gate.wait_in(0);
     assert_eq!(reason(gate.ask(0)), Some(Reason::QueueFull));
     assert_eq!((gate.in_flight(), gate.limit(), gate.depth()), (2, 2, 1));
-    assert_eq!(gate.leave(at(10), None), Leave { next: Some(first), skipped: vec![] });
+    assert_eq!(gate.back(10), Leave { next: Some(first), skipped: vec![] });
     assert_eq!((gate.in_flight(), gate.depth()), (2, 0), "the slot went over");
 }
 
@@ -64,7 +77,7 @@ fn who_may_not_queue_does_not() {
 
     let mut gate = gate(1, 10);
     assert_eq!(gate.ask(0), Entry::Slot);
-    let retry = gate.enter(at(0), at(FAR), false, None);
+    let retry = gate.enter(&Ask { may_queue: false, ..asked(at(0), at(FAR)) });
     assert_eq!(reason(retry), Some(Reason::ConcurrencyLimited));
 }
 
@@ -74,7 +87,7 @@ fn busy() -> Gate {
     assert_eq!(gate.ask(0), Entry::Slot);
     for n in 1..=10 {
         let _ = gate.wait_in(n * 10);
-        assert!(gate.leave(at(n * 10), None).next.is_some());
+        assert!(gate.back(n * 10).next.is_some());
     }
     (0..4).for_each(|_| _ = gate.wait_in(100));
     gate
@@ -84,25 +97,25 @@ fn busy() -> Gate {
 fn who_cannot_be_served_in_time_is_refused_at_entry() {
     // The fifth place comes up in 50 ms.
     let cases = [
-        // why                              at   deadline  p50       enters
-        ("enough time", 100, 200, None, true),
-        ("no time after the wait", 100, 150, None, false),
-        ("5 ms after the wait will do", 100, 155, None, true),
-        ("half of them need longer", 100, 200, Some(60), false),
-        ("it has stood for 99 ms", 199, 300, None, true),
-        ("it has stood for 100 ms", 200, 300, None, false),
-        ("then 2 x p50 is short enough", 200, 300, Some(25), true),
+        // why                                       at   deadline  p50    refused, to wait for
+        ("enough time", 100, 200, None, None),
+        ("no time after the wait", 100, 150, None, Some(50)),
+        ("5 ms after the wait will do", 100, 155, None, None),
+        ("half of them need longer", 100, 200, Some(60), Some(50)),
+        ("it has stood for 99 ms", 199, 300, None, None),
+        ("it has stood for 100 ms, and no slot came", 200, 300, None, Some(100)),
+        ("then 2 x p50 is short enough", 200, 400, Some(50), None),
     ];
-    for (why, now, deadline, p50, enters) in cases {
+    for (why, now, deadline, p50, refused) in cases {
         let mut gate = busy();
-        let entry = gate.enter(at(now), at(deadline), true, p50.map(ms));
-        assert_eq!(matches!(entry, Entry::Queued(_)), enters, "{why}: {entry:?}");
-        if !enters {
-            assert_eq!(
+        let entry = gate.come(at(now), at(deadline), p50.map(ms));
+        match refused {
+            None => assert!(matches!(entry, Entry::Queued { .. }), "{why}: {entry:?}"),
+            Some(wait) => assert_eq!(
                 entry,
-                Entry::Rejected { reason: Reason::QueueFull, retry_after: Some(ms(50)) },
+                Entry::Rejected { reason: Reason::QueueFull, retry_after: Some(ms(wait)) },
                 "{why}"
-            );
+            ),
         }
     }
 }
@@ -118,7 +131,7 @@ fn a_wait_longer_than_the_timeout_is_refused_at_entry() {
 fn before_any_slot_came_back_the_wait_follows_littles_law() {
     let mut gate = gate(10, 100);
     (0..10).for_each(|_| assert_eq!(gate.ask(0), Entry::Slot));
-    let entry = gate.enter(at(0), at(1), true, Some(ms(200)));
+    let entry = gate.come(at(0), at(1), Some(ms(200)));
     assert_eq!(entry, Entry::Rejected { reason: Reason::QueueFull, retry_after: Some(ms(20)) });
 }
 
@@ -126,22 +139,25 @@ fn before_any_slot_came_back_the_wait_follows_littles_law() {
 fn a_queue_that_was_empty_in_between_does_not_stand() {
     let mut gate = busy();
     for n in 0..4 {
-        assert!(gate.leave(at(110 + n * 10), None).next.is_some());
+        assert!(gate.back(110 + n * 10).next.is_some());
     }
     (0..4).for_each(|_| _ = gate.wait_in(150));
-    assert!(matches!(gate.enter(at(220), at(400), true, None), Entry::Queued(_)), "it stands since 150 ms");
+    assert!(matches!(gate.come(at(220), at(400), None), Entry::Queued { .. }), "it stands since 150 ms");
 }
 
 #[test]
 fn who_cannot_make_it_any_more_is_skipped_at_exit() {
     let mut gate = gate(1, 10);
     assert_eq!(gate.ask(0), Entry::Slot);
-    let mut enter = |deadline| match gate.enter(at(0), at(deadline), true, Some(ms(20))) {
-        Entry::Queued(ticket) => ticket,
+    let mut enter = |deadline| match gate.come(at(0), at(deadline), Some(ms(20))) {
+        Entry::Queued { ticket, .. } => ticket,
         other => panic!("a place in the queue, not {other:?}"),
     };
     let (late, tight, fine) = (enter(50), enter(119), enter(120));
-    assert_eq!(gate.leave(at(100), Some(ms(20))), Leave { next: Some(fine), skipped: vec![late, tight] });
+    assert_eq!(
+        gate.leave(at(100), None, Some(ms(20))),
+        Leave { next: Some(fine), skipped: vec![late, tight] }
+    );
 }
 
 #[test]
@@ -149,8 +165,8 @@ fn nobody_waits_longer_than_the_timeout_or_their_own_time() {
     let mut gate = gate(1, 10);
     assert_eq!(gate.ask(0), Entry::Slot);
     assert_eq!(gate.wait_in(7).until(), at(507));
-    let hasty = gate.enter(at(7), at(300), true, None);
-    assert!(matches!(hasty, Entry::Queued(ticket) if ticket.until() == at(300)));
+    let hasty = gate.come(at(7), at(300), None);
+    assert!(matches!(hasty, Entry::Queued { ticket, .. } if ticket.until() == at(300)));
 }
 
 #[test]
@@ -161,10 +177,10 @@ fn who_leaves_frees_their_place_at_once() {
     assert!(gate.give_up(first));
     assert!(!gate.give_up(first), "it has left");
     let third = gate.wait_in(0);
-    assert_eq!(gate.leave(at(1), None).next, Some(second));
+    assert_eq!(gate.back(1).next, Some(second));
     assert!(!gate.give_up(second), "it has a slot, and must leave");
-    assert_eq!(gate.leave(at(1), None).next, Some(third));
-    assert_eq!(gate.leave(at(1), None).next, None);
+    assert_eq!(gate.back(1).next, Some(third));
+    assert_eq!(gate.back(1).next, None);
     assert_eq!((gate.in_flight(), gate.depth()), (0, 0));
 }
 
@@ -180,9 +196,9 @@ fn a_reload_keeps_slots_and_places() {
     gate.update(&settings(1, 1, 500));
     let third = gate.wait_in(1);
     for _ in 0..3 {
-        assert_eq!(gate.leave(at(2), None).next, None, "still above the limit");
+        assert_eq!(gate.back(2).next, None, "still above the limit");
     }
-    assert_eq!(gate.leave(at(2), None).next, Some(third));
+    assert_eq!(gate.back(2).next, Some(third));
 }
 
 /// What may happen to a gate.
@@ -217,7 +233,7 @@ proptest! {
         steps in steps(),
     ) {
         let p50 = p50.map(ms);
-        let mut gate = Gate::new(&settings(max, size, 500));
+        let mut gate = Gate::new(&settings(max, size, 500), start(), 1);
         let (mut now, mut slots, mut waiting) = (start(), 0u32, VecDeque::<(Ticket, Instant)>::new());
         let (mut limit, mut places) = (max, size as usize);
         for step in steps {
@@ -226,13 +242,14 @@ proptest! {
                 Step::Pass(millis) => now += ms(millis),
                 Step::Enter(left, may_queue) => {
                     let deadline = now + ms(left);
-                    match gate.enter(now, deadline, may_queue, p50) {
+                    match gate.enter(&Ask { may_queue, p50, ..asked(now, deadline) }) {
                         Entry::Slot => {
                             prop_assert!(waiting.is_empty(), "a newcomer overtook");
                             slots += 1;
                             prop_assert!(slots <= limit);
                         }
-                        Entry::Queued(ticket) => {
+                        Entry::Queued { ticket, evicted } => {
+                            prop_assert!(evicted.is_none(), "all matter alike");
                             prop_assert!(may_queue && ticket.until() <= deadline.min(now + ms(500)));
                             waiting.push_back((ticket, deadline));
                             prop_assert!(waiting.len() <= places);
@@ -242,7 +259,7 @@ proptest! {
                 }
                 Step::Leave if slots > 0 => {
                     slots -= 1;
-                    granted.push(gate.leave(now, p50));
+                    granted.push(gate.leave(now, None, p50));
                 }
                 Step::Leave => {}
                 Step::GiveUp(n) if !waiting.is_empty() => {
@@ -253,7 +270,7 @@ proptest! {
                 Step::Update(max, size) => {
                     (limit, places) = (max, size as usize);
                     gate.update(&settings(max, size, 500));
-                    granted.extend(std::iter::from_fn(|| Some(gate.grant(now, p50)).filter(|leave| *leave != Leave::default())));
+                    granted.extend(std::iter::from_fn(|| Some(gate.grant(now, p50)).filter(|leave| !leave.is_empty())));
                 }
             }
             for leave in granted {
@@ -288,7 +305,7 @@ struct Seen {
 
 /// Twice as many requests as 20 slots can do in 50 ms each, for 20 s; each has `patience`.
 fn overload(patience: Duration) -> Seen {
-    let mut gate = Gate::new(&settings(20, 100, 500));
+    let mut gate = Gate::new(&settings(20, 100, 500), start(), 1);
     let mut draws = fastrand::Rng::with_seed(3);
     let (mut seen, mut now) = (Seen::default(), start());
     let mut in_service: Vec<(Instant, Instant)> = Vec::new(); // ends, deadline
@@ -305,7 +322,7 @@ fn overload(patience: Duration) -> Seen {
                 let (_, deadline) = in_service.swap_remove(n);
                 seen.served += 1;
                 seen.in_time += u32::from(now <= deadline);
-                let leave = gate.leave(now, p50);
+                let leave = gate.leave(now, None, p50);
                 for _ in leave.skipped {
                     waiting.pop_front();
                     seen.timed_out += 1;
@@ -321,9 +338,9 @@ fn overload(patience: Duration) -> Seen {
                 // Poisson, 800 a second.
                 next_arrival += Duration::from_secs_f64(-(1.0 - draws.f64()).ln() / 800.0);
                 let deadline = now + patience;
-                match gate.enter(now, deadline, true, p50) {
+                match gate.come(now, deadline, p50) {
                     Entry::Slot => in_service.push((now + service(&mut draws), deadline)),
-                    Entry::Queued(ticket) => waiting.push_back((ticket, now, deadline)),
+                    Entry::Queued { ticket, .. } => waiting.push_back((ticket, now, deadline)),
                     Entry::Rejected { retry_after, .. } => {
                         assert!(retry_after.is_some(), "who is refused is told when to come back");
                         seen.rejected += 1;

@@ -117,8 +117,9 @@ mod tests {
         };
         assert_eq!(half(1, 100), 100);
         assert_eq!(half(2, 200), 300, "with the half second before");
-        assert_eq!(half(3, 0), 200, "which is forgotten then");
-        assert_eq!(half(4, 2000), 2000, "enough by itself");
+        assert_eq!(half(3, 50), 250, "which is forgotten then");
+        assert_eq!(half(4, 1999), 2049, "not quite enough by itself");
+        assert_eq!(half(4, 2000), 2000, "enough");
         assert_eq!(half(5, 1), 2001);
     }
 

@@ -178,8 +178,10 @@ mod tests {
     fn light_load_sheds_nothing() {
         let busy = Seen { completed: 200, waiting: 8, in_flight: 20, limit: 20, ..Seen::default() };
         assert_eq!(Share::default().step(&busy), Share::default(), "a burst that waits for 20 ms");
-        let one = Seen { completed: 200, refused: 1, in_flight: 20, limit: 20, ..Seen::default() };
-        assert_eq!(Share::default().step(&one), Share::default(), "one refusal");
+        let some = |refused| Seen { completed: 200, refused, in_flight: 20, limit: 20, ..Seen::default() };
+        assert_eq!(Share::default().step(&some(1)), Share::default(), "one refusal");
+        assert_eq!(Share::default().step(&some(3)), Share::default(), "some refusals");
+        assert!(Share::default().step(&some(4)).get() > 0.0, "too many");
     }
 
     proptest! {

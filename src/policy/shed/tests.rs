@@ -158,6 +158,7 @@ fn own_need_sheds_what_matters_least_whatever_the_upstream_does() {
     let memory = |share| Health { memory: 1, memory_share: share, ..Health::default() };
     assert_eq!(shares_at(lag(49), &mut scene, 3), [1.0, 1.0, 1.0, 1.0]);
     assert_eq!(shares_at(lag(50), &mut scene, 2), [1.0, 1.0, 1.0, 0.0]);
+    assert_eq!((scene.shed.admit(383).is_ok(), scene.shed.admit(384).is_ok()), (true, false));
     assert_eq!(shares_at(memory(0.901), &mut scene, 20), [1.0, 1.0, 0.0, 0.0], "it goes on");
     assert_eq!(scene.shed.admit(500), Err(Refusal { own: true, retry_after: TICK }));
     assert_eq!(shares_at(memory(0.1), &mut scene, 6), [1.0, 1.0, 1.0, 1.0]);
@@ -326,6 +327,8 @@ fn news_is_believed_for_two_seconds_and_the_mildest_counts() {
         ("too old", vec![(0, said(200))], 2001, None),
         ("milder", vec![(0, said(200)), (10, said(300))], 20, Some(300)),
         ("harder, but another endpoint may be milder", vec![(0, said(200)), (10, said(100))], 20, Some(200)),
+        ("harder in the next half", vec![(0, said(300)), (1000, said(100))], 1000, Some(300)),
+        ("harder after a silence", vec![(0, said(300)), (2000, said(100))], 2000, Some(100)),
         ("harder for a while", vec![(0, said(200)), (1000, said(100)), (2000, said(100))], 2000, Some(100)),
         ("an answer that says nothing sheds nothing", vec![(0, said(200)), (10, None)], 20, None),
         (

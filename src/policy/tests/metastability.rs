@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use crate::policy::breaker::{self, Breaker, Outcome, Permit};
 use crate::policy::budget::{Budget, Paid};
-use crate::policy::concurrency::{self, Entry, Gate, Leave};
+use crate::policy::concurrency::{self, Ask, Entry, Gate, Leave};
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::{self, Classifier, Verdict};
 use crate::policy::latency::Latency;
-use crate::policy::limit;
+use crate::policy::limit::{self, Lesson, Sample};
+use crate::policy::priority::Priority;
 use crate::policy::queue::Ticket;
 use crate::policy::retry::{self, Cause, Decision, Failed, Rules};
 use crate::policy::{backoff, start, timeout};
@@ -98,7 +99,7 @@ impl Chain {
         let retry = retry::Settings::default();
         Self {
             breaker: Arc::new(Breaker::new(&breaker::Settings::default(), start())),
-            gate: Gate::new(&concurrency),
+            gate: Gate::new(&concurrency, start(), 1),
             budget: Arc::new(Budget::new(&retry.budget, start())),
             latency: Latency::new(start()),
             feasibility: Feasibility::new(start()),
@@ -199,14 +200,19 @@ impl World {
             return self.fail(id);
         };
         request.permit = Some(permit);
-        match chain.gate.enter(now, request.deadline, request.attempts == 1, p50) {
+        let (deadline, may_queue) = (request.deadline, request.attempts == 1);
+        match chain.gate.enter(&Ask { now, deadline, priority: Priority::Normal, may_queue, p50 }) {
             Entry::Slot => self.send(id),
-            Entry::Queued(ticket) => {
+            Entry::Queued { ticket, evicted: _ } => {
                 request.ticket = Some(ticket);
                 self.tickets.insert(ticket, id);
                 self.at(ticket.until() - now, Event::InVain(id));
+                self.grant(p50);
             }
-            Entry::Rejected { .. } => self.fail(id),
+            Entry::Rejected { .. } => {
+                self.fail(id);
+                self.grant(p50);
+            }
         }
     }
 
@@ -304,8 +310,22 @@ impl World {
         let outcome = Outcome { verdict, latency, endpoint: 0, endpoints: 1, connect_timeout: false };
         request.permit.take().expect("admitted").record(self.now, outcome);
         let p50 = chain.latency.p50(self.now);
-        let leave = chain.gate.leave(self.now, p50);
+        let lesson = if verdict == Verdict::Success { Lesson::Served } else { Lesson::Overloaded };
+        let sample = Sample { began: self.now - latency, latency, lesson };
+        let leave = chain.gate.leave(self.now, Some(sample), p50);
         self.serve(leave);
+        self.grant(p50);
+    }
+
+    /// Until nobody is named.
+    fn grant(&mut self, p50: Option<Duration>) {
+        while let Some(chain) = &mut self.chain {
+            let leave = chain.gate.grant(self.now, p50);
+            if leave.is_empty() {
+                break;
+            }
+            self.serve(leave);
+        }
     }
 
     fn serve(&mut self, leave: Leave) {

@@ -237,7 +237,7 @@ async fn own(
     }
     let body = match request.head.method {
         Method::Head => Bytes::new(),
-        _ => Bytes::from(answer.body),
+        _ => answer.body,
     };
     request.record.head_out(answer.status, now);
     let head = head::response(answer.status, fields);

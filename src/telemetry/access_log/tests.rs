@@ -19,6 +19,7 @@ fn line() -> Line<'static> {
         status: 503,
         outcome: RequestOutcome::Rejected,
         reason: Some(Reason::BreakerOpen),
+        fallback: None,
         rate_limit: "",
         attempts: 2,
         hedge: None,
@@ -43,6 +44,16 @@ fn text(line: &Line<'_>) -> String {
 }
 
 #[test]
+fn what_the_client_got_instead_stands_behind_the_reason() {
+    let line = Line { fallback: Some(Substitute::Stale), outcome: RequestOutcome::Ok, status: 200, ..line() };
+    assert!(
+        json(&line).contains(r#""outcome":"ok","reason":"breaker_open","fallback":"stale","attempts":2,"#)
+    );
+    assert!(text(&line).contains(" 200 ok reason=breaker_open fallback=stale upstream="));
+    assert!(Line { reason: None, attempts: 1, ..line }.is_failure(), "a failure it was");
+}
+
+#[test]
 fn a_line_for_machines() {
     let expected = concat!(
         r#"{"ts":"2024-02-29T00:00:01.007Z","request_id":"id-1","client":"10.0.0.7:4711","listener":"egress","#,
@@ -57,6 +68,13 @@ fn a_line_for_machines() {
     let value: serde_json::Value = serde_json::from_str(&json(&unrouted)).expect("JSON");
     assert_eq!(value["reason"], serde_json::Value::Null);
     assert_eq!(value["client"], "[::1]:80");
+}
+
+#[test]
+fn a_line_names_the_rate_limit_that_refused() {
+    let line = Line { reason: Some(Reason::RateLimited), rate_limit: "tenant", ..line() };
+    assert!(json(&line).contains(r#""reason":"rate_limited","rate_limit":"tenant","attempts":"#));
+    assert!(text(&line).contains(" reason=rate_limited rate_limit=tenant upstream="));
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
     AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, Ejection, EndpointMetrics,
-    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, UNTOLD, UpstreamMetrics, Winner,
-    lock,
+    HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, Substitute, UNTOLD, UpstreamMetrics,
+    Winner, lock,
 };
 use crate::reason::Reason;
 use crate::telemetry::cells::{DURATIONS, Distribution, OVERHEAD};
@@ -38,6 +38,8 @@ families! {
     HEDGES = Counter "outrigger_hedges_total" ["upstream", "winner"] "Hedges, sent beside an attempt that was slow, by whose answer the request got.";
     HEDGES_SKIPPED = Counter "outrigger_hedges_skipped_total" ["upstream", "reason"] "Hedges that were not sent, by why; requests that could have none for their method, or before enough was known, included.";
     MIRRORED = Counter "outrigger_mirrored_total" ["upstream"] "Copies of requests that were sent to an upstream as shadow traffic.";
+    FALLBACKS = Counter "outrigger_fallbacks_total" ["upstream", "kind", "mode"] "Failures in whose place the client got something else (enforce) or would have got it (shadow).";
+    COALESCED = Counter "outrigger_coalesced_total" ["upstream"] "Requests that got the answer to another one that asked the same.";
     BREAKER_STATE = Gauge "outrigger_breaker_state" ["upstream", "mode"] "Where the circuit breaker stands: 0 closed, 1 half-open or ramping, 2 open.";
     BREAKER_TRANSITIONS = Counter "outrigger_breaker_transitions_total" ["upstream", "to"] "Transitions of the circuit breaker, by the new state.";
     CONCURRENCY_LIMIT = Gauge "outrigger_concurrency_limit" ["upstream"] "How many attempts may be in flight.";
@@ -234,6 +236,17 @@ impl Metrics {
         }));
         page.push(each(&MIRRORED, &|series, name, upstream| {
             series.value(&[name], upstream.mirrored.get() as f64);
+        }));
+        page.push(each(&FALLBACKS, &|series, name, upstream| {
+            for kind in Substitute::ALL {
+                for effect in Effect::ALL {
+                    let count = upstream.sum(|shard| shard.fallbacks(kind, effect));
+                    series.value(&[name, kind.label(), effect.label()], count as f64);
+                }
+            }
+        }));
+        page.push(each(&COALESCED, &|series, name, upstream| {
+            series.value(&[name], upstream.sum(|shard| &shard.coalesced) as f64);
         }));
         page.push(each(&BREAKER_STATE, &|series, name, upstream| {
             series.value(&[name, *lock(&upstream.breaker_mode)], upstream.breaker_state.get() as f64);

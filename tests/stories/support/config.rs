@@ -71,6 +71,12 @@ impl Config {
         self.upstream("retry.attempts = 1").upstream("breaker.mode = \"off\"")
     }
 
+    /// A thousand attempts may be in flight from the start: what the story is about comes in crowds.
+    #[must_use]
+    pub fn wide(self) -> Self {
+        self.upstream("concurrency.limit = { kind = \"fixed\", max = 1000 }")
+    }
+
     /// The upstream speaks HTTP/1.1, whatever a request asks for.
     #[must_use]
     pub fn http1(self) -> Self {
