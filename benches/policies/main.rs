@@ -53,6 +53,19 @@ fn budget_withdraw(state: (Arc<Budget>, Instant)) {
     steps::budget_withdraw(state);
 }
 
+// What each request pays where hedging is on.
+#[library_benchmark]
+#[bench::known(steps::hedge())]
+fn hedge_of_a_request(state: steps::Hedges) {
+    steps::hedge_of_a_request(state);
+}
+
+#[library_benchmark]
+#[bench::due(steps::hedge())]
+fn hedge_admit(state: steps::Hedges) {
+    steps::hedge_admit(state);
+}
+
 #[library_benchmark]
 #[bench::free(steps::gate(0))]
 fn gate_enter_and_leave(state: (Gate, Instant)) {
@@ -168,6 +181,8 @@ library_benchmark_group!(
         breaker_admit_and_record,
         budget_deposit,
         budget_withdraw,
+        hedge_of_a_request,
+        hedge_admit,
         gate_enter_and_leave,
         gate_queue_and_leave,
         limiter_attempt,

@@ -12,6 +12,7 @@ use outrigger::policy::budget::Budget;
 use outrigger::policy::concurrency::{self, Ask, Entry, Gate};
 use outrigger::policy::deadline::Feasibility;
 use outrigger::policy::failure::{self, Classifier, Verdict};
+use outrigger::policy::hedge::{self, Due, Hedge};
 use outrigger::policy::key;
 use outrigger::policy::latency::Latency;
 use outrigger::policy::limit::{self, Lesson, Limiter, Sample};
@@ -85,6 +86,40 @@ pub(crate) fn budget_deposit((budget, now): (Arc<Budget>, Instant)) {
 pub(crate) fn budget_withdraw((budget, now): (Arc<Budget>, Instant)) {
     for now in instants(now) {
         let _ = black_box(budget.withdraw(black_box(now)).map(drop));
+    }
+}
+
+pub(crate) type Hedges = (Arc<Hedge>, Arc<Budget>, Instant);
+
+// One that knows its percentiles, and has hedges saved up.
+pub(crate) fn hedge() -> Hedges {
+    let (budget, now) = budget();
+    let hedge = Arc::new(Hedge::new(now));
+    let settings = hedge::Settings::default();
+    for n in 0..1000 {
+        hedge.record(now, Duration::from_micros(1000 + n * n));
+        hedge.deposit(settings.budget);
+    }
+    hedge.delay(now, &settings);
+    (hedge, budget, now)
+}
+
+// What each request pays where hedging is on: a deposit, a look at the percentile, and its latency.
+pub(crate) fn hedge_of_a_request((hedge, _, now): Hedges) {
+    let settings = hedge::Settings::default();
+    for (n, now) in (0..).zip(instants(now)) {
+        hedge.deposit(black_box(settings.budget));
+        black_box(hedge.delay(black_box(now), &settings));
+        hedge.record(black_box(now), Duration::from_micros(n * 37));
+    }
+}
+
+// One that is due: sent while both budgets last, refused from then on.
+pub(crate) fn hedge_admit((hedge, budget, now): Hedges) {
+    let settings = hedge::Settings::default();
+    let due = Due { left: LEASE, is_closed: true, has_slot: true, has_endpoint: true };
+    for now in instants(now) {
+        let _ = black_box(hedge.admit(black_box(now), &settings, &due, &budget).map(drop));
     }
 }
 

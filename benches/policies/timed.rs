@@ -49,6 +49,8 @@ const BENCHES: &[Bench] = &[
     ("breaker: admit and record",            || time(steps::breaker, |state| steps::breaker_admit_and_record(state, Verdict::Success))),
     ("retry budget: a first attempt",        || time(steps::budget, steps::budget_deposit)),
     ("retry budget: withdraw",               || time(steps::budget, steps::budget_withdraw)),
+    ("hedge: a request",                     || time(steps::hedge, steps::hedge_of_a_request)),
+    ("hedge: admit one that is due",         || time(steps::hedge, steps::hedge_admit)),
     ("concurrency: enter and leave",         || time(|| steps::gate(0), steps::gate_enter_and_leave)),
     ("concurrency: queue, and grant",        || time(|| steps::gate(1000), steps::gate_queue_and_leave)),
     ("limit: an attempt, gradient",          || time(|| steps::limiter((steps::gradient(), 5)), steps::limiter_attempt)),

@@ -466,6 +466,7 @@ shed.caller = "header:x-user"
             "balance",
             "outlier",
             "health",
+            "fault",
             "connections",
             "failure",
         ];

@@ -299,14 +299,16 @@ async fn the_gates_of_the_retries_bound_hedges_too() {
 
 #[tokio::test]
 async fn hedges_that_never_win_stop() {
-    let app = Upstream::that().answers(200).delays(SLOW).start().await;
+    // The quick ones come first, so that slow ones are slower than most.
+    let quick = (0..70).fold(Upstream::that(), |app, _| app.answers(200));
+    let app = quick.answers(200).delays(SLOW).start().await;
     let wide = "retry.budget = { ratio = 1.0, min_per_second = 1000 }";
     let proxy = Config::over([&app]).upstream(ON).upstream(wide).start().await;
-    for _ in 0..6 {
+    for _ in 0..13 {
         ask(&proxy, 10).await;
     }
     assert_eq!(hedges(&proxy, "first").await, 51.0, "fifty, and one that finds out");
-    assert_eq!((app.seen(), skipped(&proxy, "wins").await), (111, 9.0));
+    assert_eq!((app.seen(), skipped(&proxy, "wins").await), (181, 9.0));
 }
 
 #[tokio::test]
