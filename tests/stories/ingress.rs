@@ -116,7 +116,7 @@ async fn keep_asking(proxy: Arc<Proxy>, number: usize, path: &str, tally: Arc<Ta
         let answer = client.exchange(&request).await;
         match answer.status {
             200 => tally.served.fetch_add(1, SeqCst),
-            503 if answer.field("retry-after").is_some() => {
+            503 => {
                 tokio::time::sleep(PAUSE).await;
                 tally.refused.fetch_add(1, SeqCst)
             }
