@@ -22,7 +22,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use self::settings::{
-    Abort, Asked, Bandwidth, ByteRate, Delay, End, Match, Plan, Reset, Settings, Switch, Truncate, WIDE,
+    Abort, Asked, Bandwidth, Delay, End, Match, Plan, Reset, Settings, Switch, Truncate, WIDE,
 };
 
 /// A fault in force. One for the process: its counts are those of all workers.

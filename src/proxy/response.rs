@@ -234,7 +234,8 @@ impl FromUpstream {
 
     /// The whole body, where all of it has come.
     pub fn whole(&self) -> Option<&[u8]> {
-        let wire = self.wire.as_ref()?;
+        // What an injected fault does to it has not been done yet.
+        let wire = self.wire.as_ref().filter(|_| self.shape.is_none())?;
         if wire.is_done() {
             return Some(&[]);
         }
@@ -363,7 +364,10 @@ impl FromUpstream {
         };
         match gathered {
             Ok(is_whole) => match self.shape.as_ref().map(|shape| shape.poll_whole(cx, remaining)) {
-                Some(Poll::Pending) => Poll::Pending,
+                Some(Poll::Pending) => {
+                    self.hold.tell_limit();
+                    Poll::Pending
+                }
                 Some(Poll::Ready(Passes::Nothing)) => Poll::Ready(Err(self.truncated())),
                 Some(Poll::Ready(_)) | None => Poll::Ready(Ok(is_whole)),
             },

@@ -136,6 +136,44 @@ async fn what_a_fault_hits_by_chance_a_retry_makes_good() {
 }
 
 #[tokio::test]
+async fn a_fallback_stands_in_for_what_a_fault_did() {
+    let app = Upstream::that().answers(200).with_body("whole").start().await;
+    let fallback =
+        "fallback = { on = [\"unreachable\", \"5xx\"], response = { status = 200, body = \"instead\" } }";
+    let cases = [
+        "abort = { status = 503 }",
+        "abort = { status = 500 }",
+        "reset = true",
+        "truncate = \"1B\"",
+        "delay = \"20s\"",
+    ];
+    for fault in cases {
+        let config = Config::over([&app]).plain().within("300ms").upstream(fallback);
+        let proxy = config.upstream(&asked_for(fault)).start().await;
+        let answer = proxy.connect().await.exchange(CHAOS).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "instead"), "{fault}");
+        assert_eq!(proxy.get("/").await.text(), "whole", "{fault}");
+        nobody_is_under_it(&proxy).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_fault_answers_is_shared_with_nobody() {
+    let app = Upstream::that().answers(200).with_body("whole").start().await;
+    // The other one waits for the answer to the first, which is held back and then no answer of the upstream's.
+    let fault = asked_for("delay = \"300ms\", abort = { status = 404 }");
+    let config = Config::over([&app]).plain().upstream("fallback = { coalesce = true }");
+    let proxy = config.upstream(&fault).start().await;
+    let mut hurt = proxy.connect().await;
+    hurt.send(CHAOS).await;
+    eventually("it is under it", async || told(&proxy, 0).await["active"] == 1).await;
+    let mut other = proxy.connect().await;
+    other.send(get("/")).await;
+    hurt.response().await.must_be(404, "fault_injected");
+    assert_eq!(other.response().await.text(), "whole");
+}
+
+#[tokio::test]
 async fn aborts_open_the_breaker_and_it_closes_behind_them() {
     let app = Upstream::that().answers(200).start().await;
     let breaker = "breaker = { min_requests = 5, open_for = { base = \"300ms\" } }";

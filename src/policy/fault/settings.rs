@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::policy::condition;
 use crate::policy::failure::GrpcStatus;
 use crate::policy::priority::Priority;
-use crate::units::{Ratio, Size, Span, span_within, within};
+use crate::units::{Amount, Rate, Ratio, Size, Span, span_within, within};
 
 /// The share of requests that faults may hit without a header that asks for them, unless `allow_wide` is set.
 pub const WIDE: f64 = 0.2;
@@ -135,14 +135,10 @@ pub struct Bandwidth {
     /// The share of requests. Default 1.0.
     #[serde(default = "all")]
     pub ratio: Ratio,
-    /// Bytes of a body in a second, such as `"64KiB/s"`.
-    pub rate: ByteRate,
+    /// Bytes of a body in which time, such as `"64KiB/s"`.
+    #[serde(deserialize_with = "bytes")]
+    pub rate: Rate,
 }
-
-/// Bytes in a second, written `"64KiB/s"`; at least one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(into = "String")]
-pub struct ByteRate(Size);
 
 /// `match`: what a request must be; all that is written must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -263,7 +259,7 @@ impl Settings {
             end: abort.or(reset.map(|_| End::Reset)),
             slow_first_byte: slow_first_byte.map(&mut length),
             truncate: truncate.map(|truncate| truncate.after.bytes()),
-            bandwidth: bandwidth.map(|bandwidth| bandwidth.rate.bytes()),
+            bandwidth: bandwidth.map(|bandwidth| bandwidth.rate.in_a_second().get()),
         };
         (plan != Plan::default()).then_some(plan)
     }
@@ -298,50 +294,6 @@ impl Abort {
             },
             GrpcStatus::code,
         )
-    }
-}
-
-impl ByteRate {
-    /// Bytes in a second.
-    pub const fn bytes(self) -> u64 {
-        self.0.bytes()
-    }
-}
-
-impl std::str::FromStr for ByteRate {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let size = text.strip_suffix("/s").and_then(|size| size.parse::<Size>().ok());
-        size.filter(|size| size.bytes() > 0).map(Self).ok_or_else(|| {
-            format!("{text:?} is not a rate of bytes; write a size and \"/s\", such as \"64KiB/s\"")
-        })
-    }
-}
-
-impl fmt::Display for ByteRate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/s", self.0)
-    }
-}
-
-impl From<ByteRate> for String {
-    fn from(rate: ByteRate) -> String {
-        rate.to_string()
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteRate {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-impl JsonSchema for ByteRate {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "ByteRate".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": r"^(\d+([KMG]iB|kB|MB|GB|B)/s|.*\$\{.*)$", "description": "bytes in a second, such as \"64KiB/s\"" })
     }
 }
 
@@ -386,7 +338,8 @@ impl InShort for Truncate {
 impl InShort for Bandwidth {
     const EXPECTED: &'static str = "a rate such as \"64KiB/s\", or a table { ratio, rate }";
     fn of_text(text: &str) -> Option<Result<Self, String>> {
-        Some(text.parse().map(|rate| Self { ratio: Ratio::ONE, rate }))
+        let rate = bytes(StrDeserializer::<ValueError>::new(text)).map_err(|error| error.to_string());
+        Some(rate.map(|rate| Self { ratio: Ratio::ONE, rate }))
     }
 }
 
@@ -419,6 +372,15 @@ fn short<'de, D: Deserializer<'de>, T: InShort>(deserializer: D) -> Result<Optio
 
 fn jitter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Span>, D::Error> {
     span_within::<_, 1, 300_000>(deserializer).map(Some)
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Rate, D::Error> {
+    let rate = Rate::deserialize(deserializer)?;
+    let cure = "a body has bytes; write a size and a time, such as \"64KiB/s\"";
+    let are_bytes = matches!(rate.amount(), Amount::Bytes(_));
+    are_bytes
+        .then_some(rate)
+        .ok_or_else(|| D::Error::custom(format!("\"{rate}\" is a rate of requests, and {cure}")))
 }
 
 fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
@@ -454,6 +416,6 @@ fn truncate_schema(generator: &mut SchemaGenerator) -> Schema {
 }
 
 fn bandwidth_schema(generator: &mut SchemaGenerator) -> Schema {
-    let short = generator.subschema_for::<ByteRate>();
+    let short = generator.subschema_for::<Rate>();
     or_short::<Bandwidth>(generator, short)
 }
