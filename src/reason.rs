@@ -173,6 +173,11 @@ pub struct Error {
     pub detail: std::borrow::Cow<'static, str>,
     /// Which rate limits there are and how they stand, where one of them is the reason.
     pub quota: Option<Box<Quota>>,
+    /// It did not happen by itself: the policies see `reason`, as if the upstream had done it, and the client is told
+    /// [`Reason::FaultInjected`] ([`Error::told`]).
+    pub is_injected: bool,
+    /// The answer's status and gRPC code, where they are not the reason's own.
+    pub answers_as: Option<(u16, u8)>,
 }
 
 /// What the fields of draft-ietf-httpapi-ratelimit-headers say.
@@ -187,7 +192,42 @@ pub struct Quota {
 impl Error {
     /// `reason` with a detail for log and answer.
     pub fn new(reason: Reason, detail: impl Into<std::borrow::Cow<'static, str>>) -> Self {
-        Self { reason, retry_after: None, detail: detail.into(), quota: None }
+        Self { detail: detail.into(), ..Self::from(reason) }
+    }
+
+    /// The same, brought about by an injected fault.
+    #[must_use]
+    pub fn injected(self) -> Self {
+        Self { is_injected: true, ..self }
+    }
+
+    /// The reason that client, metrics and log are told.
+    pub const fn told_reason(&self) -> Reason {
+        if self.is_injected { Reason::FaultInjected } else { self.reason }
+    }
+
+    /// The same as client, metrics and log are told it: what was injected says so, with the status it had anyway.
+    #[must_use]
+    pub fn told(self) -> Self {
+        if !self.is_injected {
+            return self;
+        }
+        Self {
+            answers_as: Some((self.status(), self.grpc())),
+            reason: Reason::FaultInjected,
+            is_injected: false,
+            ..self
+        }
+    }
+
+    /// The HTTP status of the answer.
+    pub fn status(&self) -> u16 {
+        self.answers_as.map_or(self.reason.status(), |(status, _)| status)
+    }
+
+    /// The gRPC code of the answer to a gRPC request.
+    pub fn grpc(&self) -> u8 {
+        self.answers_as.map_or(self.reason.grpc() as u8, |(_, grpc)| grpc)
     }
 
     /// The same, telling when to come back.
@@ -199,7 +239,14 @@ impl Error {
 
 impl From<Reason> for Error {
     fn from(reason: Reason) -> Self {
-        Self { reason, retry_after: None, detail: std::borrow::Cow::Borrowed(""), quota: None }
+        Self {
+            reason,
+            retry_after: None,
+            detail: std::borrow::Cow::Borrowed(""),
+            is_injected: false,
+            answers_as: None,
+            quota: None,
+        }
     }
 }
 

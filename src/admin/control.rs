@@ -2,6 +2,8 @@
 
 use std::pin::Pin;
 
+use crate::policy::fault;
+
 /// The outcome of a reload, to come: what is in force now, or what was wrong.
 pub type Reload<'a> = Pin<Box<dyn Future<Output = Result<String, String>> + Send + 'a>>;
 
@@ -17,6 +19,13 @@ pub trait Control: Send + Sync + 'static {
     fn config(&self) -> String;
     /// Each upstream by name: endpoints, breaker, limit, in flight, budgets.
     fn upstreams(&self) -> serde_json::Value;
+    /// The faults of each upstream by name: what is in force, until when, and why what is not has ended.
+    fn faults(&self) -> serde_json::Value;
+    /// Injects a fault beside those of the configuration, from now on. False: there is no such upstream.
+    fn put_fault(&self, upstream: &str, fault: fault::Settings) -> bool;
+    /// Ends all faults of an upstream, those of the configuration too, however busy the proxy is. False: there is no such
+    /// upstream.
+    fn end_faults(&self, upstream: &str) -> bool;
     /// Reads the configuration anew. Runs to its end even if the one who asked leaves.
     fn reload(&self) -> Reload<'_>;
     /// Stops taking new work; the process stays.

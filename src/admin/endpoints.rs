@@ -10,6 +10,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 
 use super::control::Control;
+use super::faults::{self, Unfit};
 use super::guard::{Asked, Guard, Header, Refusal, Scope};
 use crate::telemetry::metrics;
 
@@ -31,6 +32,8 @@ enum Page {
     Metrics,
     Config,
     Upstreams,
+    Faults,
+    Fault,
     Reload,
     Drain,
     Quit,
@@ -44,24 +47,30 @@ enum For {
     Admitted,
 }
 
-/// All pages: path, whether it is asked for (GET) or pressed (POST), for whom, and what it is about.
+/// All pages: path, whether it is asked for (GET), pressed (POST) or changed (PUT, DELETE), for whom, and what it is about.
 #[rustfmt::skip]
-const PAGES: [(&str, Page, Use, For, &str); 8] = [
+const PAGES: [(&str, Page, Use, For, &str); 10] = [
     ("/livez",     Page::Live,      Use::Ask,   For::Everybody, "whether the process works"),
     ("/readyz",    Page::Ready,     Use::Ask,   For::Everybody, "whether traffic should come; ?verbose lists the upstreams"),
     ("/metrics",   Page::Metrics,   Use::Ask,   For::Everybody, "metrics for Prometheus"),
     ("/config",    Page::Config,    Use::Ask,   For::Admitted,  "the configuration that runs"),
     ("/upstreams", Page::Upstreams, Use::Ask,   For::Admitted,  "endpoints, breakers, limits, budgets"),
+    ("/faults",    Page::Faults,    Use::Ask,   For::Admitted,  "faults that are injected on purpose, by upstream"),
+    (FAULT,        Page::Fault,     Use::Change, For::Admitted, "injects a fault; GET shows them, DELETE ends all of the upstream's"),
     ("/reload",    Page::Reload,    Use::Press, For::Admitted,  "reads the configuration anew"),
     ("/drain",     Page::Drain,     Use::Press, For::Admitted,  "stops taking new work"),
     ("/quit",      Page::Quit,      Use::Press, For::Admitted,  "drains and ends the process"),
 ];
+
+/// The page of one upstream's faults.
+const FAULT: &str = "/faults/{upstream}";
 
 /// How a page is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
     Ask,
     Press,
+    Change,
 }
 
 impl Use {
@@ -69,6 +78,16 @@ impl Use {
         match self {
             Use::Ask => "GET, HEAD",
             Use::Press => "POST",
+            Use::Change => "GET, HEAD, PUT, DELETE",
+        }
+    }
+
+    /// The method that the list of pages shows.
+    const fn first(self) -> &'static str {
+        match self {
+            Use::Ask => "GET",
+            Use::Press => "POST",
+            Use::Change => "PUT",
         }
     }
 
@@ -76,6 +95,7 @@ impl Use {
         match self {
             Use::Ask => method == Method::GET || method == Method::HEAD,
             Use::Press => method == Method::POST,
+            Use::Change => Use::Ask.takes(method) || method == Method::PUT || method == Method::DELETE,
         }
     }
 }
@@ -86,10 +106,10 @@ impl Site {
         PAGES.iter().filter(move |(_, _, _, whom, _)| scope == Scope::All || *whom == For::Everybody)
     }
 
-    /// Answers a request; its body has been read and means nothing.
-    pub(super) async fn answer(&self, request: &Parts) -> Answer {
-        let Some((_, page, usage, whom, _)) = self.pages().find(|(path, ..)| *path == request.uri.path())
-        else {
+    /// Answers a request; its body has been read, and mostly means nothing.
+    pub(super) async fn answer(&self, request: &Parts, body: &[u8]) -> Answer {
+        let path = request.uri.path();
+        let Some((_, page, usage, whom, _)) = self.pages().find(|(known, ..)| is_at(known, path)) else {
             return text(StatusCode::NOT_FOUND, self.list());
         };
         if *whom == For::Admitted
@@ -101,6 +121,9 @@ impl Site {
             let answer = format!("{} is for {}\n", request.uri.path(), usage.allow());
             let answer = text(StatusCode::METHOD_NOT_ALLOWED, answer);
             return with(answer, header::ALLOW, usage.allow());
+        }
+        if *page == Page::Fault {
+            return self.fault(request, body);
         }
         self.show(*page, request.uri.query().unwrap_or_default()).await
     }
@@ -118,6 +141,7 @@ impl Site {
             Page::Metrics => typed(metrics::CONTENT_TYPE, control.metrics()),
             Page::Config => typed("application/toml", control.config()),
             Page::Upstreams => typed("application/json", format!("{:#}\n", control.upstreams())),
+            Page::Faults | Page::Fault => typed("application/json", format!("{:#}\n", control.faults())),
             Page::Reload => self.reload().await,
             Page::Drain => {
                 control.drain();
@@ -126,6 +150,31 @@ impl Site {
             Page::Quit => {
                 control.quit();
                 text(StatusCode::OK, "draining, then ending\n".to_owned())
+            }
+        }
+    }
+
+    /// What there is of an upstream's faults, after what the request does to them.
+    fn fault(&self, request: &Parts, body: &[u8]) -> Answer {
+        let name = faults::upstream(last_segment(request.uri.path()));
+        let is_known = match request.method {
+            Method::PUT => match faults::read(&request.headers, body, &name) {
+                Ok(fault) => self.control.put_fault(&name, fault),
+                // Whoever mistypes the upstream too learns that first.
+                Err(Unfit { status, text: problems }) if self.control.faults().get(&name).is_some() => {
+                    return text(status, ended(problems));
+                }
+                Err(_) => false,
+            },
+            Method::DELETE => self.control.end_faults(&name),
+            _ => true,
+        };
+        let faults = self.control.faults();
+        match faults.get(&name).filter(|_| is_known) {
+            Some(of_upstream) => typed("application/json", format!("{of_upstream:#}\n")),
+            None => {
+                let names: Vec<&String> = faults.as_object().into_iter().flat_map(|all| all.keys()).collect();
+                text(StatusCode::NOT_FOUND, format!("there is no upstream {name:?}; there are {names:?}\n"))
             }
         }
     }
@@ -146,15 +195,35 @@ impl Site {
     fn list(&self) -> String {
         let mut list = "there is no such page; there are\n".to_owned();
         for (path, _, usage, _, about) in self.pages() {
-            let method = if *usage == Use::Ask { "GET" } else { "POST" };
-            writeln!(list, "  {method:4} {path:10} {about}").expect("memory takes every write");
+            writeln!(list, "  {:4} {path:18} {about}", usage.first()).expect("memory takes every write");
         }
         list
     }
 }
 
+/// How large the body of this request may be. Mostly none is needed; some clients send an empty JSON object.
+pub(super) fn max_body_bytes(request: &Parts) -> usize {
+    if request.method == Method::PUT && is_at(FAULT, request.uri.path()) {
+        faults::MAX_BODY_BYTES
+    } else {
+        1 << 10
+    }
+}
+
+/// Whether a page that is known by `known` stands at `path`.
+fn is_at(known: &str, path: &str) -> bool {
+    match known.strip_suffix("{upstream}") {
+        Some(start) => path.strip_prefix(start).is_some_and(|name| !name.is_empty() && !name.contains('/')),
+        None => known == path,
+    }
+}
+
+fn last_segment(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
 /// 413 or 408: what cannot be answered for its body. The connection ends, since more of it may come.
-pub(super) fn broken_body(status: StatusCode, why: &'static str) -> Answer {
+pub(super) fn broken_body(status: StatusCode, why: &str) -> Answer {
     with(text(status, format!("{why}\n")), header::CONNECTION, "close")
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - `control`: what the API asks of whoever runs the proxy; this room knows no runtime.
 //! - `guard`: who may ask: addresses, tokens, `Host` and `Origin`.
+//! - `faults`: what a fault is that somebody sends.
 //! - `endpoints`: the pages, one line each, and what they answer.
 //! - `server`: connections, and their bounds.
 //!
@@ -10,6 +11,7 @@
 
 mod control;
 mod endpoints;
+mod faults;
 mod guard;
 mod server;
 

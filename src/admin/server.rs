@@ -26,7 +26,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::control::Control;
-use super::endpoints::{Site, broken_body};
+use super::endpoints::{Site, broken_body, max_body_bytes};
 use super::guard::{Guard, Scope};
 
 /// How many connections an address has at once; one more, and the oldest ends.
@@ -37,9 +37,6 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// How many fields it may have.
 const MAX_HEADERS: usize = 64;
-
-/// How large a request's body may be. None is needed; some clients send an empty JSON object.
-const MAX_BODY_BYTES: usize = 1 << 10;
 
 /// How long a client may take for what.
 #[derive(Clone, Copy, Debug)]
@@ -119,12 +116,16 @@ async fn answer(
     body_timeout: Duration,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
-    let too_large = || broken_body(StatusCode::PAYLOAD_TOO_LARGE, "a request's body has at most 1 KiB here");
-    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+    let max = max_body_bytes(&head);
+    let too_large = || {
+        let why = format!("a request's body has at most {} KiB here", max >> 10);
+        broken_body(StatusCode::PAYLOAD_TOO_LARGE, &why)
+    };
+    if body.size_hint().lower() > max as u64 {
         return Ok(too_large());
     }
-    Ok(match timeout(body_timeout, Limited::new(body, MAX_BODY_BYTES).collect()).await {
-        Ok(Ok(_)) => site.answer(&head).await,
+    Ok(match timeout(body_timeout, Limited::new(body, max).collect()).await {
+        Ok(Ok(body)) => site.answer(&head, &body.to_bytes()).await,
         Ok(Err(error)) if error.is::<LengthLimitError>() => too_large(),
         Ok(Err(_)) => broken_body(StatusCode::BAD_REQUEST, "the request's body is broken"),
         Err(_) => broken_body(StatusCode::REQUEST_TIMEOUT, "the request's body did not come in time"),

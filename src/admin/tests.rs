@@ -13,6 +13,7 @@ use super::endpoints::Site;
 use super::guard::Guard;
 use super::server::{PATIENCE, Patience, serve_site};
 use super::{Control, Readiness, Reload, Scope, serve};
+use crate::policy::fault::Settings as Fault;
 
 /// A proxy that does what a test says.
 #[derive(Default)]
@@ -24,6 +25,7 @@ struct Fake {
     gate: Option<Notify>,
     reloaded: Notify,
     pressed: Mutex<Vec<&'static str>>,
+    fault: Mutex<Option<Fault>>,
     crowded: AtomicUsize,
     /// The metrics.
     page: String,
@@ -46,6 +48,19 @@ impl Control for Fake {
     }
     fn upstreams(&self) -> serde_json::Value {
         serde_json::json!({ "app": { "breaker": "closed" } })
+    }
+    fn faults(&self) -> serde_json::Value {
+        let fault = self.fault.lock().expect("no panic");
+        let fault = fault.as_ref().map(|fault| fault.lasts.to_string());
+        serde_json::json!({ "app": { "for": fault } })
+    }
+    fn put_fault(&self, upstream: &str, fault: Fault) -> bool {
+        *self.fault.lock().expect("no panic") = Some(fault);
+        upstream == "app"
+    }
+    fn end_faults(&self, upstream: &str) -> bool {
+        *self.fault.lock().expect("no panic") = None;
+        upstream == "app"
     }
     fn reload(&self) -> Reload<'_> {
         Box::pin(async {
@@ -213,6 +228,8 @@ async fn other_sites_pages_reach_no_button() {
     for (line, headers) in [
         ("POST /quit", "Origin: http://evil.example\r\n"),
         ("POST /quit", "Origin: null\r\n"),
+        ("DELETE /faults/app", "Origin: http://evil.example\r\n"),
+        ("PUT /faults/app", "Host: evil.example\r\n"),
         ("GET /config", "Origin: http://evil.example\r\n"),
         ("POST /quit", "Host: evil.example\r\n"),
     ] {
@@ -270,6 +287,50 @@ async fn a_reload_ends_even_if_its_client_left() {
     drop(stream);
     api.fake.gate.as_ref().expect("there is one").notify_one();
     tokio::time::timeout(Duration::from_secs(10), api.fake.reloaded.notified()).await.expect("it ends");
+}
+
+/// A request with a body of known length.
+async fn send_body(api: &Api, line: &str, body: &str) -> String {
+    let head = "HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length:";
+    api.send(&format!("{line} {head} {}\r\n\r\n{body}", body.len())).await
+}
+
+#[tokio::test]
+async fn a_fault_is_put_shown_and_ended() {
+    let api = Api::loopback(Fake::default()).await;
+    let (none, one) = ("{\n  \"for\": null\n}\n", "{\n  \"for\": \"10s\"\n}\n");
+    let fault = "abort.ratio = 0.1\nfor = \"10s\"";
+    let long = format!("{fault}\n# {}", "x".repeat(9 << 10));
+    let cases = [
+        // line               body                                   status  what is said
+        ("GET /faults", "", "200", "\"app\": {\n    \"for\": null"),
+        ("GET /faults/app", "", "200", none),
+        ("PUT /faults/app", &long, "200", one),
+        ("GET /faults/%61pp", "", "200", one),
+        ("PUT /faults/app", "reset = ", "400", "body:1"),
+        ("PUT /faults/app", "reset = true", "422", "hits 100 % of the requests"),
+        ("GET /faults/app", "", "200", one),
+        ("PUT /faults/other", fault, "404", "there is no upstream \"other\"; there are [\"app\"]"),
+        ("PUT /faults/other", "reset = ", "404", "there is no upstream"),
+        ("GET /faults/other", "", "404", "there is no upstream"),
+        ("DELETE /faults/app", "", "200", none),
+        ("DELETE /faults/other", "", "404", "there is no upstream"),
+        ("POST /faults/app", fault, "405", "GET, HEAD, PUT, DELETE"),
+        ("DELETE /faults", "", "405", "GET, HEAD"),
+        ("GET /faults/", "", "404", "PUT  /faults/{upstream}"),
+        ("GET /faults/a/b", "", "404", "there is no such page"),
+    ];
+    for (line, sent, expected, said) in cases {
+        let answer = send_body(&api, line, sent).await;
+        assert_eq!(status(&answer), expected, "{line} {sent}: {answer}");
+        assert!(body(&answer).contains(said), "{line} {sent}: {answer}");
+    }
+    assert_eq!(status(&send_body(&api, "PUT /faults/app", &"#".repeat(17 << 10)).await), "413");
+    assert_eq!(
+        status(&send_body(&api, "PUT /faults", &"#".repeat(2 << 10)).await),
+        "413",
+        "1 KiB is enough elsewhere"
+    );
 }
 
 #[tokio::test]

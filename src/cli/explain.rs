@@ -452,7 +452,7 @@ shed.caller = "header:x-user"
         assert_eq!(from("retry", "attempts"), said("3", "route \"payments\" line 16"));
         assert_eq!(from("retry", "backoff.base"), said("\"100ms\"", "[upstream.payments] line 28"));
         assert_eq!(from("retry", "backoff.max"), said("\"1s\"", "built in"));
-        assert_eq!(from("shed", "caller"), said("\"header:x-user\"", "[upstream.payments] line 29"));
+        assert_eq!(from("shed", "caller"), said("\"header:x-user\"", "[upstream.payments] line 30"));
         assert_eq!(from("shed", "memory"), said("0.9", "built in"));
         let order: Vec<_> = answer.chain.iter().map(|step| step.name).collect();
         let chain = [
@@ -466,6 +466,7 @@ shed.caller = "header:x-user"
             "balance",
             "outlier",
             "health",
+            "fault",
             "connections",
             "failure",
         ];
@@ -488,9 +489,10 @@ shed.caller = "header:x-user"
             (value.value.clone(), value.from.clone())
         };
         let said = |value: &str, from: &str| (value.to_owned(), from.to_owned());
-        assert_eq!(of(2, "rate"), said("\"100/s\"", "[upstream.payments] line 31"));
+        let lines = FILE.lines().count();
+        assert_eq!(of(2, "rate"), said("\"100/s\"", &format!("[upstream.payments] line {}", lines + 3)));
         assert_eq!(of(2, "burst"), said("100", "built in"));
-        assert_eq!(of(3, "rate"), said("\"6000/m\"", "[defaults.rate_limit] line 34"));
+        assert_eq!(of(3, "rate"), said("\"6000/m\"", &format!("[defaults.rate_limit] line {}", lines + 6)));
         assert_eq!(of(3, "key"), said("all requests share one", "built in"));
         assert!(answer.chain[3].mode.as_deref().is_some_and(|mode| mode.starts_with("shadow")));
     }

@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// The policies that an upstream has, and that `[defaults]` can set for all of them.
-pub(super) const POLICIES: [&str; 12] = [
+pub(super) const POLICIES: [&str; 13] = [
     "failure",
     "timeout",
     "retry",
@@ -24,6 +24,7 @@ pub(super) const POLICIES: [&str; 12] = [
     "outlier",
     "health",
     "fallback",
+    "fault",
 ];
 
 /// Where in the file something stands, in bytes.

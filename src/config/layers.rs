@@ -12,7 +12,9 @@ use super::document::{Layer, Node, POLICIES, Path, Step, Value};
 use super::read::read;
 use super::schema;
 use super::settings::{Admin, Config, Server};
-use crate::policy::{breaker, concurrency, failure, fallback, hedge, rate_limit, retry, shed, timeout};
+use crate::policy::{
+    breaker, concurrency, failure, fallback, fault, hedge, rate_limit, retry, shed, timeout,
+};
 use crate::proxy::{listener, route};
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -20,7 +22,7 @@ use crate::upstream::{self, balance, health, outlier};
 /// The tables at the top of a file.
 const TABLES: [&str; 6] = ["server", "admin", "telemetry", "defaults", "listener", "upstream"];
 /// Those of them that a route may override.
-const ROUTE_POLICIES: [&str; 4] = ["timeout", "retry", "hedge", "fallback"];
+const ROUTE_POLICIES: [&str; 5] = ["timeout", "retry", "hedge", "fallback", "fault"];
 
 /// The most listeners of a file, routes of a listener, upstreams of a file, endpoints of an upstream. Far more
 /// than a sidecar has; so that what compares each with each (`lint`) ends soon whatever the file says.
@@ -120,6 +122,7 @@ fn defaults(root: &mut Node, report: &mut Report) -> Node {
     section::<fallback::Settings>(root, &["defaults", "fallback"], report);
     section::<outlier::Settings>(root, &["defaults", "outlier"], report);
     section::<health::Settings>(root, &["defaults", "health"], report);
+    section::<fault::Settings>(root, &["defaults", "fault"], report);
     let mut defaults = root.get("defaults").cloned().unwrap_or_else(|| Node::empty(root));
     defaults.set_layer(Layer::Defaults);
     defaults
@@ -241,6 +244,7 @@ fn listeners(root: &mut Node, report: &mut Report) -> Vec<listener::Settings> {
                 arm.retry = over(node, "retry", below);
                 arm.fallback = over(node, "fallback", below);
                 arm.hedge = over(node, "hedge", below);
+                arm.fault = over(node, "fault", below);
             }
         }
         listeners.push(listener);

@@ -13,7 +13,7 @@ use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
 use crate::policy::mode::Mode;
 use crate::policy::rate_limit::{self, DEFAULT_NAME};
-use crate::policy::{breaker, fallback, hedge, limit, retry, timeout};
+use crate::policy::{breaker, fallback, fault, hedge, limit, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
 use crate::tls::identity::Identity;
@@ -40,6 +40,11 @@ pub(super) fn check(config: &Config, root: &Node, whole: bool, report: &mut Repo
     for (name, settings) in &config.upstream {
         lint.upstream(&Path::of(&["upstream", name]), settings, config);
     }
+}
+
+/// Checks a fault by itself, which was read from `root` at `path`.
+pub(super) fn fault(root: &Node, path: &Path, settings: &fault::Settings, report: &mut Report) {
+    Lint { root, report }.fault(path, settings);
 }
 
 /// The elements of the list `key` that could be read, with their number in the file.
@@ -327,6 +332,11 @@ impl<'a> Lint<'a> {
             }
             let upstream_path = Path::of(&["upstream", &arm.upstream]);
             let here = |written: bool, key| if written { path.key(key) } else { upstream_path.key(key) };
+            if let Some(fault) = &arm.fault {
+                self.fault(&path.key("fault"), fault);
+            }
+            let fault = arm.fault.as_ref().unwrap_or(&upstream.fault);
+            self.asked_for(&here(arm.fault.is_some(), "fault"), fault, settings);
             let (timeout, retry, hedge) = (&arm.timeout, &arm.retry, &arm.hedge);
             if timeout.is_some() || retry.is_some() || hedge.is_some() {
                 self.in_force(&InForce {
@@ -340,6 +350,11 @@ impl<'a> Lint<'a> {
                     upstream,
                 });
             }
+        }
+        if let Some((name, upstream)) =
+            settings.upstream.as_ref().and_then(|name| config.upstream.get_key_value(name))
+        {
+            self.asked_for(&Path::of(&["upstream", name, "fault"]), &upstream.fault, settings);
         }
         if let Some(tls) = &settings.tls {
             self.certificates(&path.key("tls"), tls.identities().iter());
@@ -464,6 +479,7 @@ impl<'a> Lint<'a> {
         self.outlier(path, settings);
         self.health(&path.key("health"), &settings.health);
         self.limit(path, &settings.concurrency.limit);
+        self.fault(&path.key("fault"), &settings.fault);
         self.capacity(path, settings, config);
         self.balance(&path.key("balance"), &settings.balance);
         self.priorities(path, settings);
@@ -949,6 +965,52 @@ impl<'a> Lint<'a> {
         }
     }
 
+    /// Somebody who comes by this listener can ask for the fault.
+    fn asked_for(&mut self, path: &Path, fault: &fault::Settings, listener: &listener::Settings) {
+        if !fault.is_on() || fault.matches.headers.is_empty() || listener.trust() != Trust::None {
+            return;
+        }
+        let at = path.below("match.headers");
+        let shown = self.written_at(&at, &at);
+        let problem = Problem::new(
+            format!(
+                "`{shown}` asks for nothing at the listener {:?}, which trusts none of its callers",
+                listener.name()
+            ),
+            "list the networks of those who may ask in its `trust`, or match otherwise",
+        );
+        self.say(&at, problem.warning());
+    }
+
+    /// A fault hits few, or those who ask for it, or says that it means all.
+    fn fault(&mut self, path: &Path, fault: &fault::Settings) {
+        // What could not be read may have said less, or whom it is for, and is told already.
+        if !fault.is_on() || !fault.is_too_wide() || self.find(path).0.is_torn() {
+            return;
+        }
+        let widest = fault.kinds().max_by(|(_, one), (_, other)| one.total_cmp(other));
+        let Some((kind, ratio)) = widest else { return };
+        let at = path.key(kind);
+        let ratio_at = at.key("ratio");
+        let at = if self.find(&ratio_at).1 { ratio_at } else { at };
+        let shown = self.written_at(&at, &at);
+        let share = match fault.kinds().count() {
+            1 => format!("`{shown}` hits {} of the requests", percent(ratio)),
+            _ => format!(
+                "`{shown}` and the other kinds hit {} of the requests together",
+                percent(fault.share())
+            ),
+        };
+        let problem = Problem::new(
+            format!("{share}, and no header asks for it"),
+            format!(
+                "add `match = {{ headers = {{ x-chaos = \"on\" }} }}`, stay below {}, or say `allow_wide = true`",
+                percent(fault::WIDE)
+            ),
+        );
+        self.say(&at, problem);
+    }
+
     /// What an upstream may hold at once fits into what holds it.
     fn capacity(&mut self, path: &Path, settings: &upstream::Settings, config: &Config) {
         let max = settings.concurrency.limit.max();
@@ -1012,6 +1074,10 @@ fn all<'a>(node: &'a Node, key: &str) -> impl Iterator<Item = (usize, &'a Node)>
 fn all_upstreams(root: &Node) -> impl Iterator<Item = (&str, &Node)> {
     let entries = root.all_entries().iter().find(|(key, _)| key == "upstream");
     entries.into_iter().flat_map(|(_, node)| node.all_entries()).map(|(name, node)| (name.as_str(), node))
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{} %", (ratio * 10_000.0).round() / 100.0)
 }
 
 /// A length of time or a size as the file writes it.

@@ -10,6 +10,7 @@
 mod diagnostic;
 mod document;
 mod environment;
+mod fault;
 mod layers;
 mod lint;
 mod origin;
@@ -24,6 +25,7 @@ use std::path::Path as FilePath;
 
 pub use diagnostic::{Diagnostic, Problems, Severity};
 pub use document::Layer;
+pub use fault::{NoFault, fault, fault_of_json};
 pub use origin::{Origin, Origins};
 pub use schema::schema;
 pub use settings::{Admin, Config, Server};

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::document::{Path, Step};
 use super::settings::{Admin, Server};
-use crate::policy::{breaker, concurrency, failure, hedge, rate_limit, retry, shed, timeout};
+use crate::policy::{breaker, concurrency, failure, fault, hedge, rate_limit, retry, shed, timeout};
 use crate::proxy::listener;
 use crate::telemetry;
 use crate::upstream::{self, balance, health, outlier};
@@ -42,6 +42,7 @@ fn build() -> Value {
             table::<outlier::Settings>(of, "When an endpoint that is worse than its peers is taken out."),
         ),
         ("health", table::<health::Settings>(of, "Checks of endpoints whose traffic says nothing.")),
+        ("fault", table::<fault::Settings>(of, "What is done to requests on purpose.")),
     ]);
     let mut schema = object([
         ("server", table::<Server>(of, "The process as a whole.")),

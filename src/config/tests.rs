@@ -651,6 +651,22 @@ fn what_contradicts_itself_is_told_by_both_paths() {
             "error: `upstream.app.outlier.eject_for.base` (\"2m\") is longer than `upstream.app.outlier.eject_for.max` (\"1m\", built in)",
         ),
         (
+            "fault.reset = true",
+            "error: `upstream.app.fault.reset` hits 100 % of the requests, and no header asks for it",
+        ),
+        (
+            "fault.abort = { ratio = 0.3, status = 500 }",
+            "error: `upstream.app.fault.abort.ratio` hits 30 % of the requests, and no header asks for it",
+        ),
+        (
+            "fault = { abort = { ratio = 0.15 }, delay = { ratio = 0.1, for = \"1s\" } }",
+            "error: `upstream.app.fault.abort.ratio` and the other kinds hit 23.5 % of the requests together, and no header asks for it",
+        ),
+        (
+            "[defaults.fault]\nbandwidth = \"1KiB/s\"",
+            "error: `defaults.fault.bandwidth` hits 100 % of the requests, and no header asks for it",
+        ),
+        (
             "shed = {}\nconcurrency.mode = \"shadow\"",
             "warning: `upstream.app.shed` is written, but `upstream.app.concurrency.mode` is not \"enforce\": nothing finds out how much is too much",
         ),
@@ -893,6 +909,68 @@ fn a_route_that_never_matches_is_told() {
             "t.toml:3:12: warning: `listener[0].upstream` gets no requests: `listener[0].route[0]` takes all of them; leave one of the two out, or give the route a `match`"
         ]
     );
+}
+
+#[test]
+fn faults_are_written_at_length_or_in_short() {
+    let fault = "[upstream.app.fault]
+        mode = \"enforce\"
+        delay = { ratio = 0.1, for = \"300ms\", jitter = \"50ms\" }
+        abort = { ratio = 0.01, status = 503 }
+        match = { headers = { x-chaos = \"on\" } }
+        for = \"10m\"
+        max_active = 50
+        allow_wide = false";
+    for (in_short, kinds) in [
+        ("", vec!["delay", "abort"]),
+        ("reset = true", vec!["delay", "abort", "reset"]),
+        ("truncate = \"1KiB\"", vec!["delay", "abort", "truncate"]),
+        (
+            "bandwidth = \"1KiB/s\"\nslow_first_byte = \"1s\"",
+            vec!["delay", "abort", "slow_first_byte", "bandwidth"],
+        ),
+    ] {
+        let loaded = parsed(&with(&format!("{fault}\n{in_short}")));
+        assert!(loaded.warnings.is_empty());
+        let written: Vec<_> = loaded.config.upstream["app"].fault.kinds().map(|(kind, _)| kind).collect();
+        assert_eq!(written, kinds, "{in_short}");
+        let again = parse(&loaded.redacted, "t.toml", &environment).expect("what is shown can be run");
+        assert_eq!(again.config.upstream["app"].fault, loaded.config.upstream["app"].fault, "{in_short}");
+    }
+    for (text, expected) in [
+        ("fault.abort = { status = 200 }", "give a whole number from 400 to 599"),
+        ("fault.abort = { reset = true }", "unknown key `reset`"),
+        ("fault.delay = { ratio = 0.1 }", "`for` is missing"),
+        (
+            "fault.delay = 3",
+            "`delay` is 3, but a time such as \"300ms\", or a table { ratio, for, jitter } is needed",
+        ),
+        ("fault.truncate = \"1 parsec\"", "\"1 parsec\" is not a size"),
+        ("fault.match = { header = { a = \"b\" } }", "did you mean `headers`?"),
+        (
+            "fault.match = { priority = [\"urgent\"] }",
+            "\"urgent\" is not one of \"critical\", \"high\", \"normal\", \"low\"",
+        ),
+        ("fault.mode = \"shadow\"", "\"shadow\" is not one of \"enforce\", \"off\""),
+        ("fault.for = \"2d\"", "give a time from \"1ms\" to \"1d\""),
+    ] {
+        let said = said(&with(text));
+        assert!(
+            matches!(said.as_slice(), [only] if only.starts_with("t.toml:6:") && only.contains(expected)),
+            "{text}: {said:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_fault_that_nobody_can_ask_for_is_told() {
+    let ingress = LISTENER.replace("8080\"", "8080\"\ndirection = \"ingress\"");
+    let fault = "fault = { reset = true, match = { headers = { x-chaos = \"on\" } } }";
+    let text = format!("{ingress}{UPSTREAM}{fault}\n");
+    let expected = "warning: `upstream.app.fault.match.headers` asks for nothing at the listener \"127.0.0.1:8080\", which trusts none of its callers";
+    assert!(matches!(said(&text).as_slice(), [only] if only.contains(expected)), "{:#?}", said(&text));
+    let trusted = text.replace("\"ingress\"", "\"ingress\"\ntrust = [\"10.0.0.0/8\"]");
+    assert!(said(&trusted).is_empty(), "{:#?}", said(&trusted));
 }
 
 #[test]
@@ -1147,7 +1225,8 @@ fn every_key(
     missing: &mut BTreeSet<String>,
 ) {
     if let Some(name) = schema["$ref"].as_str() {
-        let of_route = ["timeout", "retry", "hedge", "fallback"].map(|policy| format!("/route/{policy}"));
+        let of_route =
+            ["timeout", "retry", "hedge", "fallback", "fault"].map(|policy| format!("/route/{policy}"));
         let elsewhere = path.starts_with("/defaults") || of_route.iter().any(|table| path.contains(table));
         if !elsewhere && seen.insert(format!("{name} at {path}")) {
             let name = name.trim_start_matches("#/definitions/");
@@ -1229,19 +1308,17 @@ fn what_is_not_built_is_known_by_its_place() {
         address = \"127.0.0.1:1\"
         [[listener.route]]
         upstream = \"a\"
-        fault = {}
         slo = {}
         [upstream.a]
         endpoints = [\"a:1\"]
         discovery = { kind = \"etcd\" }
-        fault = {}
         slo = {}
     ";
     for line in said(text) {
         assert!(line.contains("is not part of this version"), "{line}");
         seen.insert(line);
     }
-    assert_eq!(seen.len(), 7);
+    assert_eq!(seen.len(), 5);
 }
 
 proptest! {

@@ -15,10 +15,8 @@ const REMOVE: &str = "remove it";
 const ROWS: &[Row] = &[
     ("server.state_dir",                      &[], REMOVE),
     ("telemetry.tracing",                     &[], REMOVE),
-    ("listener.*.route.*.fault",              &[], REMOVE),
     ("listener.*.route.*.slo",                &[], REMOVE),
     ("upstream.*.discovery.kind",             &["etcd", "kubernetes"], "give \"dns\", \"dns_srv\" or \"file\""),
-    ("upstream.*.fault",                      &[], REMOVE),
     ("upstream.*.slo",                        &[], REMOVE),
 ];
 

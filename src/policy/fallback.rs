@@ -182,7 +182,10 @@ const _: () = assert!(Reason::ALL.len() <= 32, "Triggers::reasons has a bit for 
 impl Triggers {
     /// What `on` lists.
     pub fn new(on: &[Trigger]) -> Self {
-        let unreachable = || REASONS.into_iter().filter(|reason| matches!(reason.status(), 502..=504));
+        // What was injected has the status of what it stands for.
+        let is_unreachable =
+            |reason: &Reason| *reason != Reason::FaultInjected && matches!(reason.status(), 502..=504);
+        let unreachable = || REASONS.into_iter().filter(is_unreachable);
         let reasons = on.iter().fold(0, |set, trigger| match trigger {
             Trigger::Unreachable => unreachable().fold(set, |set, reason| set | 1 << reason.index()),
             Trigger::Reason(reason) => set | 1 << reason.index(),
@@ -394,6 +397,7 @@ mod tests {
             ("too slow", default, R(Reason::RequestTimeout), true),
             ("refused by the breaker", default, R(Reason::BreakerOpen), true),
             ("shed", default, R(Reason::LoadShed), true),
+            ("made up: it has another status", default, R(Reason::FaultInjected), false),
             ("a rate limit says 429", default, R(Reason::RateLimited), false),
             ("unless it is named", &["rate_limited"], R(Reason::RateLimited), true),
             ("then nothing else", &["rate_limited"], R(Reason::BreakerOpen), false),

@@ -32,7 +32,7 @@ impl Answer {
         let mut push = |known: Name, value: &[u8]| fields.push(known, known.text().as_bytes(), value);
         if grpc {
             push(Name::ContentType, b"application/grpc");
-            push(Name::GrpcStatus, (reason.grpc() as u8).to_string().as_bytes());
+            push(Name::GrpcStatus, error.grpc().to_string().as_bytes());
             push(Name::GrpcMessage, percent_encoded(&format!("{}: {detail}", reason.label())).as_bytes());
             if let Some(after) = error.retry_after {
                 push(
@@ -61,7 +61,7 @@ impl Answer {
             serde_json::json!({
                 "type": "about:blank",
                 "title": reason.title(),
-                "status": reason.status(),
+                "status": error.status(),
                 "detail": detail,
                 "reason": reason.label(),
                 "request_id": String::from_utf8_lossy(request_id),
@@ -69,7 +69,7 @@ impl Answer {
             .to_string()
             .into_bytes()
         };
-        Self { status: if grpc { 200 } else { reason.status() }, fields, body: body.into() }
+        Self { status: if grpc { 200 } else { error.status() }, fields, body: body.into() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One sending of a request. Each policy is asked in the order in which it stands here, and only here:
 //!
-//! breaker -> concurrency: slot or queue -> endpoint -> pool or connect -> wire -> classify.
+//! breaker -> concurrency: slot or queue -> endpoint -> fault -> pool or connect -> wire -> classify.
 //!
 //! What can refuse cheaply comes first, what holds a resource comes last. Only a first attempt may queue: a
 //! retry that waits takes the place of a request that has not been served at all.
@@ -16,6 +16,7 @@ use super::body::Progress;
 use super::chain::carry_out;
 use super::client::Informed;
 use super::context::Routed;
+use super::fault::Injection;
 use super::grpc::{self, Call};
 use super::open::{CONNECT_TIMEOUT, Open, Opening};
 use super::queue::Slot;
@@ -31,11 +32,12 @@ use crate::http1::field::Name;
 use crate::policy::breaker::{Outcome, Permit};
 use crate::policy::concurrency::Ask as Entering;
 use crate::policy::failure::Verdict;
+use crate::policy::fault::{Asked, End, Ruling};
 use crate::policy::limit::{Lesson, Sample};
 use crate::policy::mode::Mode;
 use crate::policy::timeout;
 use crate::reason::{Error, Reason};
-use crate::telemetry::metrics::{AttemptOutcome, Effect};
+use crate::telemetry::metrics::{AttemptOutcome, Effect, FaultKind, Limit};
 use crate::timer::Timer;
 use crate::upstream::endpoint::InFlight;
 use crate::upstream::{Ask, Observed};
@@ -83,7 +85,7 @@ impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if let Some(admitted) = self.admitted.take() {
             let now = Instant::now();
-            let latency = now - admitted.clock.sent.unwrap_or(self.started);
+            let latency = admitted.latency(self.started, now);
             if self.race.is_some_and(Race::is_decided) {
                 return admitted.overtaken(self.worker, self.routed, latency, now);
             }
@@ -230,16 +232,20 @@ impl Admitted {
 
         let mut pending = Pending { worker, routed, started, race, admitted: Some(self) };
         let admitted = pending.admitted.as_mut().expect("it has just been put there");
-        let result = admitted.exchange(worker, routed, request, (timer, client, race), started).await;
+        let by = (timer, client, race);
+        let result = match injected(worker, routed, request, started) {
+            None => admitted.exchange(worker, routed, request, by, started).await,
+            Some(fault) => Box::pin(admitted.suffer(fault, worker, routed, request, by, started)).await,
+        };
         let admitted = pending.admitted.take().expect("it is taken here alone");
 
         let now = Instant::now();
-        // What its client took to send it is not the upstream's latency.
-        let latency = now - admitted.clock.sent.unwrap_or(started);
+        let latency = admitted.latency(started, now);
         chain.upstream.metrics.shard(worker.index).attempt_duration.observe(latency);
         request.record.answered = Some(now);
         match result {
             Ok(mut arrived) => {
+                let is_abort = arrived.abort.is_some();
                 let status = if request.context.grpc { arrived.grpc_status() } else { None };
                 shed::hear(chain, &mut arrived.head.fields, now);
                 let head = &arrived.head;
@@ -275,7 +281,8 @@ impl Admitted {
                     // A probe's head came in time; its body has until it is a stream, which settles the permit.
                     permit.renew(now, *chain.upstream.settings.concurrency.stream_after * 2);
                 }
-                let counted_as = Some(counted_as);
+                let counted_as =
+                    Some(if is_abort { AttemptOutcome::Reason(Reason::FaultInjected) } else { counted_as });
                 let hold =
                     Hold { permit, slot, in_flight, outcome, counted_as, retry_after, is_observed: false };
                 let mode = clock.mode;
@@ -327,7 +334,7 @@ impl Admitted {
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
         }
-        let counted_as = AttemptOutcome::Reason(error.reason);
+        let counted_as = AttemptOutcome::Reason(error.told_reason());
         if error.reason == Reason::ConcurrencyLimited && self.number == 1 {
             chain.upstream.metrics.shard(worker.index).rejected(error.reason, Effect::Enforced).inc();
         }
@@ -346,6 +353,82 @@ impl Admitted {
             slot.shows(Sample { began: now - latency, latency, lesson });
         }
         Failed { error, unprocessed, slot: self.slot.take() }
+    }
+
+    /// The same as [`Admitted::exchange`], with an injected fault: what it takes and comes to looks like its upstream's
+    /// doing to all who learn from it.
+    async fn suffer(
+        &mut self,
+        fault: Injection,
+        worker: &Rc<Worker>,
+        routed: &Routed,
+        request: &mut Request,
+        by: (&Timer, Option<&dyn Informed>, Option<&Race>),
+        started: Instant,
+    ) -> Result<Arrived, Unanswered> {
+        let shard = routed.target().chain.upstream.metrics.shard(worker.index);
+        // A hedge may become due while it waits.
+        let look = |request: &Request| by.2.into_iter().for_each(|race| race.look(request));
+        let mut up = started;
+        if let Some(delay) = fault.plan.delay {
+            shard.faults(FaultKind::Delay).inc();
+            if let Some(permit) = &self.permit {
+                permit.renew(started, delay + send::LEASE);
+            }
+            let in_time = fault.hold(started, delay, self.until(started), || look(request)).await;
+            up = Instant::now();
+            if !in_time {
+                return Err(self.too_late(up));
+            }
+            self.clock.delayed = up - started;
+            self.clock.attempt = self.clock.attempt.map(|attempt| attempt.saturating_sub(self.clock.delayed));
+        }
+        match fault.plan.end {
+            Some(End::Abort(status, code)) => {
+                shard.faults(FaultKind::Abort).inc();
+                let head = worker.response_head();
+                return Ok(Arrived::aborted(head, (status, code), request.context.grpc));
+            }
+            Some(End::Reset) => {
+                shard.faults(FaultKind::Reset).inc();
+                let error = Error::new(Reason::UpstreamReset, "a fault breaks off in place of the upstream");
+                return Err(Unanswered::of(error.injected(), false));
+            }
+            None => {}
+        }
+        let mut arrived = self.exchange(worker, routed, request, by, up).await?;
+        if let Some(slow) = fault.plan.slow_first_byte {
+            shard.faults(FaultKind::SlowFirstByte).inc();
+            let until = self.until(self.clock.sent.unwrap_or(up));
+            if !fault.hold(Instant::now(), slow, until, || look(request)).await {
+                worker.reuse_response_head(arrived.head);
+                return Err(self.too_late(Instant::now()));
+            }
+        }
+        if fault.plan.bandwidth.is_some() {
+            shard.faults(FaultKind::Bandwidth).inc();
+        }
+        arrived.shape = fault.shape(Instant::now(), || worker.timer());
+        Ok(arrived)
+    }
+
+    /// Until when an answer must have come to an attempt that began at `from`.
+    fn until(&self, from: Instant) -> Option<Instant> {
+        let attempt = self.clock.cuts(self.clock.attempt).map(|attempt| from + attempt);
+        attempt.into_iter().chain(self.clock.end()).min()
+    }
+
+    /// Which of its times has passed.
+    fn too_late(&self, now: Instant) -> Unanswered {
+        Unanswered::of(self.clock.over(now).unwrap_or(Reason::AttemptTimeout).into(), false)
+    }
+
+    /// How long the upstream has taken, or has seemed to. What its client took to send the request is not its latency.
+    fn latency(&self, started: Instant, now: Instant) -> Duration {
+        match self.clock.sent {
+            Some(sent) => now - sent + self.clock.delayed,
+            None => now - started,
+        }
     }
 
     /// On what is open to the endpoint, or on a new connection. One that the endpoint closed in that very moment is
@@ -390,7 +473,7 @@ impl Admitted {
                 Ok(()) => {
                     let flows = !progress.has_ended() || wire.unwritten() > 0;
                     let upload = flows.then_some(progress);
-                    return Ok(Arrived { wire, head, upload });
+                    return Ok(Arrived::over(wire, head, upload));
                 }
                 Err(unanswered) => {
                     worker.reuse_response_head(head);
@@ -422,6 +505,31 @@ impl Admitted {
             endpoints: if is_last && verdict == Verdict::Failure { 1 } else { all },
             connect_timeout: false,
         }
+    }
+}
+
+/// What an injected fault does to an attempt that begins at `now`.
+fn injected(worker: &Worker, routed: &Routed, request: &Request, now: Instant) -> Option<Injection> {
+    let target = routed.target();
+    // PERF: mostly there is none.
+    if !target.chain.faults.are_any() {
+        return None;
+    }
+    let head = &request.head;
+    let asked = Asked {
+        priority: routed.priority(&request.context),
+        is_trusted: request.context.trusted,
+        method: head.method_text(),
+        has_header: &|name, value| head.fields.find(name.as_bytes()).any(|found| found == value.as_bytes()),
+    };
+    let endpoints = target.chain.endpoints_for_fault();
+    match target.chain.faults.rule(target.fault.as_ref(), (now, endpoints), &asked, || worker.draw()) {
+        Ruling::Inject(plan, active) => Some(Injection { plan, active }),
+        Ruling::Full => {
+            worker.shared.metrics.limit_reached(Limit::ActiveFaults).inc();
+            None
+        }
+        Ruling::NotMeant | Ruling::Spared => None,
     }
 }
 

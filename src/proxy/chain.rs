@@ -10,6 +10,7 @@ use crate::policy::breaker::{Breaker, StateKind};
 use crate::policy::budget::Budget;
 use crate::policy::deadline::Feasibility;
 use crate::policy::failure::Classifier;
+use crate::policy::fault::{Endpoints, Fault};
 use crate::policy::hedge::Hedge;
 use crate::policy::latency::Latency;
 use crate::policy::mode::Mode;
@@ -18,10 +19,11 @@ use crate::policy::shed::level::LEVELS;
 use crate::policy::shed::{Change, Health, Shedding};
 use crate::reason::Error;
 use crate::telemetry::metrics::{BreakerState, Effect, Metrics, UpstreamShard};
-use crate::upstream::standing::Out;
+use crate::upstream::standing::{Out, Standing};
 use crate::upstream::{Settings, Upstream};
 
 use super::coalesce::Coalescer;
+use super::fault::{Faults, Place};
 use super::queue::Gate;
 use super::store::Store;
 
@@ -51,6 +53,10 @@ pub struct Chain {
     pub store: Arc<Store>,
     /// Who asks the same of it at the moment.
     pub coalescer: Arc<Coalescer>,
+    /// What is done to requests on purpose.
+    pub faults: Arc<Faults>,
+    /// Of those, what the configuration says for requests whose route says nothing of it.
+    pub fault: Option<Arc<Fault>>,
 }
 
 impl Chain {
@@ -89,6 +95,8 @@ impl Chain {
             |old| Arc::clone(&old.budget),
         );
         budget.update(&settings.retry.budget, now);
+        let faults = previous.map_or_else(|| Faults::new(name), |old| Arc::clone(&old.faults));
+        faults.begin();
         Self {
             rate_limits: Limits::new(
                 &settings.rate_limit,
@@ -110,8 +118,20 @@ impl Chain {
             store: previous.map_or_else(|| Arc::new(Store::new(metrics)), |old| Arc::clone(&old.store)),
             coalescer: previous
                 .map_or_else(|| Arc::new(Coalescer::new(metrics, now)), |old| Arc::clone(&old.coalescer)),
+            fault: faults.written(&Place::Upstream, &settings.fault, now),
+            faults,
             upstream,
         }
+    }
+
+    /// What there is of endpoints for a fault, which must not add to a failure. New ones that wait for their first check
+    /// have shown no failure.
+    pub fn endpoints_for_fault(&self) -> Endpoints {
+        let endpoints = self.upstream.endpoints();
+        let is_healthy =
+            |standing: &Standing| !standing.is_out(Out::Ejected) && !standing.is_out(Out::Unhealthy);
+        let healthy = endpoints.usable.iter().filter(|choice| is_healthy(&choice.endpoint.standing)).count();
+        Endpoints { all: endpoints.usable.len() + endpoints.unresolved.len(), healthy }
     }
 
     /// Looks, now and then, whether more or less must be shed; mostly it is not time to.

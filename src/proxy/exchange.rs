@@ -51,15 +51,24 @@ pub async fn exchange(
     if let Some(routed) = mirrored.filter(|_| !is_whole) {
         shadow(worker, request, routed);
     }
-    let mut response = served.unwrap_or_else(|error| Response::Own(refuse(request, &error)));
+    let mut response = match served {
+        // It was the upstream's answer for all who asked; the client learns the truth.
+        Ok(Response::Upstream(answer)) => match answer.injected() {
+            Some(error) => Response::Own(refuse(request, error)),
+            None => Response::Upstream(answer),
+        },
+        Ok(own) => own,
+        Err(error) => Response::Own(refuse(request, error)),
+    };
     shed::tell(request, &mut response);
     response
 }
 
 /// The answer to a request that is not served by an upstream.
-pub fn refuse(request: &mut Request, error: &Error) -> Answer {
+pub fn refuse(request: &mut Request, error: Error) -> Answer {
+    let error = error.told();
     request.record.reason = Some(error.reason);
-    Answer::new(error, request.context.grpc, request.id())
+    Answer::new(&error, request.context.grpc, request.id())
 }
 
 /// Sends a copy of the request on a way of its own.

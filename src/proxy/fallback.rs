@@ -24,7 +24,7 @@ use super::words;
 use super::worker::Worker;
 use crate::http1::field::{Fields, Name};
 use crate::http1::head::{Framing, Method};
-use crate::policy::fallback::{End, concerns_all, is_unprocessed};
+use crate::policy::fallback::{End, Triggers, concerns_all, is_unprocessed};
 use crate::policy::freshness::{Asked, Usable};
 use crate::policy::mode::Mode;
 use crate::policy::retry::Skip;
@@ -41,6 +41,24 @@ enum Came {
     Bad(u16),
     /// Nothing.
     Failed(Error),
+}
+
+impl Came {
+    /// What is told of it, and whether `on` means it. An injected fault is meant as what it stands for, or by its own
+    /// name.
+    fn end(&self, on: &Triggers) -> (End, bool) {
+        let end = match self {
+            Came::Answer(answer) => End::Status(answer.head.status),
+            Came::Copy(kept) => End::Status(kept.status),
+            Came::Bad(status) => End::Status(*status),
+            Came::Failed(error) => {
+                let told = End::Reason(error.told_reason());
+                let answers_as = error.answers_as.is_some_and(|(status, _)| on.hold(End::Status(status)));
+                return (told, on.hold(told) || on.hold(End::Reason(error.reason)) || answers_as);
+            }
+        };
+        (end, on.hold(end))
+    }
 }
 
 /// What a request asks, where its answer may be kept or shared.
@@ -92,13 +110,8 @@ where
         Joined::Asks(lead) => around.ask(asks.as_ref(), lead).await,
     };
 
-    let end = match &came {
-        Came::Answer(answer) => End::Status(answer.head.status),
-        Came::Copy(kept) => End::Status(kept.status),
-        Came::Bad(status) => End::Status(*status),
-        Came::Failed(error) => End::Reason(error.reason),
-    };
-    if standby.on.hold(end) && !around.request.context.upgrade {
+    let (end, is_meant) = came.end(&standby.on);
+    if is_meant && !around.request.context.upgrade {
         let mut found = around.stale(asks.as_ref(), end);
         if matches!(found, Found::Nothing) {
             found = around.elsewhere(&mut came, end).await;
@@ -188,9 +201,15 @@ where
 
     /// Asks the upstream, for those who wait for `lead` too.
     async fn ask(&mut self, asks: Option<&Asks>, lead: Option<Lead>) -> Came {
-        match (self.serve)(self.request, self.routed.clone()).await {
+        let served = (self.serve)(self.request, self.routed.clone()).await;
+        let served = served.and_then(|answer| match answer.injected() {
+            Some(error) => Err(error.told()),
+            None => Ok(answer),
+        });
+        match served {
             Ok(mut answer) => {
-                if let Some(asks) = asks {
+                // What a fault answers is no answer of the upstream's for others; the next one leads.
+                if let Some(asks) = asks.filter(|_| answer.injected().is_none()) {
                     self.copy(asks, &mut answer, lead);
                 }
                 Came::Answer(answer)
@@ -321,7 +340,9 @@ where
         let served = (self.serve)(self.request, self.routed.elsewhere(place)).await;
         self.request.record.routed = Some(self.routed.clone());
         match served {
-            Ok(answer) if !self.standby.on.hold(End::Status(answer.head.status)) => {
+            Ok(answer)
+                if answer.injected().is_none() && !self.standby.on.hold(End::Status(answer.head.status)) =>
+            {
                 paid.refund();
                 let (grpc, is_stream) = (self.request.record.grpc, self.request.record.is_stream);
                 self.stands_in(Substitute::Upstream, end);

@@ -102,7 +102,7 @@ pub fn trailers(error: &Error) -> Fields {
     let message = percent_encoded(&format!("{}: {detail}", reason.label()));
     let mut fields = Fields::default();
     let mut push = |known: Name, value: &[u8]| fields.push(known, known.text().as_bytes(), value);
-    push(Name::GrpcStatus, (reason.grpc() as u8).to_string().as_bytes());
+    push(Name::GrpcStatus, error.grpc().to_string().as_bytes());
     push(Name::GrpcMessage, message.as_bytes());
     fields
 }

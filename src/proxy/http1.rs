@@ -237,7 +237,7 @@ impl One<'_> {
         let (context, _) = Context::read(self.worker, listener, &head, self.peer, false, arrived);
         let record = Record::begin(self.worker, Rc::clone(self.snapshot), index, arrived);
         let mut request = Request::new(self.worker, head, Body::none(), context, record);
-        let answer = refuse(&mut request, &error);
+        let answer = refuse(&mut request, error);
         self.answer(&mut request, Response::Own(answer), false).await
     }
 

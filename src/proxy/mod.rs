@@ -13,6 +13,7 @@ pub mod connection;
 pub mod context;
 pub mod exchange;
 pub mod fallback;
+pub mod fault;
 pub mod grpc;
 pub mod hedge;
 pub mod http1;

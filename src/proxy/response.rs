@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::answer::Answer;
 use super::body::{Body, Progress};
 use super::context::Routed;
+use super::fault::{Passes, Shape};
 use super::grpc::{self, Call};
 use super::queue::Slot;
 use super::record::Record;
@@ -34,7 +35,7 @@ use crate::policy::mode::Mode;
 use crate::policy::retry::{Cause, Skip};
 use crate::policy::timeout::is_evidence;
 use crate::reason::{Error, Reason};
-use crate::telemetry::metrics::{AttemptOutcome, Effect, Limit};
+use crate::telemetry::metrics::{AttemptOutcome, Effect, FaultKind, Limit};
 use crate::timer::Timer;
 use crate::upstream::Observed;
 use crate::upstream::endpoint::InFlight;
@@ -67,23 +68,45 @@ pub struct Hold {
 
 /// An answer's head, and what it came over.
 pub struct Arrived {
-    /// What it came over, behind the head.
-    pub wire: Wire,
+    /// What it came over, behind the head; `None`: nothing follows, since it did not come from anywhere.
+    pub wire: Option<Wire>,
     /// The head.
     pub head: ResponseHead,
     /// How far the request's body has come, where it still flows.
     pub upload: Option<Progress>,
+    /// What an injected fault does to its body.
+    pub shape: Option<Box<Shape>>,
+    /// Its status and gRPC code, where an injected fault answers in the upstream's place.
+    pub abort: Option<(u16, u8)>,
 }
 
 impl Arrived {
+    /// What came over `wire`. `upload`: how far the request's body has come, where it still flows.
+    pub fn over(wire: Wire, head: ResponseHead, upload: Option<Progress>) -> Self {
+        Self { wire: Some(wire), head, upload, shape: None, abort: None }
+    }
+
+    /// The answer of an injected fault, with its status, and its code if it is one of gRPC.
+    pub fn aborted(mut head: ResponseHead, (status, code): (u16, u8), grpc: bool) -> Self {
+        head.status = if grpc { 200 } else { status };
+        if grpc {
+            let mut push =
+                |known: Name, value: &[u8]| head.fields.push(known, known.text().as_bytes(), value);
+            push(Name::ContentType, b"application/grpc");
+            push(Name::GrpcStatus, code.to_string().as_bytes());
+        }
+        Self { wire: None, head, upload: None, shape: None, abort: Some((status, code)) }
+    }
+
     /// The status of the call of gRPC that it answers, if it has come: in the head, or in trailers right behind it.
     pub fn grpc_status(&mut self) -> Option<u8> {
         if let Some(status) = self.head.fields.get(Name::GrpcStatus) {
             return Some(status_or_unknown(status));
         }
         let nobody = &mut Context::from_waker(Waker::noop());
-        match self.wire.poll_data(nobody) {
-            Poll::Ready(Ok(0)) => self.wire.trailers()?.get(Name::GrpcStatus).map(status_or_unknown),
+        let wire = self.wire.as_mut()?;
+        match wire.poll_data(nobody) {
+            Poll::Ready(Ok(0)) => wire.trailers()?.get(Name::GrpcStatus).map(status_or_unknown),
             _ => None,
         }
     }
@@ -131,6 +154,10 @@ pub struct FromUpstream {
     buffered: Option<Reservation>,
     /// The copy that is made of it on its way.
     tee: Option<Box<Tee>>,
+    /// What an injected fault does to its body.
+    shape: Option<Box<Shape>>,
+    /// Its status and gRPC code, where an injected fault answers in the upstream's place.
+    abort: Option<(u16, u8)>,
 }
 
 impl Hold {
@@ -178,8 +205,11 @@ impl FromUpstream {
         now: Instant,
     ) -> Self {
         Self {
+            // What goes on in another protocol has no body.
+            shape: arrived.shape.filter(|_| arrived.head.status != 101),
+            abort: arrived.abort,
             head: arrived.head,
-            wire: Some(arrived.wire),
+            wire: arrived.wire,
             trailers: None,
             upload: arrived.upload,
             hold,
@@ -204,7 +234,8 @@ impl FromUpstream {
 
     /// The whole body, where all of it has come.
     pub fn whole(&self) -> Option<&[u8]> {
-        let wire = self.wire.as_ref()?;
+        // What an injected fault does to it has not been done yet.
+        let wire = self.wire.as_ref().filter(|_| self.shape.is_none())?;
         if wire.is_done() {
             return Some(&[]);
         }
@@ -242,6 +273,12 @@ impl FromUpstream {
             self.become_stream(now);
         }
         Ok(())
+    }
+
+    /// What the client is told in place of it, where an injected fault has answered.
+    pub fn injected(&self) -> Option<Error> {
+        let error = Error::new(Reason::FaultInjected, "a fault answers in place of the upstream");
+        self.abort.map(|answers_as| Error { answers_as: Some(answers_as), ..error })
     }
 
     /// Whether the status of a call of gRPC is still to come.
@@ -326,7 +363,14 @@ impl FromUpstream {
             return Poll::Pending;
         };
         match gathered {
-            Ok(is_whole) => Poll::Ready(Ok(is_whole)),
+            Ok(is_whole) => match self.shape.as_ref().map(|shape| shape.poll_whole(cx, remaining)) {
+                Some(Poll::Pending) => {
+                    self.hold.tell_limit();
+                    Poll::Pending
+                }
+                Some(Poll::Ready(Passes::Nothing)) => Poll::Ready(Err(self.truncated())),
+                Some(Poll::Ready(_)) | None => Poll::Ready(Ok(is_whole)),
+            },
             Err(error) => Poll::Ready(Err(self.broken(error))),
         }
     }
@@ -368,7 +412,8 @@ impl FromUpstream {
                 self.end(body);
                 Poll::Ready(Ok(0))
             }
-            Poll::Ready(Ok(size)) => Poll::Ready(Ok(size)),
+            Poll::Ready(Ok(size)) if self.shape.is_none() => Poll::Ready(Ok(size)),
+            Poll::Ready(Ok(size)) => self.poll_shaped(cx, size),
             Poll::Ready(Err(error)) => Poll::Ready(self.cut(error)),
             Poll::Pending => {
                 let may_be_quiet = self.upload.is_none() || !wire.is_blocked();
@@ -378,6 +423,39 @@ impl FromUpstream {
                 }
             }
         }
+    }
+
+    /// What of a piece of `size` bytes an injected fault lets pass.
+    #[cold]
+    fn poll_shaped(&mut self, cx: &mut Context<'_>, size: usize) -> Poll<Result<usize, Error>> {
+        match self.shape.as_ref().map_or(Poll::Ready(Passes::All), |shape| shape.poll_piece(cx, size)) {
+            Poll::Ready(Passes::Some(size)) => Poll::Ready(Ok(size)),
+            Poll::Ready(Passes::All) => {
+                self.shape = None;
+                Poll::Ready(Ok(size))
+            }
+            Poll::Ready(Passes::Nothing) => {
+                let error = self.truncated();
+                Poll::Ready(self.end_without(error))
+            }
+            Poll::Pending => match self.poll_patience(cx, Reason::UpstreamStalled, true) {
+                Poll::Ready(error) => Poll::Ready(self.cut(error)),
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    /// An injected fault breaks the body off.
+    fn truncated(&mut self) -> Error {
+        self.routed
+            .target()
+            .chain
+            .upstream
+            .metrics
+            .shard(self.worker.index)
+            .faults(FaultKind::Truncate)
+            .inc();
+        self.broken(Error::new(Reason::UpstreamReset, "a fault breaks the body off").injected())
     }
 
     /// The piece that [`FromUpstream::poll_data`] has announced.
@@ -393,6 +471,7 @@ impl FromUpstream {
     /// `size` bytes of the piece are passed on.
     pub fn consume(&mut self, size: usize) {
         self.follow(size);
+        self.pass(size);
         if let Some(wire) = &mut self.wire {
             wire.consume(size);
         }
@@ -402,9 +481,16 @@ impl FromUpstream {
     /// Takes `size` bytes of the piece, to be passed on; what came by HTTP/2 is not copied.
     pub fn take(&mut self, size: usize) -> Bytes {
         self.follow(size);
+        self.pass(size);
         let piece = self.wire.as_mut().map_or_else(Bytes::new, |wire| wire.take(size));
         self.moved();
         piece
+    }
+
+    fn pass(&mut self, size: usize) {
+        if let Some(shape) = &mut self.shape {
+            shape.passed(size);
+        }
     }
 
     /// A call whose second message begins is a stream. What is copied is copied here.
@@ -539,6 +625,7 @@ impl FromUpstream {
     fn end(&mut self, body: &Body) {
         let now = if self.has_waited { Instant::now() } else { self.moved_at };
         let Some(wire) = self.wire.take() else { return };
+        self.shape = None;
         self.trailers = wire.trailers().cloned();
         if let Some(tee) = self.tee.take() {
             tee.end();
@@ -584,7 +671,16 @@ impl FromUpstream {
     /// The answer will not be complete. A call of gRPC is told so by its end; of others the message is cut.
     fn cut(&mut self, error: Error) -> Result<usize, Error> {
         let error = self.broken(error);
-        if !self.is_final || !self.owes_status() {
+        self.end_without(error)
+    }
+
+    /// The same of an answer that has been let go of.
+    fn end_without(&mut self, error: Error) -> Result<usize, Error> {
+        if !self.is_final {
+            return Err(error);
+        }
+        let error = error.told();
+        if !self.owes_status() {
             return Err(error);
         }
         self.ended_for = Some(error.reason);
@@ -606,7 +702,7 @@ impl FromUpstream {
         let evidence = error.reason != Reason::DeadlineExceeded;
         let verdict = target.chain.classifier.reason(error.reason, evidence);
         let verdict = if error.reason == Reason::ClientDisconnected { Verdict::Ignored } else { verdict };
-        self.let_go(verdict, Some(error.reason));
+        self.let_go(verdict, Some(error.told_reason()));
         error
     }
 
@@ -632,7 +728,7 @@ impl FromUpstream {
             self.hold.counted_as = Some(AttemptOutcome::Reason(reason));
         }
         self.hold.settle(&self.worker, &self.routed, Instant::now(), verdict);
-        self.wire = None;
+        (self.wire, self.shape) = (None, None);
     }
 }
 

@@ -191,6 +191,7 @@ impl<'a> Retries<'a> {
             idle: enabled.then_some(*timeout.idle),
             quiet: (enabled && context.grpc).then_some(*timeout.stream_idle),
             sent: None,
+            delayed: Duration::ZERO,
         };
         if enabled && (!context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
             let left = clock.request.map_or(Duration::MAX, |end| end.saturating_duration_since(now));

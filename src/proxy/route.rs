@@ -16,9 +16,10 @@ use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::policy::condition::{headers, methods};
 use crate::policy::key::Key;
 use crate::policy::priority::Priority;
-use crate::policy::{fallback, hedge, retry, timeout};
+use crate::policy::{fallback, fault, hedge, retry, timeout};
 use crate::units::{Ratio, within};
 use crate::upstream::check_authority;
 
@@ -67,6 +68,10 @@ pub struct Settings {
     /// The hedges in force on this route, where it says any: the upstream's with the route's keys over them.
     #[serde(default)]
     pub hedge: Option<hedge::Settings>,
+    /// The fault that is injected into this route's requests, where it says any: the upstream's with the route's keys over
+    /// it.
+    #[serde(default)]
+    pub fault: Option<fault::Settings>,
 }
 
 /// An entry of `split`: an upstream and its share.
@@ -91,6 +96,9 @@ pub struct Arm {
     /// The hedges in force there, where the route says any.
     #[serde(skip)]
     pub hedge: Option<hedge::Settings>,
+    /// The fault that is injected there, where the route says any.
+    #[serde(skip)]
+    pub fault: Option<fault::Settings>,
 }
 
 /// `mirror`: shadow traffic.
@@ -185,6 +193,7 @@ impl Settings {
             retry: None,
             fallback: None,
             hedge: None,
+            fault: None,
         }
     }
 
@@ -193,6 +202,7 @@ impl Settings {
         let only = self.upstream.iter().map(|upstream| Arm {
             fallback: self.fallback.clone(),
             hedge: self.hedge.clone(),
+            fault: self.fault.clone(),
             ..Arm::of(upstream, self.timeout.clone(), self.retry.clone())
         });
         if self.split.is_empty() { only.collect() } else { self.split.clone() }
@@ -202,7 +212,15 @@ impl Settings {
 impl Arm {
     /// All that goes to `upstream`, with what is in force there over its own.
     pub fn of(upstream: &str, timeout: Option<timeout::Settings>, retry: Option<retry::Settings>) -> Self {
-        Self { upstream: upstream.to_owned(), weight: 1, timeout, retry, hedge: None, fallback: None }
+        Self {
+            upstream: upstream.to_owned(),
+            weight: 1,
+            timeout,
+            retry,
+            hedge: None,
+            fallback: None,
+            fault: None,
+        }
     }
 }
 
@@ -413,12 +431,6 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether `text` can be a method or the name of a header (RFC 9110 §5.6.2).
-fn is_token(text: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(fits)
-}
-
 fn some_authority<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(deserializer)?;
     check_authority(&text).map_err(D::Error::custom)?;
@@ -457,64 +469,6 @@ fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
         return Ok(Some(text));
     };
     Err(D::Error::custom(format!("{text:?} is not the beginning of a path; {cure}")))
-}
-
-/// One of a list; reads one element, so that a mistake is found where it stands.
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct Method(String);
-
-impl TryFrom<String> for Method {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        let capitals = text.to_ascii_uppercase();
-        if !is_token(&text) || text.len() > 32 {
-            return Err(format!("{text:?} is not a method; give one such as \"GET\""));
-        }
-        if matches!(capitals.as_str(), "CONNECT" | "TRACE") {
-            return Err(format!("{text} is never forwarded; leave it out"));
-        }
-        if text != capitals {
-            return Err(format!("{text:?} matches nothing, methods have case; write {capitals:?}"));
-        }
-        Ok(Self(text))
-    }
-}
-
-fn methods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let methods = Vec::<Method>::deserialize(deserializer)?;
-    Ok(methods.into_iter().map(|method| method.0).collect())
-}
-
-/// The value that a header must have.
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct HeaderValue(String);
-
-impl TryFrom<String> for HeaderValue {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        if text.trim() != text {
-            return Err(format!(
-                "{text:?} matches nothing; headers come without spaces around: {:?}",
-                text.trim()
-            ));
-        }
-        if text.bytes().any(|byte| byte.is_ascii_control()) {
-            return Err(format!("{text:?} matches nothing; leave the control characters out"));
-        }
-        Ok(Self(text))
-    }
-}
-
-fn headers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
-    let headers = BTreeMap::<String, HeaderValue>::deserialize(deserializer)?;
-    if let Some(name) = headers.keys().find(|name| !is_token(name)) {
-        return Err(D::Error::custom(format!(
-            "`{name}` is not the name of a header; give one such as `x-tenant`"
-        )));
-    }
-    Ok(headers.into_iter().map(|(name, value)| (name, value.0)).collect())
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub struct Clock {
     pub quiet: Option<Duration>,
     /// When the request had gone up, once it has.
     pub sent: Option<Instant>,
+    /// How long an injected fault held it back before: that counts as the upstream's time.
+    pub delayed: Duration,
 }
 
 impl Clock {
@@ -134,7 +136,7 @@ impl Sending<'_> {
                             }
                             clock.sent = Some(now);
                             if let Some(race) = self.race {
-                                race.went_up(now);
+                                race.went_up(now - clock.delayed);
                             }
                             clock.arm(self.timer, now);
                             if let Some(permit) = self.permit {
@@ -198,8 +200,8 @@ impl Sending<'_> {
                 // A shadow timeout counts what it would have cut, once, and lets go.
                 let shard = self.routed.target().chain.upstream.metrics.shard(self.worker.index);
                 shard.rejected(error.reason, Effect::Shadowed).inc();
-                *clock =
-                    Clock { mode: Mode::Off, caller: clock.caller, sent: clock.sent, ..Clock::default() };
+                let Clock { caller, sent, delayed, .. } = *clock;
+                *clock = Clock { mode: Mode::Off, caller, sent, delayed, ..Clock::default() };
                 clock.arm(self.timer, started);
             }
         })

@@ -4,7 +4,7 @@
 //! What is decided is decided in `policy::shed`. Here a request gets its level, and the fields are read and written: an
 //! answer to an Outrigger (it sent `x-outrigger-path`, and it is trusted, for only then are its priorities and ids ours)
 //! says `x-outrigger-cutoff` while anything is shed. The other one takes it off the answer, sheds by it where its own
-//! upstream has `shed` written, and says in `x-outrigger-shed` what it has shed. Neither field goes further than the next
+//! upstream has `shed` written (mode and rollout are those of that table), and says in `x-outrigger-shed` what it has shed. Neither field goes further than the next
 //! Outrigger: one tells of its own upstream and of nothing behind it. An upstream is believed what it says of itself; it
 //! could refuse the requests as well.
 
@@ -123,7 +123,9 @@ pub fn tell(request: &Request, response: &mut Response) {
     let cutoff = shedding.own.cutoff();
     let is_carried_out = settings.mode == Mode::Enforce && settings.rollout == Ratio::ONE;
     let knows_us = request.context.trusted && request.head.fields.has(Name::XOutriggerPath);
-    if cutoff >= LEVELS || !is_carried_out || !knows_us {
+    // Where something else is answered in its place, a request that is shed is better off here than at its source.
+    let is_answered = routed.target().fallback.is_some();
+    if cutoff >= LEVELS || !is_carried_out || !knows_us || is_answered {
         return;
     }
     let by = match &settings.caller {

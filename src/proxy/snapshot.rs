@@ -7,12 +7,15 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use super::activity::Activity;
 use super::chain::Chain;
+use super::fault::Place;
 use super::listener::{Settings, Trust};
 use super::route::{self, Route};
 use crate::policy::fallback::Triggers;
+use crate::policy::fault::Fault;
 use crate::policy::retry::Rules;
 use crate::policy::{fallback, hedge, retry, timeout};
 use crate::telemetry::metrics::{ListenerMetrics, Metrics, RouteMetrics};
@@ -89,6 +92,8 @@ pub struct Target {
     pub fallback: Option<Arc<Standby>>,
     /// Hedges: the upstream's with the route's over them.
     pub hedge: hedge::Settings,
+    /// What is done to its requests on purpose: the route's own fault, or the upstream's.
+    pub fault: Option<Arc<Fault>>,
     /// Its series.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -120,6 +125,7 @@ impl Snapshot {
                 (name.clone(), Arc::new(chain))
             })
             .collect();
+        let now = Instant::now();
         let target = |listener: &str, route: &Arc<Route>, arm: route::Arm| {
             let chain = chains.get(&arm.upstream)?;
             let of_upstream = &chain.upstream.settings;
@@ -128,6 +134,10 @@ impl Snapshot {
                 mirror: None,
                 timeout: arm.timeout.unwrap_or_else(|| of_upstream.timeout.clone()),
                 rules: Rules::new(&retry),
+                fault: match &arm.fault {
+                    Some(settings) => chain.faults.written(&place(listener, route), settings, now),
+                    None => chain.fault.clone(),
+                },
                 retry,
                 fallback: Standby::new(arm.fallback.as_ref().unwrap_or(&of_upstream.fallback)),
                 hedge: arm.hedge.unwrap_or_else(|| of_upstream.hedge.clone()),
@@ -200,6 +210,7 @@ impl Snapshot {
                 }
             })
             .collect();
+        chains.values().for_each(|chain| chain.faults.settle(now));
         let snapshot = Self { listeners, chains };
         snapshot.size_stores();
         snapshot
@@ -247,6 +258,11 @@ impl Snapshot {
     pub fn chains(&self) -> impl Iterator<Item = (&str, &Arc<Chain>)> {
         self.chains.iter().map(|(name, chain)| (name.as_str(), chain))
     }
+}
+
+/// Where the configuration says the fault of a route.
+fn place(listener: &str, route: &Route) -> Place {
+    Place::Route { listener: listener.to_owned(), route: route.name.to_string() }
 }
 
 /// Who takes a listener's TLS connections: who did before, while the settings are the same. Tickets stay good then.

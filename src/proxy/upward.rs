@@ -10,6 +10,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::context::Routed;
+use super::fault;
 use super::request::Request;
 use super::send::Clock;
 use super::worker::Worker;
@@ -209,7 +210,8 @@ fn fields(sink: &mut impl Sink, request: &Request, routed: &Routed, worker: &Wor
     let mut grpc_deadline = false;
     sink.copy(&head.fields, |field| {
         let goes_up = match field.known {
-            Name::Other => true,
+            // What asks for faults is obeyed further up too, where this sidecar is trusted.
+            Name::Other => context.trusted || !fault::is_field(field.name),
             known if known.is_hop_by_hop() => {
                 known == Name::Te && field.value.eq_ignore_ascii_case(b"trailers")
             }

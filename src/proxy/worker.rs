@@ -101,6 +101,9 @@ impl Worker {
         self.shared.beat(self.index, now);
         let snapshot = self.snapshot();
         for (_, chain) in snapshot.chains() {
+            if chain.faults.are_any() {
+                chain.faults.review(now, chain.endpoints_for_fault());
+            }
             chain.look_after_shedding(now, || self.shared.health());
             if let Some(probe) = chain.breaker.wants_connect_probe(now, self.draw()) {
                 tokio::task::spawn_local(Rc::clone(self).probe(Arc::clone(chain), probe));

@@ -12,6 +12,7 @@ use super::process::Process;
 use super::reload::{Reloads, Why};
 use super::workers;
 use crate::admin::{self, Readiness, Reload};
+use crate::policy::fault;
 use crate::proxy::life::Stage;
 use crate::telemetry::metrics::Limit;
 
@@ -78,6 +79,28 @@ impl admin::Control for Control {
         let snapshot = self.process.shared.snapshot.load();
         let views = snapshot.chains().map(|(name, chain)| (name.to_owned(), chain.view(now)));
         Value::Object(views.collect::<Map<_, _>>())
+    }
+
+    fn faults(&self) -> Value {
+        let now = Instant::now();
+        let snapshot = self.process.shared.snapshot.load();
+        let views = snapshot.chains().map(|(name, chain)| {
+            chain.faults.review(now, chain.endpoints_for_fault());
+            (name.to_owned(), chain.faults.view(now))
+        });
+        Value::Object(views.collect::<Map<_, _>>())
+    }
+
+    fn put_fault(&self, upstream: &str, fault: fault::Settings) -> bool {
+        let snapshot = self.process.shared.snapshot.load();
+        let chain = snapshot.chain(upstream);
+        chain.inspect(|chain| chain.faults.put(fault, Instant::now())).is_some()
+    }
+
+    fn end_faults(&self, upstream: &str) -> bool {
+        let snapshot = self.process.shared.snapshot.load();
+        let chain = snapshot.chain(upstream);
+        chain.inspect(|chain| chain.faults.switch_off(Instant::now())).is_some()
     }
 
     fn reload(&self) -> Reload<'_> {

@@ -275,6 +275,41 @@ impl Ejection {
     }
 }
 
+/// What a fault that was injected did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// It held the request back.
+    Delay,
+    /// It answered in place of the upstream.
+    Abort,
+    /// It broke off in place of the upstream.
+    Reset,
+    /// It broke the answer's body off.
+    Truncate,
+    /// It held the answer back.
+    SlowFirstByte,
+    /// It let the answer's body crawl.
+    Bandwidth,
+}
+
+impl FaultKind {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Delay, Self::Abort, Self::Reset, Self::Truncate, Self::SlowFirstByte, Self::Bandwidth];
+
+    /// The word in the metric's `kind`: the key of the configuration.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Delay => "delay",
+            Self::Abort => "abort",
+            Self::Reset => "reset",
+            Self::Truncate => "truncate",
+            Self::SlowFirstByte => "slow_first_byte",
+            Self::Bandwidth => "bandwidth",
+        }
+    }
+}
+
 /// What connecting to an endpoint came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectResult {
@@ -403,6 +438,8 @@ pub enum Limit {
     Endpoints,
     /// A request without a bucket of its own in a rate limit: its key is missing or too long, or `max_keys` is reached.
     RateLimitKeys,
+    /// `max_active` of a fault: a request was spared.
+    ActiveFaults,
     /// Streams that an HTTP/2 client reset as soon as it had begun them.
     Http2Resets,
     /// Streams that an HTTP/2 client broke, so that they had to be reset.
@@ -440,12 +477,12 @@ pub enum Limit {
 impl Limit {
     /// All of them.
     #[rustfmt::skip]
-    pub const ALL: [Self; 36] = {
+    pub const ALL: [Self; 37] = {
         use Limit::*;
         [
             MaxConnections, MaxBuffer, MaxHeaderSize, MaxHeaders, MaxBody, MaxStreams, HeaderTimeout, IdleTimeout,
             UpstreamConnections, UpstreamStreams, ResponseHeaderSize, DeadlineUnreadable, PriorityUnreadable,
-            EndpointSeries, AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, RateLimitKeys, Http2Resets, Http2StreamErrors, Http2Headers,
+            EndpointSeries, AdminConnections, OpenFiles, MirrorBody, Mirrors, Endpoints, RateLimitKeys, ActiveFaults, Http2Resets, Http2StreamErrors, Http2Headers,
             Http2Pings, Http2Settings, Http2Priorities, Http2WindowUpdates, Http2EmptyFrames, Http2SmallFrames,
             Http2OtherFrames, Http2PingTimeout, Http2WriteTimeout, StaleStore, StaleAnswer, Followers, SharedAnswer,
         ]
@@ -474,6 +511,7 @@ impl Limit {
             Self::Mirrors => "mirrors",
             Self::Endpoints => "endpoints",
             Self::RateLimitKeys => "rate_limit_keys",
+            Self::ActiveFaults => "active_faults",
             Self::Http2Resets => "http2_resets",
             Self::Http2StreamErrors => "http2_stream_errors",
             Self::Http2Headers => "http2_headers",
@@ -559,6 +597,7 @@ mod tests {
         assert!(Refused::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
         assert!(HandshakeResult::ALL.iter().enumerate().all(|(index, result)| *result as usize == index));
         assert!(Substitute::ALL.iter().enumerate().all(|(index, kind)| *kind as usize == index));
+        assert!(FaultKind::ALL.iter().enumerate().all(|(index, kind)| *kind as usize == index));
         assert!(Ejection::ALL.iter().enumerate().all(|(index, why)| *why as usize == index));
         assert!(Effect::ALL.iter().enumerate().all(|(index, effect)| *effect as usize == index));
         assert!(Limit::ALL.iter().enumerate().all(|(index, limit)| *limit as usize == index));

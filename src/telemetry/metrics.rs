@@ -23,8 +23,8 @@ use super::cells::{
     Counter, DURATIONS, Distribution, Gauge, Histogram, Layout, LocalGauge, OVERHEAD, SharedCounter,
 };
 pub use super::labels::{
-    AttemptOutcome, BreakerState, ConnectResult, Effect, Ejection, HandshakeResult, Limit, Refused,
-    RequestOutcome, Substitute, Winner, Words,
+    AttemptOutcome, BreakerState, ConnectResult, Effect, Ejection, FaultKind, HandshakeResult, Limit,
+    Refused, RequestOutcome, Substitute, Winner, Words,
 };
 use super::labels::{CODES, code_index};
 use crate::reason::Reason;
@@ -165,6 +165,7 @@ pub struct UpstreamShard {
     fallbacks: [[Counter; Effect::ALL.len()]; Substitute::ALL.len()],
     /// Requests that got the answer to another one that asked the same.
     pub coalesced: Counter,
+    faults: [Counter; FaultKind::ALL.len()],
 }
 
 /// The metrics of a route.
@@ -414,6 +415,7 @@ impl UpstreamShard {
             connects: Default::default(),
             fallbacks: Default::default(),
             coalesced: Counter::default(),
+            faults: Default::default(),
         }
     }
 
@@ -469,6 +471,12 @@ impl UpstreamShard {
     #[inline]
     pub fn connects(&self, result: ConnectResult) -> &Counter {
         &self.connects[result as usize]
+    }
+
+    /// Attempts to which a fault was done.
+    #[inline]
+    pub fn faults(&self, kind: FaultKind) -> &Counter {
+        &self.faults[kind as usize]
     }
 }
 

@@ -40,7 +40,9 @@ use self::pool::Wanted;
 use self::standing::{Out, nanos};
 use crate::policy::failure::Verdict;
 use crate::policy::mode::Mode;
-use crate::policy::{breaker, concurrency, failure, fallback, hedge, rate_limit, retry, shed, timeout};
+use crate::policy::{
+    breaker, concurrency, failure, fallback, fault, hedge, rate_limit, retry, shed, timeout,
+};
 use crate::telemetry::metrics::{Metrics, UpstreamMetrics};
 use crate::tls::client::{self, Client};
 use crate::transport::proxy_protocol::{Ends, Introduction, Version};
@@ -92,6 +94,8 @@ pub struct Settings {
     pub health: health::Settings,
     /// What clients get in place of a failure.
     pub fallback: fallback::Settings,
+    /// What is done to requests on purpose, as if this upstream did it.
+    pub fault: fault::Settings,
 }
 
 /// A service that requests go to, with who can answer at the moment. One for the process.

@@ -18,6 +18,7 @@ mod drain;
 mod everything_at_once;
 mod failing_replicas;
 mod fallback;
+mod faults;
 mod grpc;
 mod health;
 mod hedging;

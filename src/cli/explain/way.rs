@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::target::{Target, reaches};
 use crate::config::{Layer, Loaded};
+use crate::policy::fault;
 use crate::policy::mode::Mode;
 use crate::policy::retry::BackoffSettings;
 use crate::policy::{backoff, deadline, fallback, hedge, retry, timeout};
@@ -72,6 +73,10 @@ impl Way<'_> {
 
     fn hedge(&self) -> &hedge::Settings {
         self.arm.hedge.as_ref().unwrap_or(&self.upstream.hedge)
+    }
+
+    fn fault(&self) -> &fault::Settings {
+        self.arm.fault.as_ref().unwrap_or(&self.upstream.fault)
     }
 
     /// The request line and the Host that go up.
@@ -184,6 +189,12 @@ impl Way<'_> {
                 "which endpoints are out because their checks fail",
                 Some((upstream.health.mode, Ratio::ONE)),
                 self.values(&path("health"), &upstream.health),
+            ),
+            self.step(
+                "fault",
+                "what is done on purpose, as if the upstream did it",
+                Some((if self.fault().is_on() { Mode::Enforce } else { Mode::Off }, Ratio::ONE)),
+                self.values(&routed(self.route.fault.is_some(), "fault"), self.fault()),
             ),
             self.step(
                 "connections",

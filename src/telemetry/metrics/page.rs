@@ -3,7 +3,7 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::{
-    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, Ejection, EndpointMetrics,
+    AttemptOutcome, BreakerState, ConfigState, ConnectResult, Effect, Ejection, EndpointMetrics, FaultKind,
     HandshakeResult, Limit, Metrics, Refused, RequestOutcome, RouteName, Substitute, UNTOLD, UpstreamMetrics,
     Winner, lock,
 };
@@ -54,6 +54,7 @@ families! {
     UPSTREAM_CONNECTS = Counter "outrigger_upstream_connects_total" ["upstream", "result"] "Attempts to connect to an endpoint, by what they came to.";
     DNS_AGE = Gauge "outrigger_dns_age_seconds" ["upstream"] "Time since DNS last gave a definite answer, for the name of the upstream for which that is longest ago.";
     DISCOVERY_FAILURES = Counter "outrigger_discovery_failures_total" ["upstream"] "Look-ups of names that failed, and files of endpoints that could not be taken.";
+    FAULTS = Counter "outrigger_faults_injected_total" ["upstream", "kind"] "Faults that were injected on purpose, as if the upstream had done it.";
     CLIENT_CONNECTIONS = Gauge "outrigger_client_connections" ["listener"] "Connections from clients.";
     CLIENT_CONNECTIONS_REFUSED = Counter "outrigger_client_connections_refused_total" ["listener", "reason"] "Connections from clients that were closed before they could ask for anything.";
     CLIENT_HANDSHAKES = Counter "outrigger_client_handshakes_total" ["listener", "result"] "TLS handshakes of clients, by what they came to.";
@@ -287,6 +288,11 @@ impl Metrics {
         page.push(each(&UPSTREAM_CONNECTS, &|series, name, upstream| {
             for result in ConnectResult::ALL {
                 series.value(&[name, result.label()], upstream.sum(|shard| shard.connects(result)) as f64);
+            }
+        }));
+        page.push(each(&FAULTS, &|series, name, upstream| {
+            for kind in FaultKind::ALL {
+                series.value(&[name, kind.label()], upstream.sum(|shard| shard.faults(kind)) as f64);
             }
         }));
     }

@@ -162,6 +162,16 @@ impl Proxy {
         Client::connect(self.admin()).await.exchange(&request).await
     }
 
+    /// A request of the admin API with a body.
+    pub async fn admin_send(&self, method: &str, path: &str, body: &str) -> Response {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            self.admin(),
+            body.len()
+        );
+        Client::connect(self.admin()).await.exchange(&request).await
+    }
+
     /// All series as they are now.
     pub async fn metrics(&self) -> Metrics {
         let response = self.admin_get("/metrics").await;
