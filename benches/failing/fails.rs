@@ -13,7 +13,7 @@ use crate::load::{self, Load};
 use crate::measured::Measured;
 use crate::replica::{Fault, Replica};
 use crate::report::{self, Report, at_most, below, listed, millis, percent, seconds, share, times, within};
-use crate::sidecar::{Proxy, Sidecar};
+use crate::sidecar::{Proxy, Sidecar, Trouble};
 
 /// The replica that fails where not all do.
 const FAILING: usize = 0;
@@ -122,7 +122,7 @@ impl Fails {
         let replicas: Vec<_> =
             (0..REPLICAS as u64).map(|n| Replica::start(SEED + n)).collect::<Result<_, _>>()?;
         let addresses: Vec<_> = replicas.iter().map(|replica| replica.address).collect();
-        let sidecar = Sidecar::start(proxy, &addresses, SETTINGS, directory)?;
+        let sidecar = Sidecar::start(proxy, &addresses, (Trouble::Fails, SETTINGS), directory)?;
         let failing = if self.all_fail() { &replicas[..] } else { &replicas[FAILING..=FAILING] };
         let behave = |fault| failing.iter().try_for_each(|replica| replica.behave(fault));
 

@@ -14,9 +14,10 @@ use crate::server::Work;
 const WINDOW: Duration = Duration::from_millis(250);
 /// By how much windows move on.
 const STEP: Duration = Duration::from_millis(50);
-/// The answers of ours that refuse a request as it comes. `queue_timeout` is none: it has waited.
-const REFUSALS: [&str; 5] =
-    ["queue_full", "concurrency_limited", "load_shed", "rate_limited", "breaker_open"];
+/// What refuses a request as it comes; `queue_timeout` is none, it has waited. The replicas here say 503 to nobody, so
+/// it is a peer that does.
+const REFUSALS: [&str; 6] =
+    ["queue_full", "concurrency_limited", "load_shed", "rate_limited", "breaker_open", "503 passed on"];
 
 /// One run, complete.
 pub(crate) struct Run {

@@ -14,7 +14,7 @@ use crate::load::{self, Load, Sample};
 use crate::measured::{GOOD, Slice};
 use crate::report::{self, Figure, Report, at_least, at_most, below, listed, millis, percent, within};
 use crate::server::{Plan, Server};
-use crate::sidecar::{Proxy, Sidecar};
+use crate::sidecar::{Proxy, Sidecar, Trouble};
 
 /// The one configuration of these rows.
 const SETTINGS: &str = "timeout = { connect = \"100ms\", request = \"300ms\" }";
@@ -177,7 +177,7 @@ impl Overload {
         let servers: Vec<_> =
             (0..count).map(|n| Server::start(plan.clone(), start, SEED + n)).collect::<Result<_, _>>()?;
         let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
-        let sidecar = Sidecar::start(proxy, &addresses, &settings, directory)?;
+        let sidecar = Sidecar::start(proxy, &addresses, (Trouble::Overload, &settings), directory)?;
         if Instant::now() >= start {
             return Err(io::Error::other("the sidecar took 2 s to start"));
         }

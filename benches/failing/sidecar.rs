@@ -30,6 +30,9 @@ pub(crate) struct Peer {
     file: &'static str,
     /// Where `@LISTENER@`, `@PORT@`, `@A@`, `@PORT_A@` … and `@DIRECTORY@` stand for what is known at its start.
     template: &'static str,
+    /// Against too much load, where it has anything: with `@SERVERS@` for these lines, in which `@ADDRESS@` and
+    /// `@PORT@` stand for a replica's.
+    overload: Option<(&'static str, &'static str)>,
     /// Before the file's name.
     command: &'static [&'static str],
 }
@@ -39,18 +42,24 @@ const PEERS: &[Peer] = &[
         name: "haproxy",
         file: "haproxy.cfg",
         template: include_str!("peers/haproxy.cfg"),
+        overload: Some((include_str!("peers/overload/haproxy.cfg"), "  server s@PORT@ @ADDRESS@\n")),
         command: &["haproxy", "-db", "-f"],
     },
     Peer {
         name: "nginx",
         file: "nginx.conf",
         template: include_str!("peers/nginx.conf"),
+        overload: None,
         command: &["nginx", "-c"],
     },
     Peer {
         name: "envoy",
         file: "envoy.yaml",
         template: include_str!("peers/envoy.yaml"),
+        overload: Some((
+            include_str!("peers/overload/envoy.yaml"),
+            "      - lb_endpoints: [{ endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: @PORT@ } } } }]\n",
+        )),
         command: &["envoy", "--concurrency", "2", "--log-level", "error", "--use-dynamic-base-id", "-c"],
     },
 ];
@@ -62,6 +71,39 @@ impl Proxy {
             let names: Vec<_> = PEERS.iter().map(|peer| peer.name).collect();
             format!("no peer {name:?}; there are {}", names.join(", "))
         })
+    }
+}
+
+/// What a sidecar has to deal with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Replicas that fail.
+    Fails,
+    /// Too much load.
+    Overload,
+}
+
+impl Peer {
+    /// Its configuration against that trouble, before `endpoints`; the rest of it is not known yet.
+    fn configuration(&self, trouble: Trouble, endpoints: &[SocketAddr]) -> io::Result<String> {
+        let mut text = match (trouble, self.overload) {
+            (Trouble::Fails, _) => self.template.to_owned(),
+            (Trouble::Overload, Some((template, line))) => {
+                let lines = endpoints.iter().map(|endpoint| {
+                    let line = line.replace("@ADDRESS@", &endpoint.to_string());
+                    line.replace("@PORT@", &endpoint.port().to_string())
+                });
+                template.replace("@SERVERS@\n", &lines.collect::<String>())
+            }
+            (Trouble::Overload, None) => {
+                return Err(io::Error::other(format!("{} has nothing against too much load", self.name)));
+            }
+        };
+        for (letter, endpoint) in ["A", "B", "C"].iter().zip(endpoints) {
+            text = text.replace(&format!("@{letter}@"), &endpoint.to_string());
+            text = text.replace(&format!("@PORT_{letter}@"), &endpoint.port().to_string());
+        }
+        Ok(text)
     }
 }
 
@@ -92,12 +134,12 @@ endpoints = [{}]
 }
 
 impl Sidecar {
-    /// Runs `proxy` before `endpoints`, with these settings of their upstream, and waits until it is ready. Its
-    /// configuration and its output are in `directory`.
+    /// Runs `proxy` before `endpoints`, with these settings of their upstream (a peer: with its own against that
+    /// trouble), and waits until it is ready. Its configuration and its output are in `directory`.
     pub(crate) fn start(
         proxy: &Proxy,
         endpoints: &[SocketAddr],
-        settings: &str,
+        (trouble, settings): (Trouble, &str),
         directory: &Path,
     ) -> io::Result<Sidecar> {
         match proxy {
@@ -115,13 +157,10 @@ impl Sidecar {
                 // It cannot tell us its port; somebody might take this one meanwhile.
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
                 let file = directory.join(peer.file);
-                let mut text = peer.template.replace("@DIRECTORY@", &directory.display().to_string());
+                let mut text = peer.configuration(trouble, endpoints)?;
+                text = text.replace("@DIRECTORY@", &directory.display().to_string());
                 text = text.replace("@LISTENER@", &listener.to_string());
                 text = text.replace("@PORT@", &listener.port().to_string());
-                for (letter, endpoint) in ["A", "B", "C"].iter().zip(endpoints) {
-                    text = text.replace(&format!("@{letter}@"), &endpoint.to_string());
-                    text = text.replace(&format!("@PORT_{letter}@"), &endpoint.port().to_string());
-                }
                 fs::write(&file, text)?;
                 let [program, arguments @ ..] = peer.command else { unreachable!("none is empty") };
                 let mut command = Command::new(program);
@@ -180,6 +219,7 @@ impl Sidecar {
     ) -> io::Result<Vec<(Duration, Value)>> {
         let mut file = File::create(directory.join("upstreams.jsonl"))?;
         let mut pages = Vec::new();
+        thread::sleep(start.saturating_duration_since(Instant::now()));
         while start.elapsed() < end {
             let page = self.admin("/upstreams")?;
             if page.is_empty() {

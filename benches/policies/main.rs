@@ -18,6 +18,7 @@ use outrigger::policy::budget::Budget;
 use outrigger::policy::concurrency::Gate;
 use outrigger::policy::failure::Verdict;
 use outrigger::policy::latency::Latency;
+use outrigger::policy::limit::Limiter;
 use outrigger::policy::rate_limit::Limits;
 use outrigger::policy::shed::Shed;
 use outrigger::upstream::balance::{Kind, Tables};
@@ -76,6 +77,16 @@ fn gate_enter_and_leave(state: (Gate, Instant)) {
 #[bench::full(steps::gate(1000))]
 fn gate_queue_and_leave(state: (Gate, Instant)) {
     steps::gate_queue_and_leave(state);
+}
+
+// Admitted, sent, answered, over.
+#[library_benchmark]
+#[bench::gradient(steps::limiter((steps::gradient(), 5)))]
+#[bench::gradient_saturated(steps::limiter((steps::gradient(), 20)))]
+#[bench::aimd(steps::limiter((steps::aimd(), 20)))]
+#[bench::vegas(steps::limiter((steps::vegas(), 20)))]
+fn limiter_attempt(state: (Limiter, u32, Instant)) {
+    steps::limiter_attempt(state);
 }
 
 #[library_benchmark]
@@ -174,6 +185,7 @@ library_benchmark_group!(
         hedge_admit,
         gate_enter_and_leave,
         gate_queue_and_leave,
+        limiter_attempt,
         latency_record,
         latency_p50,
         feasibility,

@@ -15,7 +15,7 @@ use outrigger::policy::failure::{self, Classifier, Verdict};
 use outrigger::policy::hedge::{self, Due, Hedge};
 use outrigger::policy::key;
 use outrigger::policy::latency::Latency;
-use outrigger::policy::limit::{Lesson, Sample};
+use outrigger::policy::limit::{self, Lesson, Limiter, Sample};
 use outrigger::policy::mode::Mode;
 use outrigger::policy::priority::Priority;
 use outrigger::policy::rate_limit::{self, Limits};
@@ -156,6 +156,43 @@ pub(crate) fn gate_queue_and_leave((mut gate, now): (Gate, Instant)) {
         black_box(entry == Entry::Slot);
         let _ = black_box(gate.leave(now, sample(now), None));
     }
+}
+
+/// The limit of `kind`, and so many in flight at 5 ms each.
+pub(crate) fn limiter((settings, in_flight): (limit::Settings, u32)) -> (Limiter, u32, Instant) {
+    let now = Instant::now();
+    let mut limiter = Limiter::new(&settings, now, 1);
+    for n in 1..=in_flight {
+        limiter.entered(now, n);
+    }
+    (limiter, in_flight, now)
+}
+
+pub(crate) fn gradient() -> limit::Settings {
+    limit::Settings::Gradient { initial: 20, min: 4, max: 1000 }
+}
+
+pub(crate) fn aimd() -> limit::Settings {
+    limit::Settings::Aimd { initial: 20, min: 4, max: 1000, latency: None }
+}
+
+pub(crate) fn vegas() -> limit::Settings {
+    limit::Settings::Vegas { initial: 20, min: 4, max: 1000 }
+}
+
+// Admitted, sent, answered, over: with the windows that close meanwhile.
+pub(crate) fn limiter_attempt((mut limiter, in_flight, now): (Limiter, u32, Instant)) {
+    let latency = Duration::from_millis(5);
+    for now in instants(now) {
+        if !black_box(limiter.admits(black_box(now), in_flight)) {
+            limiter.saturated(now);
+        }
+        limiter.entered(now, in_flight + 1);
+        let began = now.checked_sub(latency).unwrap_or(now);
+        limiter.answered(now, in_flight + 1, Sample { began, latency, lesson: Lesson::Served });
+        limiter.left(now, in_flight);
+    }
+    black_box(limiter.limit());
 }
 
 pub(crate) fn latency() -> (Latency, Instant) {

@@ -3,7 +3,9 @@
 //!
 //! **When.** After a percentile of what this upstream shows, or a fixed time. Of a percentile, never earlier than the
 //! budget can pay for: at `budget = 0.03` three requests in a hundred may be hedged, so they should be the slowest three
-//! (p97), not those of the slowest five that come first.
+//! (p97), not those of the slowest five that come first. And where an upstream is slow now and then, and else quick, it
+//! waits on until four of five that still wait are really slow ([`WORTH`]): most of those that are a little late are
+//! there before their hedge could be. (2 % slower by 300 ms, the others all alike: 2.5 % are hedged, not 5 %.)
 //!
 //! **What the percentile is of.** Attempts that are no hedges themselves, each with the time to its head; one that lost
 //! against its hedge with its age when it was cancelled. It lost after the delay, so whatever its latency would have
@@ -158,6 +160,10 @@ const SLICE: Duration = Duration::from_secs(6);
 /// The percentiles that are worked out: from p50 to p99.9, in thousandths.
 const LOWEST: u16 = 500;
 const HIGHEST: u16 = 999;
+const PLACES: usize = (HIGHEST - LOWEST + 1) as usize;
+/// So many of those that are slower than the delay should take half of p50 longer than it, if that can be had by
+/// waiting. Half, since one that loses against its hedge is known by no more than the delay and its hedge's latency.
+const WORTH: (usize, usize) = (4, 5);
 /// A hedge before that is as good as two sendings at once.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// Below this, times p50, what is slow is hardly slower.
@@ -176,7 +182,9 @@ pub struct Hedge {
     samples: AtomicU64,
     /// From [`LOWEST`] to [`HIGHEST`], in microseconds; up to 6 % too high, so that no more attempts are slower than such a
     /// delay than it says.
-    percentiles: Box<[AtomicU32; (HIGHEST - LOWEST + 1) as usize]>,
+    percentiles: Box<[AtomicU32; PLACES]>,
+    /// For each of them, how long to wait: as long, or longer where that is worth it.
+    delays: Box<[AtomicU32; PLACES]>,
     /// Hedges that may be sent, in parts of [`TOKEN`].
     tokens: AtomicU64,
     wins: Mutex<Wins>,
@@ -237,6 +245,7 @@ impl Hedge {
             seen: Histogram::new(now, SLICE),
             samples: AtomicU64::new(0),
             percentiles: Box::new(std::array::from_fn(|_| AtomicU32::new(0))),
+            delays: Box::new(std::array::from_fn(|_| AtomicU32::new(0))),
             tokens: AtomicU64::new(0),
             wins: Mutex::default(),
         }
@@ -259,7 +268,9 @@ impl Hedge {
     pub fn delay(&self, now: Instant, settings: &Settings) -> Option<Duration> {
         match settings.after {
             After::Time(time) => Some(*time),
-            After::Permille(_) => self.percentile(now, settings.permille()).map(|delay| delay.max(SHORTEST)),
+            After::Permille(_) => {
+                self.known(now, &self.delays, settings.permille()).map(|delay| delay.max(SHORTEST))
+            }
         }
     }
 
@@ -324,15 +335,25 @@ impl Hedge {
     }
 
     fn percentile(&self, now: Instant, permille: u16) -> Option<Duration> {
+        self.known(now, &self.percentiles, permille)
+    }
+
+    fn known(&self, now: Instant, micros: &[AtomicU32; PLACES], permille: u16) -> Option<Duration> {
         self.seen.refresh(now, |_, counts| self.work_out(counts));
         let place = usize::from(permille.clamp(LOWEST, HIGHEST) - LOWEST);
         let known = self.samples.load(Relaxed) >= MIN_SAMPLES;
-        known.then(|| Duration::from_micros(self.percentiles[place].load(Relaxed).into()))
+        known.then(|| Duration::from_micros(micros[place].load(Relaxed).into()))
     }
 
     fn work_out(&self, counts: &Counts) {
-        let all = counts.bounds((LOWEST..=HIGHEST).map(u64::from));
-        self.percentiles.iter().zip(all).for_each(|(cell, micros)| cell.store(micros as u32, Relaxed));
+        let mut all = [0; PLACES];
+        let bounds = counts.bounds((LOWEST..=HIGHEST).map(u64::from));
+        all.iter_mut().zip(bounds).for_each(|(place, micros)| *place = micros as u32);
+        let store = |cells: &[AtomicU32; PLACES], micros: &[u32; PLACES]| {
+            cells.iter().zip(micros).for_each(|(cell, micros)| cell.store(*micros, Relaxed));
+        };
+        store(&self.percentiles, &all);
+        store(&self.delays, &worthwhile(&all));
         self.samples.store(counts.total, Relaxed);
     }
 
@@ -345,6 +366,24 @@ impl Hedge {
     fn wins(&self) -> MutexGuard<'_, Wins> {
         self.wins.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// For each percentile how long to wait: as long, or until [`WORTH`] of those that are slower are really slow.
+fn worthwhile(percentiles: &[u32; PLACES]) -> [u32; PLACES] {
+    let mut delays = *percentiles;
+    let (mut next, mut really_slow) = (None, PLACES);
+    // From the slowest on: how many are really slow only grows.
+    for place in (0..PLACES).rev() {
+        let late = percentiles[place].saturating_add(percentiles[0] / 2);
+        while really_slow > 0 && percentiles[really_slow - 1] > late {
+            really_slow -= 1;
+        }
+        if (PLACES - really_slow) * WORTH.1 >= (PLACES - place) * WORTH.0 {
+            next = Some(percentiles[place]);
+        }
+        delays[place] = next.unwrap_or(percentiles[place]);
+    }
+    delays
 }
 
 impl Paid {

@@ -197,13 +197,10 @@ impl Queue {
     /// How long a newcomer would wait, as far as that can be told.
     pub(super) fn wait(&self, now: Instant, priority: Priority, pace: Pace) -> Option<Duration> {
         let interval = pace.interval?;
-        let rank = priority.rank();
-        let (ahead, above) = match self.settings.order {
-            Order::Priority => {
-                ((0..=rank).map(|list| self.places.len_of(list)).sum(), self.taken_above(now, rank))
-            }
-            Order::LifoWhenFull if self.stands(now) => (0, 0.0),
-            Order::LifoWhenFull | Order::Fifo => (self.places.len(), 0.0),
+        let ahead = self.ahead(now, priority);
+        let above = match self.settings.order {
+            Order::Priority => self.taken_above(now, priority.rank()),
+            Order::LifoWhenFull | Order::Fifo => 0.0,
         };
         let wait = interval.saturating_mul(ahead as u32 + 1);
         let wait = if above > 0.0 { wait.div_f64(f64::from(1.0 - above)) } else { wait };
@@ -211,6 +208,15 @@ impl Queue {
         let quiet = self.standing_since.zip(pace.last).map(|(since, last)| since.max(last));
         let quiet = quiet.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         Some(if self.stands(now) { wait.max(quiet) } else { wait })
+    }
+
+    /// How many are served before a newcomer.
+    fn ahead(&self, now: Instant, priority: Priority) -> usize {
+        match self.settings.order {
+            Order::Priority => (0..=priority.rank()).map(|list| self.places.len_of(list)).sum(),
+            Order::LifoWhenFull if self.stands(now) => 0,
+            Order::LifoWhenFull | Order::Fifo => self.places.len(),
+        }
     }
 
     /// Takes a place.
@@ -221,9 +227,11 @@ impl Queue {
         let wait = self.wait(now, need.priority, pace).unwrap_or_default();
         let left = need.deadline.saturating_duration_since(now);
         let p50 = need.p50.unwrap_or_default();
+        // Whoever is next makes nobody else wait: the queue that stands is that of others, who matter less.
+        let is_next = self.ahead(now, need.priority) == 0;
         if wait > *self.settings.timeout
             || wait + need.p50.unwrap_or(UNKNOWN_NEED) > left
-            || (self.stands(now) && wait > SHORT.max(p50 * 2))
+            || (self.stands(now) && !is_next && wait > SHORT.max(p50 * 2))
         {
             return Err(Refused::Full);
         }

@@ -352,6 +352,16 @@ impl Admitted {
         if let (Some(slot), Some(lesson)) = (&mut self.slot, lesson) {
             slot.shows(Sample { began: now - latency, latency, lesson });
         }
+        let is_given_up = matches!(
+            error.reason,
+            Reason::AttemptTimeout
+                | Reason::RequestTimeout
+                | Reason::DeadlineExceeded
+                | Reason::ClientDisconnected
+        );
+        if let (true, Some(slot), Some(sent)) = (is_given_up, &mut self.slot, self.clock.sent) {
+            slot.gives_up(sent);
+        }
         Failed { error, unprocessed, slot: self.slot.take() }
     }
 

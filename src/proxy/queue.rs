@@ -7,11 +7,12 @@
 //! ([`Slot::tell`]).
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::policy::concurrency::{Ask, Entry, Gate as Decisions, Leave, Settings};
+use crate::policy::concurrency::{Ask, Entry, Gate as Decisions, LINGERS, Leave, Settings};
 use crate::policy::limit::Sample;
 use crate::policy::queue::Ticket;
 use crate::reason::{Error, Reason};
@@ -71,6 +72,8 @@ pub struct Slot {
     /// What the attempt has shown and the limit has not been told.
     sample: Option<Sample>,
     left_at: Option<Instant>,
+    /// When the attempt was sent that was given up without an answer.
+    given_up: Option<Instant>,
 }
 
 /// A place in the queue, until dropped.
@@ -99,7 +102,8 @@ impl Gate {
 
     /// Attempts in flight, the limit, and how many wait.
     pub fn counts(&self) -> (u32, u32, usize) {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.decisions.settle(Instant::now());
         (inner.decisions.in_flight(), inner.decisions.limit(), inner.decisions.depth())
     }
 
@@ -131,7 +135,19 @@ impl Gate {
     ) -> Result<Slot, Error> {
         let Some(place) = self.ask(Ask { may_queue: true, ..ask })? else { return Ok(self.slot(&ask)) };
         let until = place.ticket.until();
-        let end = timer.within(until, place.wait()).await;
+        let mut wait = pin!(place.wait());
+        let end = loop {
+            // What was given up frees its slot by time alone, and somebody has to look.
+            let look = Instant::now() + LINGERS;
+            match timer.within(look.min(until), wait.as_mut()).await {
+                Err(_) if look < until => self.with(|inner, wakers| {
+                    let now = Instant::now();
+                    inner.decisions.settle(now);
+                    inner.grant(now, ask.p50, wakers);
+                }),
+                end => break end,
+            }
+        };
         waited(ask.now.elapsed());
         let reason = match end {
             Ok(End::Called) => return Ok(self.slot(&ask)),
@@ -170,7 +186,7 @@ impl Gate {
     }
 
     fn slot(self: &Arc<Self>, ask: &Ask) -> Slot {
-        Slot { gate: Arc::clone(self), p50: ask.p50, sample: None, left_at: None }
+        Slot { gate: Arc::clone(self), p50: ask.p50, sample: None, left_at: None, given_up: None }
     }
 
     /// A slot has come free at `now`.
@@ -319,7 +335,13 @@ impl Slot {
     pub fn shows(&mut self, sample: Sample) {
         // That of the attempt before, which this one follows at once.
         self.tell();
+        self.given_up = None;
         self.sample = Some(sample);
+    }
+
+    /// The attempt, sent at `sent`, was given up without an answer: what it asked for may still be worked on.
+    pub fn gives_up(&mut self, sent: Instant) {
+        self.given_up = Some(sent);
     }
 
     /// Tells the limit what the attempt has shown, before the slot goes back.
@@ -341,7 +363,15 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.gate.leave(self.left_at.unwrap_or_else(Instant::now), self.sample.take(), self.p50);
+        let (now, sample) = (self.left_at.unwrap_or_else(Instant::now), self.sample.take());
+        match self.given_up {
+            None => self.gate.leave(now, sample, self.p50),
+            Some(sent) => self.gate.with(|inner, wakers| {
+                let left = inner.decisions.give_up_on(now, sent, sample, self.p50);
+                inner.tell(left, wakers);
+                inner.grant(now, self.p50, wakers);
+            }),
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod hedging;
 mod http2;
 mod http2_abuse;
 mod http2_upstream;
+mod ingress;
 mod life;
 mod malformed;
 mod modes;

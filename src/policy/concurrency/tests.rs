@@ -102,9 +102,10 @@ fn who_cannot_be_served_in_time_is_refused_at_entry() {
         ("no time after the wait", 100, 150, None, Some(50)),
         ("5 ms after the wait will do", 100, 155, None, None),
         ("half of them need longer", 100, 200, Some(60), Some(50)),
-        ("it has stood for 99 ms", 199, 300, None, None),
-        ("it has stood for 100 ms, and no slot came", 200, 300, None, Some(100)),
-        ("then 2 x p50 is short enough", 200, 400, Some(50), None),
+        ("no slot came for 20 ms: that is the pace now", 120, 200, None, Some(100)),
+        ("it has stood for 99 ms", 199, 800, None, None),
+        ("it has stood for 100 ms, and no slot came", 200, 800, None, Some(500)),
+        ("then 2 x p50 is short enough", 200, 1000, Some(250), None),
     ];
     for (why, now, deadline, p50, refused) in cases {
         let mut gate = busy();
@@ -142,7 +143,75 @@ fn a_queue_that_was_empty_in_between_does_not_stand() {
         assert!(gate.back(110 + n * 10).next.is_some());
     }
     (0..4).for_each(|_| _ = gate.wait_in(150));
-    assert!(matches!(gate.come(at(220), at(400), None), Entry::Queued { .. }), "it stands since 150 ms");
+    assert!(matches!(gate.come(at(220), at(1000), None), Entry::Queued { .. }), "it stands since 150 ms");
+}
+
+#[test]
+fn whoever_is_next_is_not_refused_because_others_stand() {
+    let asked = asked(at(230), at(1000));
+    let mut gate = busy();
+    assert_eq!(reason(gate.enter(&asked)), Some(Reason::QueueFull), "four of its kind stand since 100 ms");
+    let critical = gate.enter(&Ask { priority: Priority::Critical, ..asked });
+    let Entry::Queued { ticket, evicted: None } = critical else { panic!("{critical:?}") };
+    assert_eq!(gate.back(231).next, Some(ticket));
+}
+
+/// A gate with a learnt limit of 4, all of it taken at 0.
+fn learnt() -> Gate {
+    let limit = limit::Settings::Gradient { initial: 4, min: 4, max: 4 };
+    let mut gate = Gate::new(&Settings { limit, ..settings(4, 10, 500) }, start(), 1);
+    (0..4).for_each(|_| assert_eq!(gate.ask(0), Entry::Slot));
+    gate
+}
+
+fn served(began: u64, millis: u64) -> Option<Sample> {
+    Some(Sample { began: at(began), latency: ms(millis - began), lesson: Lesson::Served })
+}
+
+#[test]
+fn what_was_given_up_keeps_its_slot_until_a_later_attempt_is_answered() {
+    let mut gate = learnt();
+    let waits = gate.wait_in(1);
+    assert_eq!(gate.give_up_on(at(10), at(5), None, None), Leave::default(), "it is still worked on");
+    // Answers to what was sent before it say nothing of it: each frees its own slot alone.
+    assert_eq!(gate.leave(at(11), served(4, 11), None).next, Some(waits));
+    assert_eq!((gate.in_flight(), gate.depth()), (4, 0));
+    let (first, second) = (gate.wait_in(12), gate.wait_in(12));
+    assert_eq!(gate.leave(at(13), served(6, 13), None).next, Some(first));
+    assert_eq!(gate.grant(at(13), None).next, Some(second), "the slot of what was given up");
+    assert_eq!(gate.in_flight(), 4);
+}
+
+#[test]
+fn what_was_given_up_keeps_its_slot_for_a_quarter_of_a_second_at_most() {
+    let mut gate = learnt();
+    (0..4).for_each(|_| assert!(gate.give_up_on(at(100), at(0), None, None).is_empty()));
+    let waits = gate.wait_in(200);
+    gate.settle(at(349));
+    assert_eq!((gate.in_flight(), gate.grant(at(349), None)), (4, Leave::default()));
+    gate.settle(at(350));
+    assert_eq!((gate.in_flight(), gate.grant(at(350), None).next), (0, Some(waits)));
+    assert_eq!(gate.ask(700), Entry::Slot, "and whoever comes looks too");
+}
+
+#[test]
+fn a_limit_that_somebody_wrote_is_for_attempts_so_their_slots_come_back_at_once() {
+    let mut gate = gate(1, 10);
+    assert_eq!(gate.ask(0), Entry::Slot);
+    let waits = gate.wait_in(1);
+    assert_eq!(gate.give_up_on(at(2), at(0), None, None).next, Some(waits));
+}
+
+#[test]
+fn who_gives_up_does_not_make_the_queue_look_fast() {
+    let mut gate = learnt();
+    (0..4).for_each(|_| _ = gate.wait_in(0));
+    for n in 1..=4 {
+        let _ = gate.leave(at(n * 10), served(0, n * 10), None);
+    }
+    (0..4).for_each(|_| _ = gate.give_up_on(at(41), at(30), None, None));
+    assert_eq!(gate.wait(at(45), Priority::Normal, None), Some(ms(10)), "as fast as answers were");
+    assert_eq!(gate.wait(at(90), Priority::Normal, None), Some(ms(50)), "and nothing was answered since");
 }
 
 #[test]

@@ -107,6 +107,26 @@ fn a_hedge_waits_for_the_percentile_but_not_less_than_its_budget_pays_for() {
 }
 
 #[test]
+fn a_hedge_waits_on_where_most_of_those_that_still_wait_will_soon_be_there() {
+    // Thousandths that are slow, of which the others take 10 to 13 ms; who of all may be hedged after p95.
+    let cases = [
+        ("a few are really slow: they, and a quarter as many", 20, 0.02..0.0275),
+        ("fewer", 5, 0.005..0.009),
+        ("more than one in twenty: all that the percentile names", 60, 0.0..0.001),
+        ("nobody is: no waiting helps", 0, 0.0..0.05),
+    ];
+    for (why, slow, expected) in cases {
+        let hedge = Hedge::new(start());
+        let took =
+            |n: u64| Duration::from_micros(if n % 1000 < slow { 300_000 } else { 10_000 + n * 7 % 3000 });
+        (0..10_000).for_each(|n| hedge.record(start(), took(n)));
+        let delay = hedge.delay(start(), &after("p95")).expect("many samples");
+        let due = (0..10_000).filter(|n| took(*n) > delay).count() as f64 / 10_000.0;
+        assert!(expected.contains(&due), "{why}: {due} after {delay:?}");
+    }
+}
+
+#[test]
 fn why_hedges_are_not_sent() {
     let cases = [
         // why                                 slow %  due                                              skip

@@ -204,6 +204,9 @@ impl Gradient {
 
     pub(super) fn clamp(&mut self, bounds: &Bounds) {
         self.limit = bounds.clamp(self.limit);
+        if let Phase::Probe { limit } = &mut self.phase {
+            *limit = bounds.clamp(*limit);
+        }
     }
 
     pub(super) fn window(&mut self) -> &mut Window {

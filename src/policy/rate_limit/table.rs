@@ -13,7 +13,7 @@
 type Slot = [u64; 2];
 
 /// How many places are looked at for an idle key, at most, before there is none.
-const LOOK: usize = 256;
+const LOOK: usize = 64;
 
 /// The buckets of some keys.
 #[derive(Debug)]
@@ -84,14 +84,19 @@ impl Table {
 
     /// Forgets a key whose bucket is full by `now`; false: none was found.
     pub(super) fn forget_idle(&mut self, now: u64) -> bool {
-        for _ in 0..LOOK.min(self.slots.len()) {
-            let [key, full] = self.slots[self.hand];
-            if key != 0 && full <= now {
+        let mut left = LOOK.min(self.slots.len());
+        while left > 0 {
+            // PERF: over a slice, without a check for each place.
+            let end = self.slots.len().min(self.hand + left);
+            let ahead = &self.slots[self.hand..end];
+            if let Some(place) = ahead.iter().position(|[key, full]| *key != 0 && *full <= now) {
                 // What moves up to this place is looked at next time.
+                self.hand += place;
                 self.remove(self.hand);
                 return true;
             }
-            self.hand = self.next(self.hand);
+            left -= ahead.len();
+            self.hand = if end == self.slots.len() { 0 } else { end };
         }
         false
     }
