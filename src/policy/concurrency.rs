@@ -156,8 +156,9 @@ impl Gate {
 
     /// Asks for a slot. Where it has to queue or is refused, somebody else may be let in: [`Gate::grant`].
     pub fn enter(&mut self, ask: &Ask) -> Entry {
-        let Ask { now, deadline, priority, p50, .. } = *ask;
+        let Ask { now, deadline, priority, .. } = *ask;
         self.settle(now);
+        let p50 = self.limiter.need(now).or(ask.p50);
         if self.queue.depth() == 0 && self.limiter.admits(now, self.in_flight) {
             self.take(now);
             return Entry::Slot;
@@ -224,6 +225,7 @@ impl Gate {
     /// Hands a free slot to whoever is next. To be asked until it names nobody.
     pub fn grant(&mut self, now: Instant, p50: Option<Duration>) -> Leave {
         let mut leave = Leave::default();
+        let p50 = self.limiter.need(now).or(p50);
         // PERF: mostly nobody waits.
         if self.queue.depth() > 0 && self.limiter.admits(now, self.in_flight) {
             leave.next = self.queue.pop(now, p50, &mut leave.skipped);

@@ -6,11 +6,23 @@
 //! that. Pure: a [`Limiter`] is told what happens and when, and says how many may be in flight. Not here: who gets a
 //! slot (`concurrency`), who waits for one (`queue`).
 
+mod aimd;
+mod gradient;
+mod recent;
+mod stall;
+mod vegas;
+mod window;
+
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::aimd::Aimd;
+use self::gradient::Gradient;
+use self::recent::Recent;
+use self::stall::Stall;
+use self::vegas::Vegas;
 use crate::units::{Span, within};
 
 /// `limit`: where the number comes from.
@@ -142,44 +154,195 @@ pub enum Lesson {
 /// The limit of one upstream. Owned by its gate.
 #[derive(Debug)]
 pub struct Limiter {
-    limit: u32,
+    kind: Kind,
+    bounds: Bounds,
+    stall: Stall,
+    recent: Recent,
+    /// When the last stall was over.
+    stalled: Option<Instant>,
+    /// When an attempt was sent last.
+    latest: Instant,
+    dice: Dice,
 }
+
+#[derive(Debug)]
+enum Kind {
+    Fixed,
+    Gradient(Box<Gradient>),
+    Aimd(Aimd),
+    Vegas(Box<Vegas>),
+}
+
+/// What the settings allow.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    initial: f64,
+    min: f64,
+    max: f64,
+}
+
+/// Draws without a source of chance of its own (xorshift64*): a policy gets a seed.
+#[derive(Clone, Copy, Debug)]
+struct Dice(u64);
+
+/// A stall that follows another one within this time is the limit's fault.
+const AGAIN: Duration = Duration::from_secs(2);
 
 impl Limiter {
     /// At its beginning. `seed`: sidecars that differ in it do not probe in step.
-    pub fn new(settings: &Settings, _now: Instant, _seed: u64) -> Self {
-        Self {
-            limit: settings
-                .start()
-                .map_or(settings.max(), |(min, initial)| initial.max(min).min(settings.max())),
-        }
+    pub fn new(settings: &Settings, now: Instant, seed: u64) -> Self {
+        let (bounds, mut dice) = (Bounds::of(settings), Dice(seed | 1));
+        dice.draw();
+        let kind = Kind::new(settings, &bounds, now, dice);
+        Self { kind, bounds, stall: Stall::new(), recent: Recent::new(now), stalled: None, latest: now, dice }
     }
 
-    /// Takes over changed settings. What was learnt stays, within the new bounds; another kind begins there.
+    /// Takes over changed settings. What was learnt stays, within the new bounds; another kind begins anew.
     pub fn update(&mut self, settings: &Settings) {
-        self.limit =
-            settings.start().map_or(settings.max(), |(min, _)| self.limit.max(min).min(settings.max()));
+        self.bounds = Bounds::of(settings);
+        let bounds = self.bounds;
+        match (&mut self.kind, settings) {
+            (Kind::Fixed, Settings::Fixed { .. }) => {}
+            (Kind::Gradient(gradient), Settings::Gradient { .. }) => gradient.clamp(&bounds),
+            (Kind::Aimd(aimd), Settings::Aimd { latency, .. }) => {
+                aimd.update(latency.map(|span| *span), &bounds);
+            }
+            (Kind::Vegas(vegas), Settings::Vegas { .. }) => vegas.clamp(&bounds),
+            (kind, _) => *kind = Kind::new(settings, &bounds, self.latest, self.dice),
+        }
     }
 
     /// How many may be in flight.
     pub fn limit(&self) -> u32 {
-        self.limit
+        let limit = match &self.kind {
+            Kind::Fixed => self.bounds.max,
+            Kind::Gradient(gradient) => gradient.limit(),
+            Kind::Aimd(aimd) => aimd.limit(),
+            Kind::Vegas(vegas) => vegas.limit(),
+        };
+        // INVARIANT: min and max are whole numbers, and every kind stays within them.
+        limit.round() as u32
+    }
+
+    /// What nine of ten of the last attempts took at most: whoever has less time left had better not be sent. None: not
+    /// known.
+    pub fn need(&self, now: Instant) -> Option<Duration> {
+        self.recent.p90(now)
     }
 
     /// Whether one more may be sent while `in_flight` are under way.
-    pub fn admits(&mut self, _now: Instant, in_flight: u32) -> bool {
-        in_flight < self.limit
+    pub fn admits(&mut self, now: Instant, in_flight: u32) -> bool {
+        in_flight < self.limit() && self.stall.admits(now, self.recent.p50())
     }
 
     /// One more was sent; `in_flight` counts it.
-    pub fn entered(&mut self, _now: Instant, _in_flight: u32) {}
+    pub fn entered(&mut self, now: Instant, in_flight: u32) {
+        self.latest = now;
+        self.stall.entered(now, in_flight);
+        let limit = self.limit();
+        match &mut self.kind {
+            Kind::Gradient(gradient) => gradient.window().entered(now, in_flight, limit),
+            Kind::Vegas(vegas) => vegas.window().entered(now, in_flight, limit),
+            Kind::Aimd(aimd) if in_flight >= limit => aimd.saturated(),
+            Kind::Aimd(_) | Kind::Fixed => {}
+        }
+    }
 
     /// Somebody finds no slot: refused, or queued.
-    pub fn saturated(&mut self, _now: Instant) {}
+    pub fn saturated(&mut self, _now: Instant) {
+        // In a stall nobody does, whatever the limit is.
+        if self.stall.stands() {
+            return;
+        }
+        match &mut self.kind {
+            Kind::Gradient(gradient) => gradient.window().saturated(),
+            Kind::Vegas(vegas) => vegas.window().saturated(),
+            Kind::Aimd(aimd) => aimd.saturated(),
+            Kind::Fixed => {}
+        }
+    }
 
-    /// The head of an answer came, or the attempt failed. Before or together with [`Limiter::left`].
-    pub fn answered(&mut self, _now: Instant, _in_flight: u32, _sample: Sample) {}
+    /// The head of an answer came, or the attempt failed; `in_flight` still counts it. Before or together with
+    /// [`Limiter::left`].
+    pub fn answered(&mut self, now: Instant, in_flight: u32, sample: Sample) {
+        match sample.lesson {
+            Lesson::Served => {
+                self.stall.took(sample.latency);
+                self.recent.took(now, sample.latency);
+            }
+            // It would have taken longer still.
+            Lesson::Overloaded if self.recent.p50().is_some_and(|p50| sample.latency > p50) => {
+                self.recent.took(now, sample.latency);
+            }
+            Lesson::Overloaded | Lesson::Nothing => {}
+        }
+        if sample.lesson != Lesson::Overloaded && self.stall.ended(now, in_flight) {
+            let again = self.stalled.replace(now).is_some_and(|last| sample.began < last + AGAIN);
+            return self.forget(now, again);
+        }
+        if self.stall.stands() {
+            return;
+        }
+        match &mut self.kind {
+            Kind::Gradient(gradient) => gradient.answered(now, &sample, &self.bounds),
+            Kind::Aimd(aimd) => aimd.answered(now, in_flight, &sample, &self.bounds),
+            Kind::Vegas(vegas) => vegas.answered(now, &sample, &self.bounds),
+            Kind::Fixed => {}
+        }
+    }
 
     /// A slot came back, by the end of a body or as a stream; `in_flight` counts it no more.
-    pub fn left(&mut self, _now: Instant, _in_flight: u32) {}
+    pub fn left(&mut self, now: Instant, in_flight: u32) {
+        self.stall.left(in_flight);
+        match &mut self.kind {
+            Kind::Gradient(gradient) => gradient.window().left(now, in_flight),
+            Kind::Vegas(vegas) => vegas.window().left(now, in_flight),
+            Kind::Aimd(_) | Kind::Fixed => {}
+        }
+    }
+
+    /// A stall is over: what it did to the latencies is no lesson.
+    fn forget(&mut self, now: Instant, again: bool) {
+        match &mut self.kind {
+            Kind::Gradient(gradient) => gradient.forget(now, again, &self.bounds),
+            Kind::Vegas(vegas) => vegas.forget(now),
+            Kind::Aimd(_) | Kind::Fixed => {}
+        }
+    }
+}
+
+impl Kind {
+    fn new(settings: &Settings, bounds: &Bounds, now: Instant, dice: Dice) -> Self {
+        let initial = bounds.initial;
+        match settings {
+            Settings::Gradient { .. } => Kind::Gradient(Box::new(Gradient::new(initial, now, dice))),
+            Settings::Aimd { latency, .. } => Kind::Aimd(Aimd::new(initial, latency.map(|span| *span))),
+            Settings::Vegas { .. } => Kind::Vegas(Box::new(Vegas::new(initial, now, dice))),
+            Settings::Fixed { .. } => Kind::Fixed,
+        }
+    }
+}
+
+impl Bounds {
+    fn of(settings: &Settings) -> Self {
+        let max = f64::from(settings.max());
+        let (min, initial) =
+            settings.start().map_or((max, max), |(min, initial)| (min.into(), initial.into()));
+        let bounds = Self { initial, min: min.min(max), max };
+        Self { initial: bounds.clamp(initial), ..bounds }
+    }
+
+    fn clamp(&self, limit: f64) -> f64 {
+        limit.clamp(self.min, self.max)
+    }
+}
+
+impl Dice {
+    /// From 0 to 1.
+    fn draw(&mut self) -> f64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
+    }
 }

@@ -1,0 +1,107 @@
+//! A stall: nothing comes back any more. What is sent into one is work for nobody.
+//!
+//! While at least four attempts are in flight and none of them has ended for five times what 99 of 100 take (50 ms at
+//! least), one attempt is let through each 100 ms, until one ends. A limit alone would let a full set in, and another
+//! one whenever they time out. It is no sign of a limit that is too high, so nothing is learnt from it.
+
+use std::time::{Duration, Instant};
+
+use crate::policy::histogram::{LEN, first_of, step_of};
+
+/// Fewer in flight say nothing by their silence.
+const ENOUGH: u32 = 4;
+const SHORTEST: Duration = Duration::from_millis(50);
+/// Times what 99 of 100 take.
+const PATIENCE: u32 = 5;
+const PROBE: Duration = Duration::from_millis(100);
+/// Latencies that are remembered; then the older ones count half.
+const MEMORY: u32 = 1024;
+/// Whether anything comes back.
+#[derive(Debug)]
+pub(super) struct Stall {
+    /// Since when enough are in flight and none has ended.
+    silent: Option<Instant>,
+    /// While nothing comes back: when the last attempt was let through.
+    probed: Option<Instant>,
+    counts: [u16; LEN],
+    counted: u32,
+    /// How long a silence may last; none: not known yet.
+    patience: Option<Duration>,
+}
+
+impl Stall {
+    pub(super) fn new() -> Self {
+        Self { silent: None, probed: None, counts: [0; LEN], counted: 0, patience: None }
+    }
+
+    /// Nothing comes back.
+    pub(super) fn stands(&self) -> bool {
+        self.probed.is_some()
+    }
+
+    /// Whether an attempt may be sent into what may be a stall. `p50`: of the last few, which is above the p99 where the
+    /// upstream has just become slow.
+    pub(super) fn admits(&mut self, now: Instant, p50: Option<Duration>) -> bool {
+        let since = |then: Instant| now.saturating_duration_since(then);
+        if let Some(last) = self.probed {
+            return since(last) >= PROBE;
+        }
+        let stalls = match (self.silent, self.patience) {
+            (Some(silent), Some(patience)) => {
+                since(silent) >= patience && p50.is_none_or(|p50| since(silent) >= p50 * PATIENCE)
+            }
+            _ => false,
+        };
+        if stalls {
+            self.probed = Some(now);
+        }
+        !stalls
+    }
+
+    /// An attempt was sent.
+    pub(super) fn entered(&mut self, now: Instant, in_flight: u32) {
+        if let Some(last) = &mut self.probed {
+            *last = now;
+        }
+        if in_flight >= ENOUGH {
+            self.silent.get_or_insert(now);
+        }
+    }
+
+    /// Something came back. True: that ends a stall.
+    pub(super) fn ended(&mut self, now: Instant, in_flight: u32) -> bool {
+        self.silent = (in_flight > ENOUGH).then_some(now);
+        self.probed.take().is_some()
+    }
+
+    /// A slot came back, with or without an answer.
+    pub(super) fn left(&mut self, in_flight: u32) {
+        if in_flight < ENOUGH {
+            self.silent = None;
+        }
+    }
+
+    /// How long an answer took.
+    pub(super) fn took(&mut self, latency: Duration) {
+        self.counts[step_of(latency)] += 1;
+        self.counted += 1;
+        if self.counted.is_multiple_of(64) {
+            self.learn();
+        }
+    }
+
+    fn learn(&mut self) {
+        let rank = self.counted.div_ceil(100);
+        let mut above = 0;
+        let step = self.counts.iter().rposition(|count| {
+            above += u32::from(*count);
+            above >= rank
+        });
+        let p99 = Duration::from_micros(first_of(step.unwrap_or(LEN - 1) + 1));
+        self.patience = Some(SHORTEST.max(p99 * PATIENCE));
+        if self.counted >= MEMORY {
+            self.counts.iter_mut().for_each(|count| *count /= 2);
+            self.counted = self.counts.iter().map(|count| u32::from(*count)).sum();
+        }
+    }
+}
