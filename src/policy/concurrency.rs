@@ -157,8 +157,8 @@ impl Gate {
     /// Asks for a slot. Where it has to queue or is refused, somebody else may be let in: [`Gate::grant`].
     pub fn enter(&mut self, ask: &Ask) -> Entry {
         let Ask { now, deadline, priority, .. } = *ask;
-        let p50 = self.limiter.need(now).or(ask.p50);
         self.settle(now);
+        let p50 = self.limiter.need(now).or(ask.p50);
         if self.queue.depth() == 0 && self.limiter.admits(now, self.in_flight) {
             self.take(now);
             return Entry::Slot;

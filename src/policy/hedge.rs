@@ -53,7 +53,7 @@ pub struct Settings {
     /// The ratio of requests for which it is enforced. Default 1.0.
     pub rollout: Ratio,
     /// When a request that has no answer is sent a second time: a percentile of what this upstream shows, from `"p50"` to
-    /// `"p99.9"`, or a length of time. Default `"p95"`.
+    /// `"p99.9"`, at the earliest; or a length of time. Default `"p95"`.
     pub after: After,
     /// Hedges allowed for each first attempt. Default 0.05.
     pub budget: Ratio,

@@ -1,8 +1,12 @@
 //! How many attempts are in flight, who waits for a slot, and that every slot comes back.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
+
+const LIMIT: &str = "outrigger_concurrency_limit{upstream=app}";
 
 const IN_FLIGHT: &str = "outrigger_concurrency_in_flight{upstream=app}";
 const DEPTH: &str = "outrigger_queue_depth{upstream=app}";
@@ -308,6 +312,106 @@ async fn many_clients_share_few_slots() {
     assert!(app.connections() <= 8, "a few slots need few connections: {}", app.connections());
 }
 
+/// Clients that always want something, until told to stop.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Crowd {
+    async fn of(count: u32, proxy: &Proxy) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            let (mut client, stop) = (proxy.connect().await, Arc::clone(&stop));
+            clients.push(tokio::spawn(async move {
+                while !stop.load(Relaxed) {
+                    client.exchange(&get("/")).await;
+                }
+            }));
+        }
+        Self { stop, clients }
+    }
+
+    async fn leaves(self) {
+        self.stop.store(true, Relaxed);
+        for client in self.clients {
+            client.await.expect("no client panics");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_limit_rises_where_it_is_needed_and_a_reload_keeps_it() {
+    let app = Upstream::that().answers(200).delays(Duration::from_millis(20)).start().await;
+    let limit =
+        |limit: &str| Config::over([&app]).plain().upstream(&format!("concurrency.limit = {{ {limit} }}"));
+    let proxy = limit("kind = \"aimd\", initial = 5").start().await;
+    assert_eq!(proxy.metric(LIMIT).await, 5.0, "as it begins");
+    let mut client = proxy.connect().await;
+    for _ in 0..20 {
+        assert_eq!(client.exchange(&get("/")).await.status, 200);
+    }
+    assert_eq!(proxy.metric(LIMIT).await, 5.0, "nobody needs more");
+
+    let crowd = Crowd::of(12, &proxy).await;
+    eventually("the limit rises", async || proxy.metric(LIMIT).await > 8.0).await;
+    crowd.leaves().await;
+    let learnt = proxy.metric(LIMIT).await;
+    let reload = async |config: Config| {
+        proxy.rewrite(&config.text());
+        assert_eq!(proxy.admin_post("/reload").await.status, 200);
+        proxy.metric(LIMIT).await
+    };
+    assert_eq!(reload(limit("kind = \"aimd\", initial = 6")).await, learnt, "what was learnt stays");
+    let view = proxy.admin_get("/upstreams").await.text();
+    let view: serde_json::Value = serde_json::from_str(&view).expect("JSON");
+    assert_eq!(view["app"]["concurrency"]["limit"].as_f64(), Some(learnt));
+    assert_eq!(reload(limit("kind = \"aimd\", initial = 6, max = 7")).await, 7.0, "within new bounds");
+    assert_eq!(reload(limit("kind = \"gradient\", initial = 30")).await, 30.0, "another kind begins anew");
+}
+
+#[tokio::test]
+async fn only_what_is_overloaded_lowers_the_limit() {
+    let cases = [
+        ("it says when to come back", Upstream::that().answers(503).with_field("Retry-After", "1"), true),
+        (
+            "another Outrigger refuses",
+            Upstream::that()
+                .answers(503)
+                .with_field("Proxy-Status", "outrigger; error=connection_limit_reached"),
+            true,
+        ),
+        ("timeouts that are evidence", Upstream::that().never_answers(), true),
+        ("one caller's matter", Upstream::that().answers(429).with_field("Retry-After", "1"), false),
+        ("it fails", Upstream::that().answers(500), false),
+        ("it breaks off", Upstream::that().resets_before_the_head(), false),
+        ("it does its work", Upstream::that().answers(200), false),
+    ];
+    for (why, script, falls) in cases {
+        let app = script.delays(Duration::from_millis(300)).start().await;
+        let proxy = Config::over([&app])
+            .plain()
+            .upstream("outlier.mode = \"off\"\nconcurrency.limit = { kind = \"aimd\", initial = 10 }")
+            .upstream("timeout = { connect = \"500ms\", attempt = \"1s\" }")
+            .start()
+            .await;
+        // As many as the limit is, at once: where it is not used, it is not what was too much.
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            let mut client = proxy.connect().await;
+            client.send(get("/")).await;
+            clients.push(client);
+        }
+        for client in &mut clients {
+            client.response().await;
+        }
+        proxy.rests().await;
+        let limit = proxy.metric(LIMIT).await;
+        assert_eq!(limit < 10.0, falls, "{why}: {limit}");
+    }
+}
+
 #[tokio::test]
 async fn twenty_streams_starve_nobody_at_a_small_limit() {
     let stream = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n";
@@ -333,5 +437,46 @@ async fn twenty_streams_starve_nobody_at_a_small_limit() {
     }
 
     drop(streams);
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn while_an_upstream_stalls_others_wait_before_it_and_then_go_at_once() {
+    let app = (0..70).fold(Upstream::that(), |app, _| app.answers(200));
+    let app = app.answers(200).holds().start().await;
+    let proxy = Config::over([&app]).plain().upstream("concurrency.queue.timeout = \"10s\"").start().await;
+    let mut client = proxy.connect().await;
+    for _ in 0..70 {
+        assert_eq!(client.exchange(&get("/")).await.status, 200);
+    }
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = proxy.connect().await;
+        client.send(get("/stalls")).await;
+        clients.push(client);
+    }
+    app.has_seen(80).await;
+    let start = Instant::now();
+    eventually("nothing has come back for a while", async || start.elapsed() > Duration::from_millis(200))
+        .await;
+    for _ in 0..8 {
+        let mut client = proxy.connect().await;
+        client.send(get("/waits")).await;
+        clients.push(client);
+    }
+
+    eventually("some of them wait though the limit is 20", async || {
+        let metrics = proxy.metrics().await;
+        metrics.sum(DEPTH) >= 1.0 && metrics.sum(DEPTH) + metrics.sum(IN_FLIGHT) == 18.0
+    })
+    .await;
+    assert_eq!(proxy.metric(LIMIT).await, 20.0);
+
+    app.release(1);
+    app.has_seen(88).await;
+    app.release(20);
+    for client in &mut clients {
+        assert_eq!(client.response().await.status, 200);
+    }
     proxy.rests().await;
 }

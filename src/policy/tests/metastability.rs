@@ -91,11 +91,8 @@ struct World {
 
 impl Chain {
     /// The defaults, but for the limit of attempts in flight.
-    fn new(limit: u32) -> Self {
-        let concurrency = concurrency::Settings {
-            limit: limit::Settings::Fixed { max: limit },
-            ..concurrency::Settings::default()
-        };
+    fn new(limit: limit::Settings) -> Self {
+        let concurrency = concurrency::Settings { limit, ..concurrency::Settings::default() };
         let retry = retry::Settings::default();
         Self {
             breaker: Arc::new(Breaker::new(&breaker::Settings::default(), start())),
@@ -310,9 +307,13 @@ impl World {
         let outcome = Outcome { verdict, latency, endpoint: 0, endpoints: 1, connect_timeout: false };
         request.permit.take().expect("admitted").record(self.now, outcome);
         let p50 = chain.latency.p50(self.now);
-        let lesson = if verdict == Verdict::Success { Lesson::Served } else { Lesson::Overloaded };
-        let sample = Sample { began: self.now - latency, latency, lesson };
-        let leave = chain.gate.leave(self.now, Some(sample), p50);
+        let lesson = match verdict {
+            Verdict::Success => Some(Lesson::Served),
+            Verdict::Failure => Some(Lesson::Overloaded),
+            Verdict::Throttled | Verdict::Ignored => None,
+        };
+        let sample = lesson.map(|lesson| Sample { began: self.now - latency, latency, lesson });
+        let leave = chain.gate.leave(self.now, sample, p50);
         self.serve(leave);
         self.grant(p50);
     }
@@ -365,20 +366,33 @@ impl World {
     }
 }
 
+/// In how much of what the upstream can do clients get something while too many want it, but for the first seconds.
+fn during(world: &World) -> f64 {
+    f64::from(world.got[5..30].iter().sum::<u32>()) / 25.0 / CAPACITY
+}
+
 #[test]
 fn with_a_limit_that_fits_the_upstream_an_overload_costs_nothing() {
-    let world = World::new(Some(Chain::new(WORKERS as u32)), 1).run();
-    let during = f64::from(world.got[5..30].iter().sum::<u32>()) / 25.0;
-    assert!(during >= 0.95 * CAPACITY, "{:?}", world.got);
+    let world = World::new(Some(Chain::new(limit::Settings::Fixed { max: WORKERS as u32 })), 1).run();
+    assert!(during(&world) >= 0.95, "{:?}", world.got);
     assert!(world.goodput(31..60) >= 0.95, "{:?}", world.got);
 }
 
-/// Where the limit is far too high (the default suits large upstreams), the breaker must end it: at the latest when
-/// the open time that it has come to is over, here some 16 s.
+#[test]
+fn with_a_limit_that_is_found_it_costs_little() {
+    for seed in 1..=3 {
+        let world = World::new(Some(Chain::new(limit::Settings::default())), seed).run();
+        assert!(during(&world) >= 0.9, "seed {seed}: {:?}", world.got);
+        assert!(world.goodput(31..60) >= 0.95, "seed {seed}: {:?}", world.got);
+    }
+}
+
+/// Where the limit is far too high, the breaker must end it: at the latest when the open time that it has come to is
+/// over, here some 16 s.
 #[test]
 fn an_overload_ends_with_its_cause_even_where_the_limit_is_far_too_high() {
     for seed in 1..=3 {
-        let world = World::new(Some(Chain::new(1000)), seed).run();
+        let world = World::new(Some(Chain::new(limit::Settings::Fixed { max: 1000 })), seed).run();
         assert!(world.goodput(52..60) >= 0.95, "seed {seed}: {:?}", world.got);
     }
 }
