@@ -308,7 +308,7 @@ mod tests {
             ),
             ("in quotes", "max-age=\"60\"", Control { max_age: Some(60), ..Control::default() }),
             ("a list of fields", "private=\"a, b\"", Control { private: true, ..Control::default() }),
-            ("a comma in quotes", "x=\"no-store, a\"", Control::default()),
+            ("a comma in quotes", "x=\"a, no-store, b\"", Control::default()),
             ("unreadable is none", "max-age=soon", Control { max_age: Some(0), ..Control::default() }),
             ("without a number", "max-age", Control { max_age: Some(0), ..Control::default() }),
             (
