@@ -7,8 +7,10 @@
 //! slot (`concurrency`), who waits for one (`queue`).
 
 mod aimd;
+mod bounds;
 mod gradient;
 mod recent;
+mod sample;
 mod stall;
 mod vegas;
 mod window;
@@ -19,8 +21,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::aimd::Aimd;
+use self::bounds::{Bounds, Dice};
 use self::gradient::Gradient;
 use self::recent::Recent;
+pub use self::sample::{Lesson, Sample};
 use self::stall::Stall;
 use self::vegas::Vegas;
 use crate::units::{Span, within};
@@ -126,31 +130,6 @@ impl Default for Settings {
     }
 }
 
-/// What an attempt that held a slot shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// When it was sent.
-    pub began: Instant,
-    /// From then to the head of its answer, or to its failure.
-    pub latency: Duration,
-    /// What that says.
-    pub lesson: Lesson,
-}
-
-/// What an attempt's end says of the upstream. An attempt that was given up for its caller's sake (the client left, its
-/// deadline came before the attempt could show anything) is none: its slot only [leaves](Limiter::left), since the
-/// upstream did not say a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lesson {
-    /// It did work; its latency counts.
-    Served,
-    /// It has too much to do: a timeout that is evidence, a 503 with Retry-After or from an Outrigger.
-    Overloaded,
-    /// An answer that is one caller's matter (429, RESOURCE_EXHAUSTED), or another failure: that it came is all it
-    /// says.
-    Nothing,
-}
-
 /// The limit of one upstream. Owned by its gate.
 #[derive(Debug)]
 pub struct Limiter {
@@ -173,33 +152,20 @@ enum Kind {
     Vegas(Box<Vegas>),
 }
 
-/// What the settings allow.
-#[derive(Clone, Copy, Debug)]
-struct Bounds {
-    initial: f64,
-    min: f64,
-    max: f64,
-}
-
-/// Draws without a source of chance of its own (xorshift64*): a policy gets a seed.
-#[derive(Clone, Copy, Debug)]
-struct Dice(u64);
-
 /// A stall that follows another one within this time is the limit's fault.
 const AGAIN: Duration = Duration::from_secs(2);
 
 impl Limiter {
     /// At its beginning. `seed`: sidecars that differ in it do not probe in step.
     pub fn new(settings: &Settings, now: Instant, seed: u64) -> Self {
-        let (bounds, mut dice) = (Bounds::of(settings), Dice(seed | 1));
-        dice.draw();
+        let (bounds, dice) = (bounds(settings), Dice::new(seed));
         let kind = Kind::new(settings, &bounds, now, dice);
         Self { kind, bounds, stall: Stall::new(), recent: Recent::new(now), stalled: None, latest: now, dice }
     }
 
     /// Takes over changed settings. What was learnt stays, within the new bounds; another kind begins anew.
     pub fn update(&mut self, settings: &Settings) {
-        self.bounds = Bounds::of(settings);
+        self.bounds = bounds(settings);
         let bounds = self.bounds;
         match (&mut self.kind, settings) {
             (Kind::Fixed, Settings::Fixed { .. }) => {}
@@ -323,26 +289,9 @@ impl Kind {
     }
 }
 
-impl Bounds {
-    fn of(settings: &Settings) -> Self {
-        let max = f64::from(settings.max());
-        let (min, initial) =
-            settings.start().map_or((max, max), |(min, initial)| (min.into(), initial.into()));
-        let bounds = Self { initial, min: min.min(max), max };
-        Self { initial: bounds.clamp(initial), ..bounds }
-    }
-
-    fn clamp(&self, limit: f64) -> f64 {
-        limit.clamp(self.min, self.max)
-    }
-}
-
-impl Dice {
-    /// From 0 to 1.
-    fn draw(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
-    }
+fn bounds(settings: &Settings) -> Bounds {
+    let max = f64::from(settings.max());
+    let (min, initial) = settings.start().map_or((max, max), |(min, initial)| (min.into(), initial.into()));
+    let bounds = Bounds { initial, min: min.min(max), max };
+    Bounds { initial: bounds.clamp(initial), ..bounds }
 }
