@@ -109,7 +109,7 @@ enum Event {
     End(Key, End),
     /// A wait in the queue has been in vain.
     InVain(Key),
-    /// The record is brought up to date.
+    /// The record is brought up to date, and what was given up long enough ago is let go of.
     Look,
 }
 
@@ -275,6 +275,11 @@ impl<'a> World<'a> {
                 sidecar.gate.depth(),
             );
         }
+        let now = self.instant();
+        for number in 0..self.sidecars.len() {
+            self.sidecars[number].gate.settle(now);
+            self.grant(number);
+        }
         self.at(self.now + LOOK, Event::Look);
     }
 
@@ -412,7 +417,10 @@ impl<'a> World<'a> {
         let sample = lesson.map(|lesson| Sample { began, latency, lesson });
         let p50 = sidecar.latency.p50(now);
         let number = request.sidecar;
-        let leave = sidecar.gate.leave(now, sample, p50);
+        let leave = match end {
+            End::TimedOut => sidecar.gate.give_up_on(now, began, sample, p50),
+            End::Served | End::Refused | End::Limited => sidecar.gate.leave(now, sample, p50),
+        };
         match end {
             End::Served => self.served(key),
             End::Limited => self.fail(key, None),

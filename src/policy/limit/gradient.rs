@@ -1,9 +1,8 @@
 //! `gradient`: as many as the upstream works on without a queue of its own, found from the latency.
 //!
 //! What one attempt takes when nothing queues is the *base*. While slots are asked for in vain, a latency above the base
-//! is a queue in the upstream, and the limit falls in proportion; at the base, it rises. A queue of about √L / 2 is
-//! left to stand, so that no worker of the upstream is ever idle, and so that sidecars that share an upstream come
-//! to equal shares. A limit that nobody runs into is never raised.
+//! is a queue in the upstream, and the limit falls in proportion; at the base, it rises. A queue of about √L / 3 is
+//! left to stand, so that no worker of the upstream is ever idle. A limit that nobody runs into is never raised.
 //!
 //! The ratio alone cannot see a level that is steadily wrong (Netflix's Gradient2 climbs in a standing overload,
 //! Envoy's limit in a long degradation), so the base is anchored by experiments, made only while requests are refused
@@ -13,12 +12,17 @@
 //!   latency falls no more in proportion. Where it did not fall there was no queue to remove: the base itself has moved
 //!   (a service that has become eight times slower still has its eight workers), and is what is seen now. Then
 //!   Little's law says where to go: what was done before the cut x how long a slot is held after it.
-//! - **Probe**, each 10 to 40 s: a fifth less. If as much is done as before, it was queue: the cut stays, and the next
-//!   one follows soon. If less is done it was capacity: the limit is restored, and the base follows by what may be noise.
+//! - **Verify**: the limit has fallen by a third and the latency has not. The same in small.
+//! - **Probe**, each 10 to 40 s: a fifth less. If as much is done as before and the latency fell, it was queue: the cut
+//!   stays, and the next one follows soon. Else it was capacity: the limit is restored, and the base follows by what
+//!   may be noise.
 //!
-//! Why only the search raises the base by much: to one of many sidecars that share an upstream, its own cut never
-//! moves the latency, and it would take the queue of all for the upstream's own time, and all of them would climb.
-//! But what doubles the latency meets all of them at once, so in a search they all cut together.
+//! **Others.** To one of many sidecars that share an upstream its own cut never moves the latency: it looks as if the
+//! base had moved, and if each of them believed that, all of them would climb. Two things tell them apart. Who does
+//! more than usual, and more slowly, has a queue: then the base never rises. And probes measure how much of the latency
+//! follows the limit (`alone`). Who is not alone trusts the base of quiet times, leaves a longer queue (√L), so that
+//! an error in its base hardly changes its share, and does not take all that it wants while others wait. What doubles the
+//! latency meets all at once, so in a search they all cut together.
 //!
 //! Rejected: Envoy's probe, which pins the limit to 3 and refuses healthy traffic; a minimum of latencies, which one
 //! cheap request poisons; a goodput's slope alone, which is a coin's throw at 100 requests a second.
@@ -204,6 +208,9 @@ impl Gradient {
 
     pub(super) fn clamp(&mut self, bounds: &Bounds) {
         self.limit = bounds.clamp(self.limit);
+        if let Phase::Probe { limit } = &mut self.phase {
+            *limit = bounds.clamp(*limit);
+        }
     }
 
     pub(super) fn window(&mut self) -> &mut Window {
@@ -452,8 +459,9 @@ impl Gradient {
             let more = rate / done;
             let enough = if self.grows { 0.4 } else { 0.3 };
             if more < 1.0 + (grown - 1.0) * enough {
-                // So many as there is use for.
-                self.limit = bounds.clamp(at * more.max(1.0));
+                // So many as there is use for, and a few.
+                self.limit =
+                    bounds.clamp((at * more.max(1.0) * if self.ramps { 1.1 } else { 1.0 }).min(self.limit));
                 (self.ramps, self.grows, self.streak, self.mark) = (false, false, 0, None);
                 self.goodput = None;
                 return self.window.clear(now, now);
@@ -551,8 +559,8 @@ impl Gradient {
             // Or as many as were well served, if that is not what has just been too much.
             None => (done * seen.hold).max(f64::from(self.proven.most()).min(limit * 0.7)),
         };
-        self.ramps = (moves || before.is_none()) && little <= self.limit;
-        if self.ramps {
+        self.ramps = moves || (before.is_none() && little <= self.limit);
+        if self.ramps && little <= self.limit {
             self.multiply(seen.rate, 1.5, bounds);
         } else {
             self.limit = bounds.clamp(little.clamp(self.limit, most.max(self.limit)));
