@@ -155,7 +155,8 @@ impl Serving<'_> {
         retries: &Retries<'_>,
     ) -> Sent {
         let Self { worker, routed, timer, client } = *self;
-        let race = Race::default();
+        // Each has its own: what is told of the first is not to be overwritten by the other.
+        let (race, beside) = (Race::default(), Race::default());
         let endpoint = admitted.endpoint_id();
         let with = (client, plan.is_some().then_some(&race));
         let mut attempt = pin!(admitted.send(worker, routed, request, timer, with));
@@ -175,7 +176,7 @@ impl Serving<'_> {
                     race.is_due();
                     polled = attempt.as_mut().poll(cx);
                     let copy = race.take_copy().filter(|_| polled.is_pending());
-                    running = copy.and_then(|copy| self.beside(copy, endpoint, &plan, (&race, retries)));
+                    running = copy.and_then(|copy| self.beside(copy, endpoint, &plan, (&beside, retries)));
                 }
                 if let Poll::Ready(result) = polled {
                     first = Some(ended(result)).inspect(|end| self.learn(&plan, &race, end));
@@ -210,6 +211,7 @@ impl Serving<'_> {
         .await;
 
         race.decide();
+        beside.decide();
         let now = Instant::now();
         if first.is_none() {
             // It lost.

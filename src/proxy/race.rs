@@ -1,4 +1,4 @@
-//! What an attempt and the hedge beside it know of each other.
+//! What an attempt and whoever watches it for a hedge tell each other.
 //!
 //! An attempt has its request for itself, so only the attempt can copy it for a hedge, between two steps of its own. It
 //! does so when it is told that a hedge is due, unless the head of its answer is there by then: what hangs behind a head
@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::request::Request;
 use crate::policy::hedge::Skip;
 
-/// What two attempts of one request, side by side, know of each other.
+/// What one of two attempts side by side tells, and is told.
 #[derive(Default)]
 pub struct Race {
     /// A copy of the request is wanted.
@@ -49,7 +49,7 @@ impl Race {
         self.sent.get()
     }
 
-    /// One has won: the other is cancelled because of that.
+    /// One of the two has won: the other is cancelled because of that.
     pub fn decide(&self) {
         self.is_decided.set(true);
     }

@@ -444,3 +444,19 @@ async fn a_mirrored_copy_is_not_hedged() {
     proxy.metric_becomes("outrigger_attempts_total{upstream=copies,outcome=ok}", 1.0).await;
     assert_eq!(copies.seen(), 1);
 }
+
+/// Whoever was hedged took longer than the delay, whether it won or lost: else hedges would pull the percentile down.
+#[tokio::test]
+async fn what_is_learnt_of_an_attempt_is_its_own_time() {
+    let after = Duration::from_millis(100);
+    let app = Upstream::that().answers(200).delays(after * 3).start().await;
+    let on = "hedge = { mode = \"enforce\", after = \"100ms\", budget = 1.0 }";
+    let budget = "retry.budget = { ratio = 1.0, min_per_second = 100 }";
+    let proxy = Config::over([&app]).upstream(on).upstream(ROOM).upstream(budget).start().await;
+    for _ in 0..3 {
+        ask(&proxy, 20).await;
+    }
+    assert!(hedges(&proxy, "first").await > 0.0);
+    let p50 = proxy.upstream_view("app", "/hedge/p50_ms").await;
+    assert!(p50.as_f64().is_some_and(|p50| p50 >= 290.0), "all took 300 ms: {p50}");
+}

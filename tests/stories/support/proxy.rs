@@ -189,6 +189,13 @@ impl Proxy {
         eventually(&format!("{wanted} is {value}"), async || self.metric(wanted).await == value).await;
     }
 
+    /// What `/upstreams` says of `upstream` at this JSON pointer.
+    pub async fn upstream_view(&self, upstream: &str, pointer: &str) -> serde_json::Value {
+        let text = self.admin_get("/upstreams").await.text();
+        let view: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        view[upstream].pointer(pointer).unwrap_or_else(|| panic!("{pointer} stands in {text}")).clone()
+    }
+
     /// Nothing is left of any request: no slot, no queue place, no stream.
     pub async fn rests(&self) {
         for gauge in ["outrigger_concurrency_in_flight", "outrigger_queue_depth", "outrigger_streams"] {
