@@ -130,6 +130,10 @@ impl Default for Settings {
     }
 }
 
+/// How often somebody has to look whether more may be let through where nothing else happens: an upstream that is silent
+/// gets one attempt each time.
+pub const LOOK: Duration = stall::PROBE;
+
 /// The limit of one upstream. Owned by its gate.
 #[derive(Debug)]
 pub struct Limiter {
@@ -141,6 +145,8 @@ pub struct Limiter {
     stalled: Option<Instant>,
     /// When an attempt was sent last.
     latest: Instant,
+    /// Attempts in flight whose heads have come.
+    answering: u32,
     dice: Dice,
 }
 
@@ -160,7 +166,8 @@ impl Limiter {
     pub fn new(settings: &Settings, now: Instant, seed: u64) -> Self {
         let (bounds, dice) = (bounds(settings), Dice::new(seed));
         let kind = Kind::new(settings, &bounds, now, dice);
-        Self { kind, bounds, stall: Stall::new(), recent: Recent::new(now), stalled: None, latest: now, dice }
+        let (stall, recent) = (Stall::new(), Recent::new(now));
+        Self { kind, bounds, stall, recent, stalled: None, latest: now, answering: 0, dice }
     }
 
     /// Takes over changed settings. What was learnt stays, within the new bounds; another kind begins anew.
@@ -204,7 +211,7 @@ impl Limiter {
     /// One more was sent; `in_flight` counts it.
     pub fn entered(&mut self, now: Instant, in_flight: u32) {
         self.latest = now;
-        self.stall.entered(now, in_flight);
+        self.stall.entered(now, in_flight - self.answering);
         let limit = self.limit();
         match &mut self.kind {
             Kind::Gradient(gradient) => gradient.window().entered(now, in_flight, limit),
@@ -242,7 +249,7 @@ impl Limiter {
             }
             Lesson::Overloaded | Lesson::Nothing => {}
         }
-        if sample.lesson != Lesson::Overloaded && self.stall.ended(now, in_flight) {
+        if sample.lesson != Lesson::Overloaded && self.stall.ended(now, in_flight - self.answering) {
             let again = self.stalled.replace(now).is_some_and(|last| sample.began < last + AGAIN);
             return self.forget(now, again);
         }
@@ -257,9 +264,19 @@ impl Limiter {
         }
     }
 
+    /// What was answered last keeps its slot while its body flows.
+    pub fn body_begins(&mut self) {
+        self.answering += 1;
+    }
+
+    /// Such a body has ended; its slot follows.
+    pub fn body_ends(&mut self) {
+        self.answering -= 1;
+    }
+
     /// A slot came back, by the end of a body or as a stream; `in_flight` counts it no more.
     pub fn left(&mut self, now: Instant, in_flight: u32) {
-        self.stall.left(in_flight);
+        self.stall.left(in_flight - self.answering);
         match &mut self.kind {
             Kind::Gradient(gradient) => gradient.window().left(now, in_flight),
             Kind::Vegas(vegas) => vegas.window().left(now, in_flight),
