@@ -106,7 +106,7 @@ fn who_cannot_be_served_in_time_is_refused_at_entry() {
         ("no slot came for 40 ms: the pace is what exceeds a hiccup", 140, 240, None, Some(100)),
         ("it has stood for 99 ms", 199, 800, None, None),
         ("it has stood for 100 ms, and no slot came", 200, 800, None, Some(400)),
-        ("then 2 x p50 is short enough", 200, 1000, Some(250), None),
+        ("then half of p50 is short enough", 200, 1500, Some(800), None),
     ];
     for (why, now, deadline, p50, refused) in cases {
         let mut gate = busy();
