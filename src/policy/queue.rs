@@ -117,8 +117,8 @@ pub(super) struct Need {
 pub(super) struct Pace {
     /// From one slot to the next; `None`: not known.
     pub(super) interval: Option<Duration>,
-    /// When the last one came back.
-    pub(super) last: Option<Instant>,
+    /// How long none has come back.
+    pub(super) silence: Duration,
 }
 
 /// Who waits. At most as many as the settings say.
@@ -206,9 +206,8 @@ impl Queue {
         let wait = interval.saturating_mul(ahead as u32 + 1);
         let wait = if above > 0.0 { wait.div_f64(f64::from(1.0 - above)) } else { wait };
         // Where nothing has come back for a while, nothing suggests that it will sooner.
-        let quiet = self.standing_since.zip(pace.last).map(|(since, last)| since.max(last));
-        let quiet = quiet.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        Some(if self.stands(now) { wait.max(quiet) } else { wait })
+        let stood = self.standing_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        Some(if self.stands(now) { wait.max(pace.silence.min(stood)) } else { wait })
     }
 
     /// How many are served before a newcomer.

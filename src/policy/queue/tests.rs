@@ -19,9 +19,9 @@ fn queue(order: Order, size: u32) -> Queue {
 
 const FAR: u64 = 3_600_000;
 
-/// Slots come back each so many milliseconds, the last one now.
-fn pace(now: Instant, interval: u64) -> Pace {
-    Pace { interval: Some(ms(interval)), last: Some(now) }
+/// Slots come back each so many milliseconds, the last one just now.
+fn pace(interval: u64) -> Pace {
+    Pace { interval: Some(ms(interval)), silence: Duration::ZERO }
 }
 
 fn need(priority: Priority) -> Need {
@@ -139,7 +139,7 @@ fn a_wait_is_the_places_ahead_of_ones_class_by_the_pace() {
     for priority in [Critical, Normal, Normal, Low, Low, Low] {
         queue.place(0, priority);
     }
-    let pace = pace(at(0), 10);
+    let pace = pace(10);
     let cases = [(Critical, 20), (High, 20), (Normal, 40), (Low, 70)];
     for (priority, wait) in cases {
         assert_eq!(queue.wait(at(0), priority, pace), Some(ms(wait)), "{priority:?}");
@@ -157,7 +157,7 @@ fn what_more_important_newcomers_take_makes_the_others_wait_longer() {
         queue.serves(n);
     }
     queue.place(1000, Low);
-    let wait = |priority, now| queue.wait(at(now), priority, pace(at(now), 10)).expect("a pace");
+    let wait = |priority, now| queue.wait(at(now), priority, pace(10)).expect("a pace");
     assert!((ms(35)..ms(45)).contains(&wait(Low, 1000)), "twice 20 ms: {:?}", wait(Low, 1000));
     assert_eq!(wait(Critical, 1000), ms(10));
     assert_eq!(wait(Low, 1000 + 10_000), ms(20), "forgotten");
@@ -167,10 +167,10 @@ fn what_more_important_newcomers_take_makes_the_others_wait_longer() {
 fn nothing_comes_sooner_to_a_queue_that_stands_than_the_last_slot_was_long_ago() {
     let mut queue = queue(Order::Priority, 100);
     queue.place(0, Normal);
-    let pace = pace(at(0), 1);
+    let pace = |now| Pace { silence: ms(now), ..pace(1) };
     let cases = [(50, 2), (99, 2), (100, 100), (250, 250)];
     for (now, wait) in cases {
-        assert_eq!(queue.wait(at(now), Normal, pace), Some(ms(wait)), "at {now} ms");
+        assert_eq!(queue.wait(at(now), Normal, pace(now)), Some(ms(wait)), "at {now} ms");
     }
 }
 
