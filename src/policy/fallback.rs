@@ -26,7 +26,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::failure::{StatusPattern, StatusSet};
 use super::mode::Mode;
 use super::words;
-use crate::reason::Reason;
+use crate::reason::{Error, Reason};
 use crate::units::{Ratio, Size, Span, within};
 
 /// `[upstream.NAME.fallback]`: what clients get in place of a failure.
@@ -214,18 +214,21 @@ pub fn is_unprocessed(end: End, attempts: u32) -> bool {
     attempts == 0 || never_reached
 }
 
-/// Whether a failure for `reason` says the same to everybody who asks the same. Otherwise it concerns the one who got
-/// it: its rate, its class, its deadline, its body.
-pub fn concerns_all(reason: Reason) -> bool {
-    !matches!(
-        reason,
-        Reason::RateLimited
-            | Reason::LoadShed
-            | Reason::ConcurrencyLimited
-            | Reason::QueueFull
-            | Reason::QueueTimeout
-            | Reason::DeadlineExceeded
-    ) && REASONS.contains(&reason)
+/// Whether a failure says the same to everybody who asks the same. Otherwise it concerns the one who got it: its rate,
+/// its class, its deadline, its body, the fault that was injected into it.
+pub fn concerns_all(error: &Error) -> bool {
+    !error.is_injected
+        && !matches!(
+            error.reason,
+            Reason::FaultInjected
+                | Reason::RateLimited
+                | Reason::LoadShed
+                | Reason::ConcurrencyLimited
+                | Reason::QueueFull
+                | Reason::QueueTimeout
+                | Reason::DeadlineExceeded
+        )
+        && REASONS.contains(&error.reason)
 }
 
 impl KeyHeader {
@@ -436,9 +439,11 @@ mod tests {
     #[test]
     fn whose_failure_it_is() {
         for reason in [Reason::ConnectError, Reason::BreakerOpen, Reason::RequestTimeout, Reason::Draining] {
-            assert!(concerns_all(reason), "{}", reason.label());
+            assert!(concerns_all(&reason.into()), "{}", reason.label());
+            assert!(!concerns_all(&Error::from(reason).injected()), "{}, by a fault", reason.label());
         }
         for reason in [
+            Reason::FaultInjected,
             Reason::RateLimited,
             Reason::LoadShed,
             Reason::QueueFull,
@@ -447,7 +452,7 @@ mod tests {
             Reason::ClientDisconnected,
             Reason::BadRequest,
         ] {
-            assert!(!concerns_all(reason), "{}", reason.label());
+            assert!(!concerns_all(&reason.into()), "{}", reason.label());
         }
     }
 

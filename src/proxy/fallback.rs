@@ -208,15 +208,14 @@ where
         });
         match served {
             Ok(mut answer) => {
-                // What a fault answers is no answer of the upstream's for others; the next one leads.
-                if let Some(asks) = asks.filter(|_| answer.injected().is_none()) {
+                if let Some(asks) = asks {
                     self.copy(asks, &mut answer, lead);
                 }
                 Came::Answer(answer)
             }
             Err(error) => {
-                // Else it falls, and the next one leads.
-                if let Some(lead) = lead.filter(|_| concerns_all(error.reason)) {
+                // Else it falls, and the next one leads: also where a fault has failed this one alone.
+                if let Some(lead) = lead.filter(|_| concerns_all(&error)) {
                     lead.fail(&error);
                 }
                 Came::Failed(error)
