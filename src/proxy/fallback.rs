@@ -24,6 +24,7 @@ use super::words;
 use super::worker::Worker;
 use crate::http1::field::{Fields, Name};
 use crate::http1::head::{Framing, Method};
+use crate::policy::failure::Verdict;
 use crate::policy::fallback::{End, Triggers, concerns_all, is_unprocessed};
 use crate::policy::freshness::{Asked, Usable};
 use crate::policy::mode::Mode;
@@ -250,6 +251,8 @@ where
             // What the upstream says now counts: it is gone, or not for keeping any more.
             chain.store.forget_those(&asks.url, |entry| entry.answer.suits(fields));
         }
+        // One caller's rate, or a class that is shed: it falls, and the next one leads.
+        let lead = lead.filter(|_| answer.verdict() != Verdict::Throttled && status != 429);
         let lead = lead.and_then(|lead| {
             let is_replaced =
                 self.standby.settings.has_substitute() && self.standby.on.hold(End::Status(status));

@@ -114,6 +114,37 @@ async fn a_failure_is_shared_and_not_asked_for_again_by_each() {
 }
 
 #[tokio::test]
+async fn what_concerns_one_caller_or_class_is_shared_with_nobody() {
+    let shed = "outrigger; error=connection_limit_reached; details=\"load_shed\"";
+    for (status, name, value) in [(429, "X", "y"), (503, "Proxy-Status", shed)] {
+        let app = Upstream::that()
+            .answers(status)
+            .with_field(name, value)
+            .holds()
+            .answers(200)
+            .with_body("one")
+            .holds()
+            .start()
+            .await;
+        let proxy = over(&app).start().await;
+        let mut clients = send(&proxy, &[get("/")]).await;
+        app.has_seen(1).await;
+        clients.extend(send(&proxy, &[get("/"), get("/"), get("/")]).await);
+        waiting(&proxy, 3).await;
+        app.release(1);
+        assert_eq!(clients[0].response().await.status, status, "{value}");
+        app.has_seen(2).await;
+        waiting(&proxy, 2).await;
+        app.release(1);
+        for client in &mut clients[1..] {
+            assert_eq!(client.response().await.text(), "one", "{value}");
+        }
+        assert_eq!(app.seen(), 2, "{value}: one of them asked for all");
+        proxy.rests().await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_for_one_alone_is_asked_for_by_each() {
     for (name, value) in [
         ("Set-Cookie", "me=1"),
