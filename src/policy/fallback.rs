@@ -215,7 +215,7 @@ pub fn is_unprocessed(end: End, attempts: u32) -> bool {
 }
 
 /// Whether a failure says the same to everybody who asks the same. Otherwise it concerns the one who got it: its rate,
-/// its class, its deadline, its body, the fault that was injected into it.
+/// its class, its time, its body, the fault that was injected into it.
 pub fn concerns_all(error: &Error) -> bool {
     !error.is_injected
         && !matches!(
@@ -226,6 +226,7 @@ pub fn concerns_all(error: &Error) -> bool {
                 | Reason::ConcurrencyLimited
                 | Reason::QueueFull
                 | Reason::QueueTimeout
+                | Reason::RequestTimeout
                 | Reason::DeadlineExceeded
         )
         && REASONS.contains(&error.reason)
@@ -438,7 +439,7 @@ mod tests {
 
     #[test]
     fn whose_failure_it_is() {
-        for reason in [Reason::ConnectError, Reason::BreakerOpen, Reason::RequestTimeout, Reason::Draining] {
+        for reason in [Reason::ConnectError, Reason::BreakerOpen, Reason::AttemptTimeout, Reason::Draining] {
             assert!(concerns_all(&reason.into()), "{}", reason.label());
             assert!(!concerns_all(&Error::from(reason).injected()), "{}, by a fault", reason.label());
         }
@@ -447,6 +448,7 @@ mod tests {
             Reason::RateLimited,
             Reason::LoadShed,
             Reason::QueueFull,
+            Reason::RequestTimeout,
             Reason::DeadlineExceeded,
             Reason::ClientStalled,
             Reason::ClientDisconnected,

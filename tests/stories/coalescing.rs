@@ -270,6 +270,25 @@ async fn a_leader_that_hangs_is_replaced_and_nobody_waits_beyond_its_time() {
 }
 
 #[tokio::test]
+async fn a_leader_whose_time_is_up_fails_alone() {
+    let app = Upstream::that().never_answers().answers(200).with_body("one").start().await;
+    let proxy = over(&app)
+        .and("[[listener.route]]\nmatch = { headers = { x-quick = \"1\" } }\nupstream = \"app\"\ntimeout = { connect = \"100ms\", request = \"400ms\" }")
+        .start()
+        .await;
+    let mut leader = send(&proxy, &[get_with("/", "X-Quick: 1")]).await;
+    app.has_seen(1).await;
+    let mut others = send(&proxy, &[get("/"), get("/")]).await;
+    waiting(&proxy, 2).await;
+    leader[0].response().await.must_be(504, "request_timeout");
+    for client in &mut others {
+        assert_eq!(client.response().await.text(), "one");
+    }
+    assert_eq!(app.seen(), 2, "one of them asked for all");
+    proxy.rests().await;
+}
+
+#[tokio::test]
 async fn a_write_parts_those_before_it_from_those_behind() {
     let app = Upstream::that()
         .answers(200)
