@@ -9,6 +9,8 @@
 //! - One hop: the other upstream's own fallback is not asked, so no two upstreams send a request in circles.
 //! - Going to another upstream is load, paid from the retry budget of the first; and it is a second sending, so it
 //!   must be allowed for the method, or the first must surely not have processed the request.
+//! - The other upstream has a time of its own, its `timeout.request`: of the first's nothing is left where that hung. The
+//!   caller's deadline bounds both.
 //! - Fixed words that sound like success are only for GET and HEAD: a write that was lost must not look done.
 //!
 //! Off unless something is written that can stand in. Not here: which answers may be kept and used again
@@ -50,7 +52,8 @@ pub struct Settings {
     pub coalesce: bool,
     /// Third: a fixed answer. Default: none.
     pub response: Option<Fixed>,
-    /// Second: another upstream. Default: none.
+    /// Second: another upstream, within its own `timeout.request`, counted from when the request goes there; not
+    /// beyond the caller's deadline. Default: none.
     pub upstream: Option<String>,
 }
 

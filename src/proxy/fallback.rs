@@ -339,7 +339,12 @@ where
             // Its slot is others' meanwhile.
             drop(answer.put_aside(Instant::now()));
         }
+        let (began, attempts) = (Instant::now(), self.request.record.attempts);
+        // Where the first hung, nothing is left of its time.
+        let since = std::mem::replace(&mut self.request.context.since, began);
+        let stood_still = std::mem::take(&mut self.request.context.stood_still);
         let served = (self.serve)(self.request, self.routed.elsewhere(place)).await;
+        (self.request.context.since, self.request.context.stood_still) = (since, stood_still);
         self.request.record.routed = Some(self.routed.clone());
         match served {
             Ok(answer)
@@ -353,6 +358,9 @@ where
             }
             _ => {
                 let record = &mut self.request.record;
+                if record.attempts == attempts {
+                    paid.unsent();
+                }
                 (record.grpc, record.is_stream, record.reason) = (None, false, None);
                 if let Came::Answer(answer) = came {
                     answer.tell(record);
