@@ -9,6 +9,8 @@
 //! - One hop: the other upstream's own fallback is not asked, so no two upstreams send a request in circles.
 //! - Going to another upstream is load, paid from the retry budget of the first; and it is a second sending, so it
 //!   must be allowed for the method, or the first must surely not have processed the request.
+//! - The other upstream has a time of its own, its `timeout.request`: of the first's nothing is left where that hung. The
+//!   caller's deadline bounds both.
 //! - Fixed words that sound like success are only for GET and HEAD: a write that was lost must not look done.
 //!
 //! Off unless something is written that can stand in. Not here: which answers may be kept and used again
@@ -26,7 +28,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::failure::{StatusPattern, StatusSet};
 use super::mode::Mode;
 use super::words;
-use crate::reason::Reason;
+use crate::reason::{Error, Reason};
 use crate::units::{Ratio, Size, Span, within};
 
 /// `[upstream.NAME.fallback]`: what clients get in place of a failure.
@@ -50,7 +52,8 @@ pub struct Settings {
     pub coalesce: bool,
     /// Third: a fixed answer. Default: none.
     pub response: Option<Fixed>,
-    /// Second: another upstream. Default: none.
+    /// Second: another upstream, within its own `timeout.request`, counted from when the request goes there; not
+    /// beyond the caller's deadline. Default: none.
     pub upstream: Option<String>,
 }
 
@@ -214,18 +217,22 @@ pub fn is_unprocessed(end: End, attempts: u32) -> bool {
     attempts == 0 || never_reached
 }
 
-/// Whether a failure for `reason` says the same to everybody who asks the same. Otherwise it concerns the one who got
-/// it: its rate, its class, its deadline, its body.
-pub fn concerns_all(reason: Reason) -> bool {
-    !matches!(
-        reason,
-        Reason::RateLimited
-            | Reason::LoadShed
-            | Reason::ConcurrencyLimited
-            | Reason::QueueFull
-            | Reason::QueueTimeout
-            | Reason::DeadlineExceeded
-    ) && REASONS.contains(&reason)
+/// Whether a failure says the same to everybody who asks the same. Otherwise it concerns the one who got it: its rate,
+/// its class, its time, its body, the fault that was injected into it.
+pub fn concerns_all(error: &Error) -> bool {
+    !error.is_injected
+        && !matches!(
+            error.reason,
+            Reason::FaultInjected
+                | Reason::RateLimited
+                | Reason::LoadShed
+                | Reason::ConcurrencyLimited
+                | Reason::QueueFull
+                | Reason::QueueTimeout
+                | Reason::RequestTimeout
+                | Reason::DeadlineExceeded
+        )
+        && REASONS.contains(&error.reason)
 }
 
 impl KeyHeader {
@@ -435,19 +442,22 @@ mod tests {
 
     #[test]
     fn whose_failure_it_is() {
-        for reason in [Reason::ConnectError, Reason::BreakerOpen, Reason::RequestTimeout, Reason::Draining] {
-            assert!(concerns_all(reason), "{}", reason.label());
+        for reason in [Reason::ConnectError, Reason::BreakerOpen, Reason::AttemptTimeout, Reason::Draining] {
+            assert!(concerns_all(&reason.into()), "{}", reason.label());
+            assert!(!concerns_all(&Error::from(reason).injected()), "{}, by a fault", reason.label());
         }
         for reason in [
+            Reason::FaultInjected,
             Reason::RateLimited,
             Reason::LoadShed,
             Reason::QueueFull,
+            Reason::RequestTimeout,
             Reason::DeadlineExceeded,
             Reason::ClientStalled,
             Reason::ClientDisconnected,
             Reason::BadRequest,
         ] {
-            assert!(!concerns_all(reason), "{}", reason.label());
+            assert!(!concerns_all(&reason.into()), "{}", reason.label());
         }
     }
 

@@ -7,7 +7,8 @@
 //! - it is not (`Set-Cookie`, `private`, an event stream, too large): each goes by itself, and for a while nobody who
 //!   asks this waits for others at all, or one slow private answer would hold up all who want their own;
 //! - the leader failed: they fail with it. To ask again for each would be the stampede that this is there to prevent;
-//! - the leader's client left, or what it failed for concerns itself alone: the one who waits longest leads;
+//! - the leader's client left, or what it failed for or was answered concerns itself alone (its time, its rate, its
+//!   class, a fault): the one who waits longest leads;
 //! - the leader leads for longer than an attempt may take: a follower takes over, and the others wait for that one. An
 //!   answer that the old leader gets after all is theirs too;
 //! - a follower's own time is up: it fails by itself.

@@ -48,6 +48,8 @@ pub struct Context {
     pub caller_attempt: u32,
     /// How much it matters, as a caller that is obeyed says; [`Routed::priority`] is what counts.
     pub priority: Option<Priority>,
+    /// Since when its time counts (`timeout.request`): since it arrived, or goes to another upstream.
+    pub since: Instant,
     /// How long its clock stood still because its body was still flowing.
     pub stood_still: Duration,
     /// A hash of its id: decides what `rollout` does with it, in all attempts alike.
@@ -135,6 +137,7 @@ impl Context {
             deadline: None,
             caller_attempt: 0,
             priority: None,
+            since: arrived,
             stood_still: Duration::ZERO,
             hash,
             id,

@@ -24,6 +24,7 @@ use super::words;
 use super::worker::Worker;
 use crate::http1::field::{Fields, Name};
 use crate::http1::head::{Framing, Method};
+use crate::policy::failure::Verdict;
 use crate::policy::fallback::{End, Triggers, concerns_all, is_unprocessed};
 use crate::policy::freshness::{Asked, Usable};
 use crate::policy::mode::Mode;
@@ -208,15 +209,14 @@ where
         });
         match served {
             Ok(mut answer) => {
-                // What a fault answers is no answer of the upstream's for others; the next one leads.
-                if let Some(asks) = asks.filter(|_| answer.injected().is_none()) {
+                if let Some(asks) = asks {
                     self.copy(asks, &mut answer, lead);
                 }
                 Came::Answer(answer)
             }
             Err(error) => {
-                // Else it falls, and the next one leads.
-                if let Some(lead) = lead.filter(|_| concerns_all(error.reason)) {
+                // Else it falls, and the next one leads: also where a fault has failed this one alone.
+                if let Some(lead) = lead.filter(|_| concerns_all(&error)) {
                     lead.fail(&error);
                 }
                 Came::Failed(error)
@@ -251,6 +251,8 @@ where
             // What the upstream says now counts: it is gone, or not for keeping any more.
             chain.store.forget_those(&asks.url, |entry| entry.answer.suits(fields));
         }
+        // One caller's rate, or a class that is shed: it falls, and the next one leads.
+        let lead = lead.filter(|_| answer.verdict() != Verdict::Throttled && status != 429);
         let lead = lead.and_then(|lead| {
             let is_replaced =
                 self.standby.settings.has_substitute() && self.standby.on.hold(End::Status(status));
@@ -337,7 +339,12 @@ where
             // Its slot is others' meanwhile.
             drop(answer.put_aside(Instant::now()));
         }
+        let (began, attempts) = (Instant::now(), self.request.record.attempts);
+        // Where the first hung, nothing is left of its time.
+        let since = std::mem::replace(&mut self.request.context.since, began);
+        let stood_still = std::mem::take(&mut self.request.context.stood_still);
         let served = (self.serve)(self.request, self.routed.elsewhere(place)).await;
+        (self.request.context.since, self.request.context.stood_still) = (since, stood_still);
         self.request.record.routed = Some(self.routed.clone());
         match served {
             Ok(answer)
@@ -351,6 +358,9 @@ where
             }
             _ => {
                 let record = &mut self.request.record;
+                if record.attempts == attempts {
+                    paid.unsent();
+                }
                 (record.grpc, record.is_stream, record.reason) = (None, false, None);
                 if let Came::Answer(answer) = came {
                     answer.tell(record);

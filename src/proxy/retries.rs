@@ -136,7 +136,7 @@ impl<'a> Retries<'a> {
             all_unprocessed: true,
             slot: None,
             waited: Duration::ZERO,
-            end: bounded.then(|| context.arrived + *target.timeout.request),
+            end: bounded.then(|| context.since + *target.timeout.request),
         }
     }
 
@@ -151,7 +151,7 @@ impl<'a> Retries<'a> {
         routed: &'a Routed,
     ) -> Result<Turn<'_>, Error> {
         let target = routed.target();
-        let now = if self.made == 0 { request.context.arrived } else { Instant::now() };
+        let now = if self.made == 0 { request.context.since } else { Instant::now() };
         let clock = self.clock(&request.context, now);
         if let Some(end) = clock.end() {
             let left = end.saturating_duration_since(now);

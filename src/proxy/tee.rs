@@ -112,7 +112,7 @@ impl Tee {
     /// The answer has broken off. Where that concerns its own client alone, another one leads.
     pub fn broke(self, error: &Error) {
         if let Some((lead, _)) = self.share
-            && concerns_all(error.reason)
+            && concerns_all(error)
         {
             lead.fail(error);
         }

@@ -114,6 +114,37 @@ async fn a_failure_is_shared_and_not_asked_for_again_by_each() {
 }
 
 #[tokio::test]
+async fn what_concerns_one_caller_or_class_is_shared_with_nobody() {
+    let shed = "outrigger; error=connection_limit_reached; details=\"load_shed\"";
+    for (status, name, value) in [(429, "X", "y"), (503, "Proxy-Status", shed)] {
+        let app = Upstream::that()
+            .answers(status)
+            .with_field(name, value)
+            .holds()
+            .answers(200)
+            .with_body("one")
+            .holds()
+            .start()
+            .await;
+        let proxy = over(&app).start().await;
+        let mut clients = send(&proxy, &[get("/")]).await;
+        app.has_seen(1).await;
+        clients.extend(send(&proxy, &[get("/"), get("/"), get("/")]).await);
+        waiting(&proxy, 3).await;
+        app.release(1);
+        assert_eq!(clients[0].response().await.status, status, "{value}");
+        app.has_seen(2).await;
+        waiting(&proxy, 2).await;
+        app.release(1);
+        for client in &mut clients[1..] {
+            assert_eq!(client.response().await.text(), "one", "{value}");
+        }
+        assert_eq!(app.seen(), 2, "{value}: one of them asked for all");
+        proxy.rests().await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_for_one_alone_is_asked_for_by_each() {
     for (name, value) in [
         ("Set-Cookie", "me=1"),
@@ -235,6 +266,25 @@ async fn a_leader_that_hangs_is_replaced_and_nobody_waits_beyond_its_time() {
     let followed = others[0].response().await;
     // It failed with its leader, or had taken over just before.
     assert!(followed.is_for("attempt_timeout") || followed.text() == "one", "{followed:?}");
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_leader_whose_time_is_up_fails_alone() {
+    let app = Upstream::that().never_answers().answers(200).with_body("one").start().await;
+    let proxy = over(&app)
+        .and("[[listener.route]]\nmatch = { headers = { x-quick = \"1\" } }\nupstream = \"app\"\ntimeout = { connect = \"100ms\", request = \"400ms\" }")
+        .start()
+        .await;
+    let mut leader = send(&proxy, &[get_with("/", "X-Quick: 1")]).await;
+    app.has_seen(1).await;
+    let mut others = send(&proxy, &[get("/"), get("/")]).await;
+    waiting(&proxy, 2).await;
+    leader[0].response().await.must_be(504, "request_timeout");
+    for client in &mut others {
+        assert_eq!(client.response().await.text(), "one");
+    }
+    assert_eq!(app.seen(), 2, "one of them asked for all");
     proxy.rests().await;
 }
 

@@ -361,6 +361,41 @@ async fn another_upstream_answers_and_the_first_one_is_named() {
 }
 
 #[tokio::test]
+async fn the_other_has_its_own_time_where_the_first_hangs() {
+    let app = Upstream::that().never_answers().start().await;
+    let other = Upstream::that().answers(200).with_body("from the other").start().await;
+    let config = over(&app, "fallback.upstream = \"other\"")
+        .upstream("timeout = { connect = \"100ms\", request = \"300ms\" }");
+    let proxy = config
+        .and(&and_other(&other))
+        .and("timeout = { connect = \"100ms\", request = \"300ms\" }")
+        .start()
+        .await;
+    assert_eq!(proxy.get("/").await.text(), "from the other");
+    // Not beyond what its caller gives it.
+    let response = proxy.connect().await.exchange(&get_with("/", "x-request-timeout-ms: 200")).await;
+    response.must_be(504, "deadline_exceeded");
+    assert_eq!((app.seen(), other.seen()), (2, 1));
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn what_was_paid_for_the_other_and_not_sent_comes_back() {
+    let app = Upstream::that().answers(503).with_body("bad").start().await;
+    let other = Upstream::that().answers(200).start().await;
+    let budget = "retry.budget = { ratio = 0.0, min_per_second = 1 }\nfallback.upstream = \"other\"";
+    let limit = "rate_limit = [{ rate = \"1/h\", burst = 1 }]";
+    let proxy = over(&app, budget).and(&and_other(&other)).and(limit).start().await;
+    for _ in 0..60 {
+        proxy.get("/").await;
+    }
+    assert_eq!(other.seen(), 1);
+    let skipped = proxy.metric("outrigger_retries_skipped_total{upstream=app,reason=budget}").await;
+    assert_eq!(skipped, 0.0, "what the other refuses is no load on it");
+    proxy.rests().await;
+}
+
+#[tokio::test]
 async fn a_post_goes_to_the_other_where_the_first_was_never_reached() {
     let app = Upstream::refusing();
     let other = Upstream::that().answers(200).with_body("from the other").start().await;

@@ -160,17 +160,22 @@ async fn a_fallback_stands_in_for_what_a_fault_did() {
 #[tokio::test]
 async fn what_a_fault_answers_is_shared_with_nobody() {
     let app = Upstream::that().answers(200).with_body("whole").start().await;
-    // The other one waits for the answer to the first, which is held back and then no answer of the upstream's.
-    let fault = asked_for("delay = \"300ms\", abort = { status = 404 }");
-    let config = Config::over([&app]).plain().upstream("fallback = { coalesce = true }");
-    let proxy = config.upstream(&fault).start().await;
-    let mut hurt = proxy.connect().await;
-    hurt.send(CHAOS).await;
-    eventually("it is under it", async || told(&proxy, 0).await["active"] == 1).await;
-    let mut other = proxy.connect().await;
-    other.send(get("/")).await;
-    hurt.response().await.must_be(404, "fault_injected");
-    assert_eq!(other.response().await.text(), "whole");
+    for fault in ["abort = { status = 404 }", "abort = { status = 503 }", "reset = true", "truncate = \"2B\""]
+    {
+        // The other one waits for the answer to the first, which is held back and then no answer of the upstream's.
+        let config = Config::over([&app]).plain().upstream("fallback = { coalesce = true }");
+        let proxy = config.upstream(&asked_for(&format!("delay = \"300ms\", {fault}"))).start().await;
+        let mut hurt = proxy.connect().await;
+        hurt.send(CHAOS).await;
+        eventually("it is under it", async || told(&proxy, 0).await["active"] == 1).await;
+        let mut other = proxy.connect().await;
+        other.send(get("/")).await;
+        let answer = hurt.response().await;
+        assert!(!answer.whole || answer.is_for("fault_injected"), "{fault}: {answer:?}");
+        let answer = other.response().await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "whole"), "{fault}");
+        proxy.rests().await;
+    }
 }
 
 #[tokio::test]

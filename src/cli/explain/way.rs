@@ -342,8 +342,7 @@ impl Way<'_> {
                 "{what}: only what was surely not processed is sent again, so the upstream works on it once"
             ));
         }
-        let other = self.fallback().upstream.as_ref().filter(|_| self.fallback().mode == Mode::Enforce);
-        if let Some(other) = other {
+        if let Some(other) = self.elsewhere() {
             why.push(format!(
                 "if they fail, fallback.upstream sends it to {other:?} besides, within its limits"
             ));
@@ -382,6 +381,11 @@ impl Way<'_> {
         }
     }
 
+    /// The upstream that stands in for this one.
+    fn elsewhere(&self) -> Option<&String> {
+        self.fallback().upstream.as_ref().filter(|_| self.fallback().mode == Mode::Enforce)
+    }
+
     fn caller_retries(&self, target: &Target<'_>) -> bool {
         let trusted = self.listener.trust() != listener::Trust::None;
         let again = target.header("x-retry-attempt").and_then(|value| value.parse::<u32>().ok());
@@ -406,7 +410,9 @@ impl Way<'_> {
                 .and_then(|value| deadline::parse_millis(value.as_bytes())),
         ];
         let by_caller = by_caller.into_iter().flatten().min();
-        let enforced = timeout.mode == Mode::Enforce && timeout.rollout == Ratio::ONE;
+        let is_enforced =
+            |timeout: &timeout::Settings| timeout.mode == Mode::Enforce && timeout.rollout == Ratio::ONE;
+        let enforced = is_enforced(timeout);
         let applies = enforced && (!grpc || timeout.request_is_written);
         let bound = match (applies.then_some(*timeout.request), by_caller) {
             (Some(request), Some(caller)) => Some(request.min(caller)),
@@ -446,7 +452,24 @@ impl Way<'_> {
             format!("it is not reached earlier: {parts}")
         });
         why.push(format!("the clock stands still while the request's body is coming (then timeout.idle, {}); the response's body has timeout.idle too", timeout.idle));
-        (Some(bound), why)
+        let other = self.elsewhere();
+        let Some((other, settings)) =
+            other.and_then(|other| Some((other, self.loaded.config.upstream.get(other)?)))
+        else {
+            return (Some(bound), why);
+        };
+        let timeout = &settings.timeout;
+        let applies = is_enforced(timeout) && (!grpc || timeout.request_is_written);
+        why.push(if applies {
+            format!(
+                "if that fails, fallback.upstream {other:?} has its own timeout.request ({})",
+                timeout.request
+            )
+        } else {
+            format!("if that fails, fallback.upstream {other:?} has no timeout.request that bounds it")
+        });
+        let both = applies.then(|| bound + *timeout.request);
+        (both.into_iter().chain(by_caller).min(), why)
     }
 }
 
