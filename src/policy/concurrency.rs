@@ -177,9 +177,20 @@ impl Gate {
         Entry::Rejected { reason, retry_after: self.queue.wait(now, priority, pace) }
     }
 
-    /// The head of an answer came, or the attempt failed, before its slot comes back. The limit may have risen.
+    /// An attempt has shown this, and its slot goes to the next one of the same request. The limit may have risen.
+    pub fn shown(&mut self, now: Instant, sample: Sample) {
+        self.learn(now, sample);
+    }
+
+    /// The head of an answer came, whose body holds the slot. The limit may have risen. Owes a [`Gate::body_ends`].
     pub fn answered(&mut self, now: Instant, sample: Sample) {
         self.learn(now, sample);
+        self.limiter.body_begins();
+    }
+
+    /// The body of an answer that was told has ended, or nobody wants it; its slot comes back now.
+    pub fn body_ends(&mut self) {
+        self.limiter.body_ends();
     }
 
     /// Gives a slot back, with what the attempt has shown where that was not told before.

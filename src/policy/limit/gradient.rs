@@ -29,8 +29,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::bounds::{Bounds, Dice};
+use super::sample::Sample;
 use super::window::{Seen, Window};
-use super::{Bounds, Dice, Sample};
 
 /// A latency up to this times the base is no queue: it is the noise of a window.
 const TOLERANCE: f64 = 1.15;
