@@ -318,6 +318,8 @@ struct Departures {
 impl Departures {
     /// The mean is over about this many.
     const MEMORY: u32 = 32;
+    /// A machine that does something else, or a limit that waits for slots to come back, is silent for so long.
+    const HICCUP: Duration = Duration::from_millis(20);
     /// What was seen longer ago than this says nothing of now.
     const FRESH: Duration = Duration::from_secs(10);
 
@@ -340,8 +342,8 @@ impl Departures {
     fn interval(&self, now: Instant) -> Option<Duration> {
         let mark = self.mark?;
         let since = now.saturating_duration_since(mark);
-        // What has taken longer than all before it says more of now than they do.
-        (self.seen > 0 && since < Self::FRESH).then(|| self.interval.max(since))
+        // What has taken longer than all before it says more of now than they do; a hiccup says nothing.
+        (self.seen > 0 && since < Self::FRESH).then(|| self.interval.max(since.saturating_sub(Self::HICCUP)))
     }
 }
 
