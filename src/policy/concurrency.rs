@@ -85,8 +85,8 @@ struct GivenUp {
 pub struct Ask {
     /// When.
     pub now: Instant,
-    /// The end of its time.
-    pub deadline: Instant,
+    /// The end of its time; `None`: there is none, and only the queue's timeout bounds its wait.
+    pub deadline: Option<Instant>,
     /// How much it matters.
     pub priority: Priority,
     /// Whether it may wait for one.

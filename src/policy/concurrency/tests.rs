@@ -28,7 +28,7 @@ fn gate(max: u32, size: u32) -> Gate {
 const FAR: u64 = 3_600_000;
 
 fn asked(now: Instant, deadline: Instant) -> Ask {
-    Ask { now, deadline, priority: Priority::Normal, may_queue: true, p50: None }
+    Ask { now, deadline: Some(deadline), priority: Priority::Normal, may_queue: true, p50: None }
 }
 
 impl Gate {

@@ -25,7 +25,7 @@ fn pace(interval: u64) -> Pace {
 }
 
 fn need(priority: Priority) -> Need {
-    Need { priority, deadline: at(FAR), p50: None }
+    Need { priority, deadline: Some(at(FAR)), p50: None }
 }
 
 impl Queue {
@@ -86,6 +86,28 @@ fn who_matters_more_takes_the_place_of_the_last_of_those_that_matter_least() {
         assert_eq!(queue.depth(), 3, "{why}");
     }
     assert!(!queue.remove(last), "it has left");
+}
+
+/// A gRPC call without `grpc-timeout`, say: no answer is too late for it, and nothing but the queue's timeout ends its
+/// wait.
+#[test]
+fn who_has_no_deadline_has_time_for_any_answer() {
+    let slow = Some(ms(800));
+    let need = |deadline| Need { deadline, p50: slow, ..need(Normal) };
+    for order in [Order::Priority, Order::Fifo, Order::LifoWhenFull] {
+        let mut queue = queue(order, 10);
+        assert_eq!(queue.join(at(0), need(Some(at(500))), pace(10)), Err(Refused::Full), "no time left");
+        let ticket = queue.join(at(0), need(None), pace(10)).expect("a place").ticket;
+        let until = if order == Order::LifoWhenFull { 400 } else { 500 };
+        assert_eq!(ticket.until(), at(until), "{order:?}: `timeout` bounds the wait");
+        let mut skipped = Vec::new();
+        assert_eq!(queue.pop(at(until), slow, &mut skipped), Some(ticket), "{order:?}");
+        assert_eq!(
+            queue.join(at(500), need(None), pace(at(500), 501)),
+            Err(Refused::Full),
+            "{order:?}: waits too long"
+        );
+    }
 }
 
 #[test]
@@ -280,7 +302,7 @@ proptest! {
                 Step::Pass(millis) => now += ms(millis),
                 Step::Join(class, left) => {
                     let (priority, deadline) = (Priority::ALL[class], now + ms(left));
-                    let joined = queue.join(now, Need { priority, deadline, p50 }, Pace::default());
+                    let joined = queue.join(now, Need { priority, deadline: Some(deadline), p50 }, Pace::default());
                     let lower = (0..model.waiting.len())
                         .filter(|place| order == Order::Priority && model.waiting[*place].0 > priority)
                         .max_by_key(|place| (model.waiting[*place].0, *place));
