@@ -103,7 +103,7 @@ fn who_has_no_deadline_has_time_for_any_answer() {
         let mut skipped = Vec::new();
         assert_eq!(queue.pop(at(until), slow, &mut skipped), Some(ticket), "{order:?}");
         assert_eq!(
-            queue.join(at(500), need(None), pace(at(500), 501)),
+            queue.join(at(500), need(None), pace(501)),
             Err(Refused::Full),
             "{order:?}: waits too long"
         );
