@@ -205,7 +205,7 @@ impl Gate {
 
     /// Gives the slot of an attempt back that was sent at `began` and given up without an answer: its client has left,
     /// or its time was over. Where the limit is learnt, the slot stays taken while the upstream may still work on it:
-    /// until an attempt that began later is answered, or for [`LINGERS`].
+    /// until an attempt that began later is answered, or for twice what it has had, or others need; [`LINGERS`] at most.
     ///
     /// Otherwise a slow upstream gets more work than the limit says, all of it in vain: whoever is next has waited
     /// as long, and is given up as soon.
@@ -222,14 +222,20 @@ impl Gate {
         if let Some(sample) = sample {
             self.learn(now, sample);
         }
-        self.given_up.push_back(GivenUp { began, until: now + LINGERS });
+        // An upstream that usually answers sooner will have done with it sooner.
+        let age = now.saturating_duration_since(began);
+        let lingers = (age.max(self.limiter.need(now).unwrap_or_default()) * 2).min(LINGERS);
+        self.given_up.push_back(GivenUp { began, until: now + lingers });
         self.grant(now, p50)
     }
 
     /// Frees the slots of what was given up long enough ago. To be followed by [`Gate::grant`].
     pub fn settle(&mut self, now: Instant) {
         self.departures.look(now);
-        while self.given_up.pop_front_if(|given_up| given_up.until <= now).is_some() {
+        // PERF: mostly nothing was given up.
+        let all = self.given_up.len();
+        self.given_up.retain(|given_up| given_up.until > now);
+        for _ in self.given_up.len()..all {
             self.free(now);
         }
     }

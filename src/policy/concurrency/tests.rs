@@ -188,13 +188,24 @@ fn what_was_given_up_keeps_its_slot_until_a_later_attempt_is_answered() {
 #[test]
 fn what_was_given_up_keeps_its_slot_for_a_quarter_of_a_second_at_most() {
     let mut gate = learnt();
-    (0..4).for_each(|_| assert!(gate.give_up_on(at(100), at(0), None, None).is_empty()));
-    let waits = gate.wait_in(200);
-    gate.settle(at(349));
-    assert_eq!((gate.in_flight(), gate.grant(at(349), None)), (4, Leave::default()));
-    gate.settle(at(350));
-    assert_eq!((gate.in_flight(), gate.grant(at(350), None).next), (0, Some(waits)));
+    (0..4).for_each(|_| assert!(gate.give_up_on(at(200), at(0), None, None).is_empty()));
+    let waits = gate.wait_in(300);
+    gate.settle(at(449));
+    assert_eq!((gate.in_flight(), gate.grant(at(449), None)), (4, Leave::default()));
+    gate.settle(at(450));
+    assert_eq!((gate.in_flight(), gate.grant(at(450), None).next), (0, Some(waits)));
     assert_eq!(gate.ask(700), Entry::Slot, "and whoever comes looks too");
+}
+
+#[test]
+fn what_a_fast_upstream_was_to_do_it_has_done_soon() {
+    let mut gate = learnt();
+    assert!(gate.give_up_on(at(100), at(0), None, None).is_empty(), "this one had its time");
+    assert!(gate.give_up_on(at(100), at(97), None, None).is_empty());
+    gate.settle(at(105));
+    assert_eq!(gate.in_flight(), 4);
+    gate.settle(at(106));
+    assert_eq!(gate.in_flight(), 3, "twice as long as it had had");
 }
 
 #[test]
