@@ -105,11 +105,16 @@ where
     request.record.routed = Some(routed.clone());
     let mode = standby.settings.mode.of(standby.settings.rollout, request.context.hash);
     let asks = asks(request, &routed, &standby);
-    let mut around = Around { worker, request, routed: &routed, standby: &standby, mode, serve: &serve };
-    let mut came = match around.join(asks.as_ref()).await {
-        Joined::Came(came) => came,
-        Joined::Asks(lead) => around.ask(asks.as_ref(), lead).await,
+    let mut around = Around {
+        worker,
+        request,
+        routed: &routed,
+        standby: &standby,
+        mode,
+        passes_bad_on: !standby.settings.has_substitute(),
+        serve: &serve,
     };
+    let mut came = around.come(asks.as_ref()).await;
 
     let (end, is_meant) = came.end(&standby.on);
     if is_meant && !around.request.context.upgrade {
@@ -124,12 +129,17 @@ where
             return Ok(response);
         }
     }
-    match came {
-        Came::Answer(answer) => Ok(Response::Upstream(answer)),
-        Came::Copy(kept) => Ok(Response::Own(copied(&kept))),
-        // There is nothing of it that could be passed on.
-        Came::Bad(_) => serve(request, routed).await.map(Response::Upstream),
-        Came::Failed(error) => Err(error),
+    loop {
+        came = match came {
+            Came::Answer(answer) => return Ok(Response::Upstream(answer)),
+            Came::Copy(kept) => return Ok(Response::Own(copied(&kept))),
+            Came::Failed(error) => return Err(error),
+            // There is nothing of it that could be passed on: one asks again, for all for whom nothing stands in.
+            Came::Bad(_) => {
+                around.passes_bad_on = true;
+                around.come(asks.as_ref()).await
+            }
+        };
     }
 }
 
@@ -141,6 +151,8 @@ struct Around<'a, S> {
     standby: &'a Standby,
     /// Whether what stands in is given, for this request.
     mode: Mode,
+    /// Whether a bad answer is passed on as it is, since nothing can stand in for it.
+    passes_bad_on: bool,
     serve: &'a S,
 }
 
@@ -148,6 +160,14 @@ impl<S> Around<'_, S>
 where
     S: AsyncFn(&mut Request, Routed) -> Result<Box<FromUpstream>, Error>,
 {
+    /// What the request comes to, shared or by itself.
+    async fn come(&mut self, asks: Option<&Asks>) -> Came {
+        match self.join(asks).await {
+            Joined::Came(came) => came,
+            Joined::Asks(lead) => self.ask(asks, lead).await,
+        }
+    }
+
     /// Waits for the answer to a request that asks the same, if there is one.
     async fn join(&mut self, asks: Option<&Asks>) -> Joined {
         let settings = &self.standby.settings;
@@ -254,8 +274,7 @@ where
         // One caller's rate, or a class that is shed: it falls, and the next one leads.
         let lead = lead.filter(|_| answer.verdict() != Verdict::Throttled && status != 429);
         let lead = lead.and_then(|lead| {
-            let is_replaced =
-                self.standby.settings.has_substitute() && self.standby.on.hold(End::Status(status));
+            let is_replaced = !self.passes_bad_on && self.standby.on.hold(End::Status(status));
             if !ends || !said.answer.may_be_shared() {
                 lead.keep(Instant::now());
             } else if is_replaced && answer.whole().is_none() {

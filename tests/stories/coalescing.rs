@@ -334,6 +334,28 @@ async fn followers_of_a_failure_get_what_stands_in_for_it() {
 }
 
 #[tokio::test]
+async fn followers_of_a_failure_for_which_nothing_stands_in_ask_once_more_for_all() {
+    let bad = "HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nbad\r\n0\r\n\r\n";
+    let app = Upstream::that().answers_raw(bad).holds().start().await;
+    let proxy = over(&app).upstream("fallback.stale = {}").start().await;
+    let mut clients = send(&proxy, &[get("/")]).await;
+    app.has_seen(1).await;
+    clients.extend(send(&proxy, &vec![get("/"); 10]).await);
+    waiting(&proxy, 10).await;
+    app.release(1);
+    app.has_seen(2).await;
+    waiting(&proxy, 9).await;
+    app.release(20);
+    for client in &mut clients {
+        let response = client.response().await;
+        assert_eq!((response.status, response.text().as_str()), (500, "bad"));
+    }
+    assert_eq!(app.seen(), 2);
+    assert_eq!(proxy.metric("outrigger_coalesced_total{upstream=app}").await, 9.0);
+    proxy.rests().await;
+}
+
+#[tokio::test]
 async fn whoever_waits_for_an_answer_leaves_nothing_behind() {
     let app = Upstream::that().answers(200).with_body("one").holds().start().await;
     let proxy = over(&app).start().await;
