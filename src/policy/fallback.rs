@@ -48,7 +48,8 @@ pub struct Settings {
     /// Headers that tell requests apart besides the URL, for `stale` and `coalesce`: `"header:NAME"`. What an upstream
     /// names in `Vary` need not stand here. Default `[]`.
     pub key: Vec<KeyHeader>,
-    /// Identical GETs in flight share one answer. Default false.
+    /// Identical GETs in flight share one answer; rate limits count each of them, shedding only the one that asks the
+    /// upstream. Default false.
     pub coalesce: bool,
     /// Third: a fixed answer. Default: none.
     pub response: Option<Fixed>,

@@ -1,8 +1,11 @@
 //! Around a request that may fail: who asks for it, what is kept of its answer, and what its client gets in place of a
 //! failure. The decisions are made in `policy::fallback` and `policy::freshness`.
 //!
-//! share an answer (`coalesce`) -> ask the upstream -> copy its answer (`tee`) -> if it failed: the store, another
-//! upstream, a fixed answer, or the failure itself, with its true reason.
+//! rate limits -> share an answer (`coalesce`) -> ask the upstream -> copy its answer (`tee`) -> if it failed: the store,
+//! another upstream, a fixed answer, or the failure itself, with its true reason.
+//!
+//! Whoever gets another's answer or a kept one is charged for it like all others, in requests and in bytes. Shedding is
+//! asked behind that, of those who ask the upstream: who follows adds no load to it.
 //!
 //! Only here where `fallback` says something: else a request pays one branch for it.
 
@@ -16,6 +19,7 @@ use super::answer::Answer;
 use super::coalesce::{Lead, Question, Role, Told};
 use super::context::Routed;
 use super::kept::{self, Draft, Kept, Selection};
+use super::rate_limit;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::snapshot::Standby;
@@ -86,7 +90,8 @@ enum Found {
     Nothing,
 }
 
-/// Serves a request whose route has a fallback: by `serve`, or by what stands in for a failure.
+/// Serves a request whose route has a fallback: by `serve`, which has not asked the rate limits, or by what stands in
+/// for a failure.
 ///
 /// # Errors
 /// Why it came to nothing, where nothing could stand in.
@@ -114,7 +119,10 @@ where
         passes_bad_on: !standby.settings.has_substitute(),
         serve: &serve,
     };
-    let mut came = around.come(asks.as_ref()).await;
+    let mut came = match rate_limit::admit(worker, &routed, around.request) {
+        Ok(()) => around.come(asks.as_ref()).await,
+        Err(error) => Came::Failed(error),
+    };
 
     let (end, is_meant) = came.end(&standby.on);
     if is_meant && !around.request.context.upgrade {
@@ -362,7 +370,12 @@ where
         // Where the first hung, nothing is left of its time.
         let since = std::mem::replace(&mut self.request.context.since, began);
         let stood_still = std::mem::take(&mut self.request.context.stood_still);
-        let served = (self.serve)(self.request, self.routed.elsewhere(place)).await;
+        let meter = self.request.body.meter.take();
+        let other = self.routed.elsewhere(place);
+        let served = match rate_limit::admit(self.worker, &other, self.request) {
+            Ok(()) => (self.serve)(self.request, other).await,
+            Err(error) => Err(error),
+        };
         (self.request.context.since, self.request.context.stood_still) = (since, stood_still);
         self.request.record.routed = Some(self.routed.clone());
         match served {
@@ -380,6 +393,8 @@ where
                 if record.attempts == attempts {
                     paid.unsent();
                 }
+                // What flows now is the first's again.
+                self.request.body.meter = meter;
                 (record.grpc, record.is_stream, record.reason) = (None, false, None);
                 if let Came::Answer(answer) = came {
                     answer.tell(record);
