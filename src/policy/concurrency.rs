@@ -177,9 +177,20 @@ impl Gate {
         Entry::Rejected { reason, retry_after: self.queue.wait(now, priority, pace) }
     }
 
-    /// The head of an answer came, or the attempt failed, before its slot comes back. The limit may have risen.
+    /// An attempt has shown this, and its slot goes to the next one of the same request. The limit may have risen.
+    pub fn shown(&mut self, now: Instant, sample: Sample) {
+        self.learn(now, sample);
+    }
+
+    /// The head of an answer came, whose body holds the slot. The limit may have risen. Owes a [`Gate::body_ends`].
     pub fn answered(&mut self, now: Instant, sample: Sample) {
         self.learn(now, sample);
+        self.limiter.body_begins();
+    }
+
+    /// The body of an answer that was told has ended, or nobody wants it; its slot comes back now.
+    pub fn body_ends(&mut self) {
+        self.limiter.body_ends();
     }
 
     /// Gives a slot back, with what the attempt has shown where that was not told before.
@@ -307,6 +318,8 @@ struct Departures {
 impl Departures {
     /// The mean is over about this many.
     const MEMORY: u32 = 32;
+    /// A machine that does something else, or a limit that waits for slots to come back, is silent for so long.
+    const HICCUP: Duration = Duration::from_millis(20);
     /// What was seen longer ago than this says nothing of now.
     const FRESH: Duration = Duration::from_secs(10);
 
@@ -329,8 +342,8 @@ impl Departures {
     fn interval(&self, now: Instant) -> Option<Duration> {
         let mark = self.mark?;
         let since = now.saturating_duration_since(mark);
-        // What has taken longer than all before it says more of now than they do.
-        (self.seen > 0 && since < Self::FRESH).then(|| self.interval.max(since))
+        // What has taken longer than all before it says more of now than they do; a hiccup says nothing.
+        (self.seen > 0 && since < Self::FRESH).then(|| self.interval.max(since.saturating_sub(Self::HICCUP)))
     }
 }
 

@@ -7,8 +7,10 @@
 //! slot (`concurrency`), who waits for one (`queue`).
 
 mod aimd;
+mod bounds;
 mod gradient;
 mod recent;
+mod sample;
 mod stall;
 mod vegas;
 mod window;
@@ -19,8 +21,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::aimd::Aimd;
+use self::bounds::{Bounds, Dice};
 use self::gradient::Gradient;
 use self::recent::Recent;
+pub use self::sample::{Lesson, Sample};
 use self::stall::Stall;
 use self::vegas::Vegas;
 use crate::units::{Span, within};
@@ -126,30 +130,9 @@ impl Default for Settings {
     }
 }
 
-/// What an attempt that held a slot shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// When it was sent.
-    pub began: Instant,
-    /// From then to the head of its answer, or to its failure.
-    pub latency: Duration,
-    /// What that says.
-    pub lesson: Lesson,
-}
-
-/// What an attempt's end says of the upstream. An attempt that was given up for its caller's sake (the client left, its
-/// deadline came before the attempt could show anything) is none: its slot only [leaves](Limiter::left), since the
-/// upstream did not say a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lesson {
-    /// It did work; its latency counts.
-    Served,
-    /// It has too much to do: a timeout that is evidence, a 503 with Retry-After or from an Outrigger.
-    Overloaded,
-    /// An answer that is one caller's matter (429, RESOURCE_EXHAUSTED), or another failure: that it came is all it
-    /// says.
-    Nothing,
-}
+/// How often somebody has to look whether more may be let through where nothing else happens: an upstream that is silent
+/// gets one attempt each time.
+pub const LOOK: Duration = stall::PROBE;
 
 /// The limit of one upstream. Owned by its gate.
 #[derive(Debug)]
@@ -162,6 +145,8 @@ pub struct Limiter {
     stalled: Option<Instant>,
     /// When an attempt was sent last.
     latest: Instant,
+    /// Attempts in flight whose heads have come.
+    answering: u32,
     dice: Dice,
 }
 
@@ -173,33 +158,21 @@ enum Kind {
     Vegas(Box<Vegas>),
 }
 
-/// What the settings allow.
-#[derive(Clone, Copy, Debug)]
-struct Bounds {
-    initial: f64,
-    min: f64,
-    max: f64,
-}
-
-/// Draws without a source of chance of its own (xorshift64*): a policy gets a seed.
-#[derive(Clone, Copy, Debug)]
-struct Dice(u64);
-
 /// A stall that follows another one within this time is the limit's fault.
 const AGAIN: Duration = Duration::from_secs(2);
 
 impl Limiter {
     /// At its beginning. `seed`: sidecars that differ in it do not probe in step.
     pub fn new(settings: &Settings, now: Instant, seed: u64) -> Self {
-        let (bounds, mut dice) = (Bounds::of(settings), Dice(seed | 1));
-        dice.draw();
+        let (bounds, dice) = (bounds(settings), Dice::new(seed));
         let kind = Kind::new(settings, &bounds, now, dice);
-        Self { kind, bounds, stall: Stall::new(), recent: Recent::new(now), stalled: None, latest: now, dice }
+        let (stall, recent) = (Stall::new(), Recent::new(now));
+        Self { kind, bounds, stall, recent, stalled: None, latest: now, answering: 0, dice }
     }
 
     /// Takes over changed settings. What was learnt stays, within the new bounds; another kind begins anew.
     pub fn update(&mut self, settings: &Settings) {
-        self.bounds = Bounds::of(settings);
+        self.bounds = bounds(settings);
         let bounds = self.bounds;
         match (&mut self.kind, settings) {
             (Kind::Fixed, Settings::Fixed { .. }) => {}
@@ -238,7 +211,7 @@ impl Limiter {
     /// One more was sent; `in_flight` counts it.
     pub fn entered(&mut self, now: Instant, in_flight: u32) {
         self.latest = now;
-        self.stall.entered(now, in_flight);
+        self.stall.entered(now, in_flight - self.answering);
         let limit = self.limit();
         match &mut self.kind {
             Kind::Gradient(gradient) => gradient.window().entered(now, in_flight, limit),
@@ -276,7 +249,7 @@ impl Limiter {
             }
             Lesson::Overloaded | Lesson::Nothing => {}
         }
-        if sample.lesson != Lesson::Overloaded && self.stall.ended(now, in_flight) {
+        if sample.lesson != Lesson::Overloaded && self.stall.ended(now, in_flight - self.answering) {
             let again = self.stalled.replace(now).is_some_and(|last| sample.began < last + AGAIN);
             return self.forget(now, again);
         }
@@ -291,9 +264,19 @@ impl Limiter {
         }
     }
 
+    /// What was answered last keeps its slot while its body flows.
+    pub fn body_begins(&mut self) {
+        self.answering += 1;
+    }
+
+    /// Such a body has ended; its slot follows.
+    pub fn body_ends(&mut self) {
+        self.answering -= 1;
+    }
+
     /// A slot came back, by the end of a body or as a stream; `in_flight` counts it no more.
     pub fn left(&mut self, now: Instant, in_flight: u32) {
-        self.stall.left(in_flight);
+        self.stall.left(in_flight - self.answering);
         match &mut self.kind {
             Kind::Gradient(gradient) => gradient.window().left(now, in_flight),
             Kind::Vegas(vegas) => vegas.window().left(now, in_flight),
@@ -323,26 +306,9 @@ impl Kind {
     }
 }
 
-impl Bounds {
-    fn of(settings: &Settings) -> Self {
-        let max = f64::from(settings.max());
-        let (min, initial) =
-            settings.start().map_or((max, max), |(min, initial)| (min.into(), initial.into()));
-        let bounds = Self { initial, min: min.min(max), max };
-        Self { initial: bounds.clamp(initial), ..bounds }
-    }
-
-    fn clamp(&self, limit: f64) -> f64 {
-        limit.clamp(self.min, self.max)
-    }
-}
-
-impl Dice {
-    /// From 0 to 1.
-    fn draw(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
-    }
+fn bounds(settings: &Settings) -> Bounds {
+    let max = f64::from(settings.max());
+    let (min, initial) = settings.start().map_or((max, max), |(min, initial)| (min.into(), initial.into()));
+    let bounds = Bounds { initial, min: min.min(max), max };
+    Bounds { initial: bounds.clamp(initial), ..bounds }
 }

@@ -4,7 +4,7 @@
 //! goes back when dropped, to the next in the queue, whichever worker that waits on. One mutex for each
 //! upstream: it is held for some ten nanoseconds twice a request. What an attempt has shown goes with its slot, so that
 //! it costs no third time; where the slot is kept for longer than the answer's head took, it is told before
-//! ([`Slot::tell`]).
+//! ([`Slot::answers`]).
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::policy::concurrency::{Ask, Entry, Gate as Decisions, LINGERS, Leave, Settings};
-use crate::policy::limit::Sample;
+use crate::policy::concurrency::{Ask, Entry, Gate as Decisions, Leave, Settings};
+use crate::policy::limit::{LOOK, Sample};
 use crate::policy::queue::Ticket;
 use crate::reason::{Error, Reason};
 use crate::timer::Timer;
@@ -74,6 +74,8 @@ pub struct Slot {
     left_at: Option<Instant>,
     /// When the attempt was sent that was given up without an answer.
     given_up: Option<Instant>,
+    /// Its body flows, and the limit has been told of its head.
+    is_answering: bool,
 }
 
 /// A place in the queue, until dropped.
@@ -137,8 +139,8 @@ impl Gate {
         let until = place.ticket.until();
         let mut wait = pin!(place.wait());
         let end = loop {
-            // What was given up frees its slot by time alone, and somebody has to look.
-            let look = Instant::now() + LINGERS;
+            // Time alone frees slots, of what was given up and in a stall, and somebody has to look.
+            let look = Instant::now() + LOOK;
             match timer.within(look.min(until), wait.as_mut()).await {
                 Err(_) if look < until => self.with(|inner, wakers| {
                     let now = Instant::now();
@@ -186,7 +188,14 @@ impl Gate {
     }
 
     fn slot(self: &Arc<Self>, ask: &Ask) -> Slot {
-        Slot { gate: Arc::clone(self), p50: ask.p50, sample: None, left_at: None, given_up: None }
+        Slot {
+            gate: Arc::clone(self),
+            p50: ask.p50,
+            sample: None,
+            left_at: None,
+            given_up: None,
+            is_answering: false,
+        }
     }
 
     /// A slot has come free at `now`.
@@ -331,10 +340,8 @@ impl Drop for Place {
 }
 
 impl Slot {
-    /// The attempt has shown this; the limit is told with the slot's return, or by [`Slot::tell`].
+    /// The attempt has shown this; the limit is told with the slot's return, or by [`Slot::answers`].
     pub fn shows(&mut self, sample: Sample) {
-        // That of the attempt before, which this one follows at once.
-        self.tell();
         self.given_up = None;
         self.sample = Some(sample);
     }
@@ -344,15 +351,28 @@ impl Slot {
         self.given_up = Some(sent);
     }
 
-    /// Tells the limit what the attempt has shown, before the slot goes back.
-    pub fn tell(&mut self) {
-        if let Some(sample) = self.sample.take() {
-            let now = Instant::now();
-            self.gate.with(|inner, wakers| {
-                inner.decisions.answered(now, sample);
-                inner.grant(now, self.p50, wakers);
-            });
+    /// Tells the limit what the attempt's head has shown: its body takes longer.
+    pub fn answers(&mut self) {
+        self.is_answering |= self.tell(Decisions::answered);
+    }
+
+    /// Another attempt follows at once, and has it from here.
+    pub fn goes_on(&mut self) {
+        self.tell(Decisions::shown);
+        if std::mem::take(&mut self.is_answering) {
+            self.gate.lock().decisions.body_ends();
         }
+    }
+
+    /// Whether there was something to tell.
+    fn tell(&mut self, how: fn(&mut Decisions, Instant, Sample)) -> bool {
+        let Some(sample) = self.sample.take() else { return false };
+        let now = Instant::now();
+        self.gate.with(|inner, wakers| {
+            how(&mut inner.decisions, now, sample);
+            inner.grant(now, self.p50, wakers);
+        });
+        true
     }
 
     /// Gives it back at `now`; dropping it does the same and reads the clock.
@@ -364,6 +384,9 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let (now, sample) = (self.left_at.unwrap_or_else(Instant::now), self.sample.take());
+        if self.is_answering {
+            self.gate.lock().decisions.body_ends();
+        }
         match self.given_up {
             None => self.gate.leave(now, sample, self.p50),
             Some(sent) => self.gate.with(|inner, wakers| {

@@ -184,7 +184,7 @@ impl Hold {
     /// Tells the concurrency limit what the head has shown, where the body takes longer.
     fn tell_limit(&mut self) {
         if let Some(slot) = &mut self.slot {
-            slot.tell();
+            slot.answers();
         }
     }
 

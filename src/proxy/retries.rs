@@ -315,7 +315,7 @@ impl<'a> Retries<'a> {
         // A failed attempt gives its slot back before its back-off; one that is followed at once passes it on.
         self.slot = attempted.release(now);
         match &mut self.slot {
-            Some(slot) if wait.is_zero() => slot.tell(),
+            Some(slot) if wait.is_zero() => slot.goes_on(),
             slot => *slot = None,
         }
         Some(wait)

@@ -8,7 +8,6 @@
 //!
 //! What it is not: a network, a scheduler, routes of different latency under one limit. What a sidecar costs and what
 //! real sockets add is in `benches/failing`.
-//!
 
 mod always;
 mod chance;

@@ -7,7 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Bounds, Lesson, Sample};
+use super::bounds::Bounds;
+use super::sample::{Lesson, Sample};
 
 const CUT: f64 = 0.9;
 

@@ -29,8 +29,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::bounds::{Bounds, Dice};
+use super::sample::Sample;
 use super::window::{Seen, Window};
-use super::{Bounds, Dice, Sample};
 
 /// A latency up to this times the base is no queue: it is the noise of a window.
 const TOLERANCE: f64 = 1.15;
@@ -115,6 +116,8 @@ pub(super) struct Gradient {
     limit: f64,
     /// What an attempt takes without a queue, in seconds; not known yet.
     base: Option<f64>,
+    /// The same as a time.
+    usually: Duration,
     /// How many windows it is the mean of.
     anchored: f64,
     /// The base of times in which slots were free, in a longer mean of so many windows.
@@ -176,6 +179,7 @@ impl Gradient {
         Self {
             limit: initial,
             base: None,
+            usually: Duration::ZERO,
             anchored: FRESH,
             trusted: None,
             alone: 1.0,
@@ -229,7 +233,7 @@ impl Gradient {
     }
 
     pub(super) fn answered(&mut self, now: Instant, sample: &Sample, bounds: &Bounds) {
-        self.window.answered(now, sample, Duration::from_secs_f64(self.base.unwrap_or(0.0)));
+        self.window.answered(now, sample, self.usually);
         let (ended, length) = self.window.size(now);
         let enough =
             |(enough, shortest): (u32, Duration)| ended >= enough && length >= shortest.max(self.latency);
@@ -257,6 +261,7 @@ impl Gradient {
             Phase::Verify { limit, highest } => self.verify(now, &seen, limit, highest, bounds),
             Phase::Probe { limit } => self.judge(now, &seen, limit, bounds),
         }
+        self.usually = Duration::from_secs_f64(self.base.unwrap_or(0.0));
     }
 
     fn alarming(&self, seen: &Seen) -> bool {

@@ -37,10 +37,12 @@ impl Recent {
         self.seen += 1;
         if self.seen.is_multiple_of(LOOK) {
             let count = self.seen.min(MEMORY);
-            let mut sorted = self.micros;
-            sorted[..count].sort_unstable();
-            self.p50 = Duration::from_micros(sorted[count / 2].into());
-            self.p90 = Duration::from_micros(sorted[count * 9 / 10].into());
+            let mut micros = self.micros;
+            let mut nth = |nth: usize| {
+                let (_, found, _) = micros[..count].select_nth_unstable(nth);
+                Duration::from_micros((*found).into())
+            };
+            (self.p50, self.p90) = (nth(count / 2), nth(count * 9 / 10));
         }
         if self.seen == 2 * MEMORY {
             self.seen = MEMORY;

@@ -1,8 +1,11 @@
 //! A stall: nothing comes back any more. What is sent into one is work for nobody.
 //!
-//! While at least four attempts are in flight and none of them has ended for five times what 99 of 100 take (50 ms at
-//! least), one attempt is let through each 100 ms, until one ends. A limit alone would let a full set in, and another
-//! one whenever they time out. It is no sign of a limit that is too high, so nothing is learnt from it.
+//! While at least four attempts wait for their heads and no answer has come for five times what 99 of 100 take (50 ms at
+//! least), one attempt is let through each 100 ms, until one is answered. A limit alone would let a full set in, and
+//! another one whenever they time out. It is no sign of a limit that is too high, so nothing is learnt from it.
+//!
+//! Whoever finds the silence is the first of those that are let through: in an upstream that only has little to do beside
+//! a few long polls it is answered at once, and nobody has waited. Bodies that flow are answers, however long they take.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +16,14 @@ const ENOUGH: u32 = 4;
 const SHORTEST: Duration = Duration::from_millis(50);
 /// Times what 99 of 100 take.
 const PATIENCE: u32 = 5;
-const PROBE: Duration = Duration::from_millis(100);
+/// From one that is let through to the next.
+pub(super) const PROBE: Duration = Duration::from_millis(100);
 /// Latencies that are remembered; then the older ones count half.
 const MEMORY: u32 = 1024;
 /// Whether anything comes back.
 #[derive(Debug)]
 pub(super) struct Stall {
-    /// Since when enough are in flight and none has ended.
+    /// Since when enough are unanswered and no answer came.
     silent: Option<Instant>,
     /// While nothing comes back: when the last attempt was let through.
     probed: Option<Instant>,
@@ -55,28 +59,28 @@ impl Stall {
         if stalls {
             self.probed = Some(now);
         }
-        !stalls
+        true
     }
 
-    /// An attempt was sent.
-    pub(super) fn entered(&mut self, now: Instant, in_flight: u32) {
+    /// An attempt was sent; `unanswered` counts it.
+    pub(super) fn entered(&mut self, now: Instant, unanswered: u32) {
         if let Some(last) = &mut self.probed {
             *last = now;
         }
-        if in_flight >= ENOUGH {
+        if unanswered >= ENOUGH {
             self.silent.get_or_insert(now);
         }
     }
 
-    /// Something came back. True: that ends a stall.
-    pub(super) fn ended(&mut self, now: Instant, in_flight: u32) -> bool {
-        self.silent = (in_flight > ENOUGH).then_some(now);
+    /// An answer came, which `unanswered` still counts. True: that ends a stall.
+    pub(super) fn ended(&mut self, now: Instant, unanswered: u32) -> bool {
+        self.silent = (unanswered > ENOUGH).then_some(now);
         self.probed.take().is_some()
     }
 
     /// A slot came back, with or without an answer.
-    pub(super) fn left(&mut self, in_flight: u32) {
-        if in_flight < ENOUGH {
+    pub(super) fn left(&mut self, unanswered: u32) {
+        if unanswered < ENOUGH {
             self.silent = None;
         }
     }

@@ -8,8 +8,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::bounds::{Bounds, Dice};
+use super::sample::Sample;
 use super::window::{Seen, Window};
-use super::{Bounds, Dice, Sample};
 
 const WINDOW: [(u32, Duration); 2] = [(30, Duration::from_millis(100)), (10, Duration::from_secs(1))];
 const RENEW: f64 = 30.0;

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Lesson, Sample};
+use super::sample::{Lesson, Sample};
 use crate::policy::histogram::{self, LEN};
 
 /// The attempts since some instant. 1 KiB, whatever comes.
