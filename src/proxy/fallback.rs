@@ -140,7 +140,7 @@ where
     loop {
         came = match came {
             Came::Answer(answer) => return Ok(Response::Upstream(answer)),
-            Came::Copy(kept) => return Ok(Response::Own(copied(&kept))),
+            Came::Copy(kept) => return Ok(Response::Own(copied(&kept, around.request))),
             Came::Failed(error) => return Err(error),
             // There is nothing of it that could be passed on: one asks again, for all for whom nothing stands in.
             Came::Bad(_) => {
@@ -327,10 +327,7 @@ where
         if !self.stands_in(Substitute::Stale, end) {
             return Found::Shadowed;
         }
-        let mut fields = Fields::default();
-        for field in entry.answer.fields.iter().filter(|field| !field.name.eq_ignore_ascii_case(b"age")) {
-            fields.push(field.known, field.name, field.value);
-        }
+        let mut fields = fields_for(&entry.answer, self.request, |name| !name.eq_ignore_ascii_case(b"age"));
         push(&mut fields, "age", &usable.age.as_secs().to_string());
         push(&mut fields, "cache-status", &cache_status(usable, end));
         let (status, body) = (entry.answer.status, entry.answer.body.clone());
@@ -469,10 +466,20 @@ fn is_safe(method: Method) -> bool {
 }
 
 /// The answer to one that asked the same.
-fn copied(kept: &Kept) -> Answer {
-    let mut fields = kept.fields.clone();
+fn copied(kept: &Kept, request: &Request) -> Answer {
+    let mut fields = fields_for(kept, request, |_| true);
     push(&mut fields, "cache-status", "outrigger; fwd=miss; collapsed");
     Answer { status: kept.status, fields, body: kept.body.clone() }
+}
+
+/// The fields of an answer to another request, those that `stay`; an id in them is that of this one.
+fn fields_for(kept: &Kept, request: &Request, stay: impl Fn(&[u8]) -> bool) -> Fields {
+    let mut fields = Fields::default();
+    for field in kept.fields.iter().filter(|field| stay(field.name)) {
+        let value = if field.known == Name::XRequestId { request.id() } else { field.value };
+        fields.push(field.known, field.name, value);
+    }
+    fields
 }
 
 /// RFC 9211: a hit where no upstream answered; where one did, and badly, the request went forward first.
