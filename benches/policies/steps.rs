@@ -133,7 +133,7 @@ pub(crate) fn gate(in_flight: u32) -> (Gate, Instant) {
 }
 
 fn ask(now: Instant) -> Ask {
-    Ask { now, deadline: now + LEASE, priority: Priority::Normal, may_queue: true, p50: None }
+    Ask { now, deadline: Some(now + LEASE), priority: Priority::Normal, may_queue: true, p50: None }
 }
 
 fn sample(now: Instant) -> Option<Sample> {

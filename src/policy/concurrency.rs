@@ -85,8 +85,8 @@ struct GivenUp {
 pub struct Ask {
     /// When.
     pub now: Instant,
-    /// The end of its time.
-    pub deadline: Instant,
+    /// The end of its time; `None`: there is none, and only the queue's timeout bounds its wait.
+    pub deadline: Option<Instant>,
     /// How much it matters.
     pub priority: Priority,
     /// Whether it may wait for one.
@@ -228,6 +228,7 @@ impl Gate {
 
     /// Frees the slots of what was given up long enough ago. To be followed by [`Gate::grant`].
     pub fn settle(&mut self, now: Instant) {
+        self.departures.look(now);
         while self.given_up.pop_front_if(|given_up| given_up.until <= now).is_some() {
             self.free(now);
         }
@@ -299,7 +300,7 @@ impl Gate {
     /// How fast slots come back. Before they were seen to while all were taken, by Little's law.
     fn pace(&self, now: Instant, p50: Option<Duration>) -> Pace {
         let littles = || Some(p50?.div_f64(f64::from(self.limiter.limit())));
-        Pace { interval: self.departures.interval(now).or_else(littles), last: self.departures.last }
+        Pace { interval: self.departures.interval(now).or_else(littles), silence: self.departures.silence }
     }
 }
 
@@ -311,15 +312,19 @@ struct Departures {
     seen: u32,
     /// The last one, or when the last slot was taken.
     mark: Option<Instant>,
-    /// The last one, whether all were taken or not.
-    last: Option<Instant>,
+    /// How long none was seen, whether all are taken or not; and until when that was looked at.
+    silence: Duration,
+    looked: Option<Instant>,
 }
 
 impl Departures {
     /// The mean is over about this many.
     const MEMORY: u32 = 32;
-    /// A machine that does something else, or a limit that waits for slots to come back, is silent for so long.
+    /// A limit that waits for slots to come back is silent for so long.
     const HICCUP: Duration = Duration::from_millis(20);
+    /// Nobody who asks in time is further from the last one than this, where there are many. If nobody did, it was this
+    /// process that stood still, and who has come back meanwhile will be seen in a moment.
+    const GLANCE: Duration = Duration::from_millis(5);
     /// What was seen longer ago than this says nothing of now.
     const FRESH: Duration = Duration::from_secs(10);
 
@@ -330,8 +335,16 @@ impl Departures {
         self.mark = Some(now);
     }
 
+    /// Somebody asks: none has come back until now.
+    fn look(&mut self, now: Instant) {
+        if let Some(looked) = self.looked.replace(now) {
+            let passed = now.saturating_duration_since(looked);
+            self.silence += passed.min(self.interval.max(Self::GLANCE));
+        }
+    }
+
     fn departed(&mut self, now: Instant, all_were_taken: bool) {
-        self.last = Some(now);
+        (self.silence, self.looked) = (Duration::ZERO, Some(now));
         if all_were_taken && let Some(mark) = self.mark.replace(now) {
             let passed = now.saturating_duration_since(mark);
             self.interval = (self.interval * self.seen + passed) / (self.seen + 1);
@@ -340,10 +353,10 @@ impl Departures {
     }
 
     fn interval(&self, now: Instant) -> Option<Duration> {
-        let mark = self.mark?;
-        let since = now.saturating_duration_since(mark);
+        let since = now.saturating_duration_since(self.mark?);
+        let silence = self.silence.min(since).saturating_sub(Self::HICCUP);
         // What has taken longer than all before it says more of now than they do; a hiccup says nothing.
-        (self.seen > 0 && since < Self::FRESH).then(|| self.interval.max(since.saturating_sub(Self::HICCUP)))
+        (self.seen > 0 && since < Self::FRESH).then(|| self.interval.max(silence))
     }
 }
 

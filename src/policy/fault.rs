@@ -7,7 +7,7 @@
 //!   ones only where they are named. A configuration that says otherwise without `allow_wide` is refused.
 //! - At most `max_active` requests are under it at once. Each holds an [`Active`], which goes back when dropped: a count
 //!   that leaks when a client leaves would end the fault unseen (envoyproxy/envoy#11504), and one that a whole stream
-//!   holds would do so too (#14762).
+//!   holds would do so too (#14762). So a stream that crawls counts only until it is one.
 //! - It ends by itself, and at once where of several endpoints fewer than two healthy ones are left: what was meant to
 //!   show how a failure is survived must not become the one that is not. What has stopped stays so until it is written
 //!   anew: nobody is looking any more.
@@ -77,10 +77,13 @@ pub enum Ruling {
     Inject(Plan, Active),
 }
 
-/// A request under a fault, until dropped.
+/// A request under a fault, until dropped or let go of.
 #[derive(Debug)]
 #[must_use = "it counts as long as it is kept"]
-pub struct Active(Arc<Fault>);
+pub struct Active {
+    fault: Arc<Fault>,
+    counts: bool,
+}
 
 impl Fault {
     /// A fault that begins at `now`.
@@ -108,7 +111,7 @@ impl Fault {
             return Ruling::Full;
         }
         self.injected.fetch_add(1, Relaxed);
-        Ruling::Inject(plan, Active(Arc::clone(self)))
+        Ruling::Inject(plan, Active { fault: Arc::clone(self), counts: true })
     }
 
     /// Why it must stop now, if it must; it has not yet.
@@ -177,13 +180,21 @@ impl Stop {
 impl Active {
     /// Whether its fault has ended: what still waits or crawls for it goes on as usual.
     pub fn is_over(&self, now: Instant) -> bool {
-        self.0.is_over(now)
+        self.fault.is_over(now)
+    }
+
+    /// It counts no more, and is still told when its fault ends: it has become a stream, which may go on for as long as
+    /// the fault does.
+    pub fn let_go(&mut self) {
+        if std::mem::replace(&mut self.counts, false) {
+            self.fault.active.fetch_sub(1, Relaxed);
+        }
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Relaxed);
+        self.let_go();
     }
 }
 

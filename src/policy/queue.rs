@@ -3,7 +3,8 @@
 //! Pure: it orders and decides, and the shell that holds the wakers (`proxy`) does what it says. A queue smooths
 //! bursts; one that always stands only makes everybody late. So (after Facebook's variant of CoDel, "Fail at
 //! Scale"): once it has stood for 100 ms, a newcomer enters only if its wait will be short. And it knows deadlines:
-//! who cannot be served in time is refused at entry, and who cannot finish any more is skipped at exit.
+//! who cannot be served in time is refused at entry, and who cannot finish any more is skipped at exit. Who has none
+//! (gRPC without `grpc-timeout`) has time enough for any answer, and waits no longer than `timeout`.
 //!
 //! | order            | who is next                                              | a full queue                     |
 //! |------------------|----------------------------------------------------------|----------------------------------|
@@ -106,8 +107,8 @@ impl Ticket {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need {
     pub(super) priority: Priority,
-    /// The end of its time.
-    pub(super) deadline: Instant,
+    /// The end of its time; `None`: there is none.
+    pub(super) deadline: Option<Instant>,
     /// What half of the attempts take; `None`: not known.
     pub(super) p50: Option<Duration>,
 }
@@ -117,8 +118,8 @@ pub(super) struct Need {
 pub(super) struct Pace {
     /// From one slot to the next; `None`: not known.
     pub(super) interval: Option<Duration>,
-    /// When the last one came back.
-    pub(super) last: Option<Instant>,
+    /// How long none has come back.
+    pub(super) silence: Duration,
 }
 
 /// Who waits. At most as many as the settings say.
@@ -141,8 +142,8 @@ pub(super) struct Queue {
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     ticket: Ticket,
-    /// The end of its time.
-    deadline: Instant,
+    /// The end of its time; `None`: there is none.
+    deadline: Option<Instant>,
 }
 
 /// A newcomer has a place.
@@ -206,9 +207,8 @@ impl Queue {
         let wait = interval.saturating_mul(ahead as u32 + 1);
         let wait = if above > 0.0 { wait.div_f64(f64::from(1.0 - above)) } else { wait };
         // Where nothing has come back for a while, nothing suggests that it will sooner.
-        let quiet = self.standing_since.zip(pace.last).map(|(since, last)| since.max(last));
-        let quiet = quiet.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        Some(if self.stands(now) { wait.max(quiet) } else { wait })
+        let stood = self.standing_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        Some(if self.stands(now) { wait.max(pace.silence.min(stood)) } else { wait })
     }
 
     /// How many are served before a newcomer.
@@ -226,12 +226,11 @@ impl Queue {
             return Err(Refused::NoQueue);
         }
         let wait = self.wait(now, need.priority, pace).unwrap_or_default();
-        let left = need.deadline.saturating_duration_since(now);
         let p50 = need.p50.unwrap_or_default();
         // Whoever is next makes nobody else wait: the queue that stands is that of others, who matter less.
         let is_next = self.ahead(now, need.priority) == 0;
         if wait > *self.settings.timeout
-            || wait + need.p50.unwrap_or(UNKNOWN_NEED) > left
+            || !has_time(now, need.deadline, wait + need.p50.unwrap_or(UNKNOWN_NEED))
             || (self.stands(now) && !is_next && wait > SHORT.max(p50 / 2))
         {
             return Err(Refused::Full);
@@ -239,7 +238,8 @@ impl Queue {
         let is_full = self.places.len() >= self.settings.size as usize;
         let evicted = if is_full { Some(self.evict(need.priority).ok_or(Refused::Full)?) } else { None };
         let since = *self.standing_since.get_or_insert(now);
-        let mut until = need.deadline.min(now + *self.settings.timeout);
+        let longest = now + *self.settings.timeout;
+        let mut until = need.deadline.map_or(longest, |deadline| deadline.min(longest));
         if self.settings.order == Order::LifoWhenFull {
             // Who waits keeps the queue from being empty, so when it will have stood is known.
             until = until.min((now + SHORT_LIFO.max(p50 / 2)).max(since + STANDS));
@@ -274,7 +274,7 @@ impl Queue {
         let mut next = None;
         while let Some((list, Waiting { ticket, deadline })) = self.next(turn) {
             self.take_out(ticket);
-            if now <= ticket.until && deadline.saturating_duration_since(now) >= need {
+            if now <= ticket.until && has_time(now, deadline, need) {
                 self.serve(now, list, turn);
                 next = Some(ticket);
                 break;
@@ -353,6 +353,11 @@ impl Queue {
             self.standing_since = None;
         }
     }
+}
+
+/// Whether something that takes so long from `now` on would be over in time.
+fn has_time(now: Instant, deadline: Option<Instant>, takes: Duration) -> bool {
+    deadline.is_none_or(|deadline| deadline.saturating_duration_since(now) >= takes)
 }
 
 fn is_fresh(now: Instant, last: Instant) -> bool {

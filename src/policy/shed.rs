@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use self::arrivals::{Arrivals, Window};
 use self::level::LEVELS;
 use self::share::{Seen, Share};
-use self::source::Source;
+use self::source::{Source, reported};
 use self::strain::Strain;
 use crate::policy::key::Key;
 use crate::policy::mode::Mode;
@@ -173,6 +173,8 @@ pub struct Shed {
     cutoff: AtomicU16,
     /// Levels from this one on are shed for the process's own sake.
     own: AtomicU16,
+    /// Levels from this one on may have been shed before they came here, by whoever was told the cut-off.
+    told: AtomicU16,
     /// Seconds since 1970, as of the last tick.
     seconds: AtomicU64,
     arrivals: Arrivals,
@@ -276,6 +278,7 @@ impl Shed {
         Self {
             cutoff: AtomicU16::new(LEVELS),
             own: AtomicU16::new(LEVELS),
+            told: AtomicU16::new(LEVELS),
             seconds: AtomicU64::new(seconds),
             arrivals: Arrivals::default(),
             completed: AtomicU32::new(0),
@@ -319,9 +322,14 @@ impl Shed {
         Err(Refusal { own, retry_after: retry_after.max(TICK) })
     }
 
-    /// Requests of this level were shed before they came here.
-    pub fn shed_at_the_source(&self, level: u16, count: u32) {
-        self.arrivals.add(level, count);
+    /// A request that came here brings what its source says to have shed before it. It is believed as far as it can be
+    /// true (`source`): of what our cut-off sheds.
+    pub fn shed_at_the_source(&self, report: &[u8]) {
+        let told = self.told.load(Relaxed);
+        if told < LEVELS {
+            let believed = reported(report).filter(|(level, _)| *level >= told);
+            believed.for_each(|(level, count)| self.arrivals.add(level, count));
+        }
     }
 
     /// A request that was to be shed has passed: in shadow.
@@ -381,7 +389,9 @@ impl Shed {
         let back = TICK * state.share.steps_to_rest();
         self.retry_after.store(back.as_millis() as u32, Relaxed);
         self.own.store(own, Relaxed);
-        self.cutoff.store(cutoff, Relaxed);
+        // What was shed by the cut-off before this one may be on its way yet.
+        let before = self.cutoff.swap(cutoff, Relaxed);
+        self.told.store(if cutoff < LEVELS { cutoff.min(before) } else { LEVELS }, Relaxed);
         match (&mut state.episode, cutoff < LEVELS) {
             (None, true) => {
                 state.episode = Some((now, 0));

@@ -144,7 +144,7 @@ pub async fn admit(
         (_, Some(kept)) => Some(kept),
         (mode, None) => {
             let p50 = chain.latency.p50(now);
-            let deadline = turn.clock.end().unwrap_or(now + *settings.concurrency.queue.timeout);
+            let deadline = turn.clock.end();
             let priority = routed.priority(&request.context);
             let ask = Entering { now, deadline, priority, may_queue: !is_retry, p50 };
             let entered = if ask.may_queue && mode == Mode::Enforce {

@@ -329,6 +329,11 @@ pub enum Passes {
 }
 
 impl Shape {
+    /// The answer is a stream: it goes on as it does, and counts no more among those that are under the fault.
+    pub fn becomes_stream(&mut self) {
+        self.active.let_go();
+    }
+
     /// Whether the body crawls.
     pub fn is_paced(&self) -> bool {
         self.pace.is_some()

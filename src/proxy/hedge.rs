@@ -95,7 +95,7 @@ type Ended = (Attempted, Instant);
 
 /// What became of a hedge that was paid for.
 enum Beside {
-    Ended(Ended, HedgeEnd),
+    Ended(Box<Ended>, HedgeEnd),
     NotSent(Skip),
 }
 
@@ -190,7 +190,7 @@ impl Serving<'_> {
                 let paid = running.take().map(|running| running.bill);
                 match end {
                     Beside::Ended(end, about) => {
-                        hedge = Some((end, about));
+                        hedge = Some((*end, about));
                         bill = paid;
                     }
                     Beside::NotSent(skip) => {
@@ -265,7 +265,7 @@ impl Serving<'_> {
             }
             let end = ended(admitted.send(worker, routed, &mut copy, &timer, (None, Some(race))).await);
             let unprocessed = matches!(&end.0, Attempted::Failed(failed) if failed.unprocessed);
-            Beside::Ended(end, HedgeEnd { endpoint, unprocessed, copy })
+            Beside::Ended(Box::new(end), HedgeEnd { endpoint, unprocessed, copy })
         };
         let bill = Bill { shard: self.shard(), paid: Some(paid) };
         Some(Running { attempt: Box::pin(attempt), bill })

@@ -414,7 +414,7 @@ mod tests {
 
     fn ask() -> Ask {
         let now = Instant::now();
-        let deadline = now + Duration::from_secs(60);
+        let deadline = Some(now + Duration::from_secs(60));
         Ask { now, deadline, priority: Priority::Normal, may_queue: true, p50: None }
     }
 

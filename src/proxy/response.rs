@@ -607,6 +607,9 @@ impl FromUpstream {
         }
         self.is_stream = true;
         self.hold.in_flight.becomes_stream();
+        if let Some(shape) = &mut self.shape {
+            shape.becomes_stream();
+        }
         // Its head was what the breaker asked about; the metrics wait for its end, and so does what is said of its
         // endpoint: a stream may break off.
         let counted_as = self.hold.counted_as.take();

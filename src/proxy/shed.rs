@@ -4,9 +4,9 @@
 //! What is decided is decided in `policy::shed`. Here a request gets its level, and the fields are read and written: an
 //! answer to an Outrigger (it sent `x-outrigger-path`, and it is trusted, for only then are its priorities and ids ours)
 //! says `x-outrigger-cutoff` while anything is shed. The other one takes it off the answer, sheds by it where its own
-//! upstream has `shed` written (mode and rollout are those of that table), and says in `x-outrigger-shed` what it has shed. Neither field goes further than the next
-//! Outrigger: one tells of its own upstream and of nothing behind it. An upstream is believed what it says of itself; it
-//! could refuse the requests as well.
+//! upstream has `shed` written (mode and rollout are those of that table), and says in `x-outrigger-shed` what it has
+//! shed. Neither field goes further than the next Outrigger: one tells of its own upstream and of nothing behind it. An
+//! upstream is believed what it says of itself; it could refuse the requests as well. A caller is believed within bounds.
 
 use super::chain::{Chain, carry_out};
 use super::context::Routed;
@@ -18,8 +18,8 @@ use crate::http1::head::ResponseHead;
 use crate::policy::key::{self, Key};
 use crate::policy::mode::Mode;
 use crate::policy::shed::level::{LEVELS, level};
-use crate::policy::shed::source::{By, Said, VALID, reported};
-use crate::policy::shed::{Refusal, Shed, Shedding};
+use crate::policy::shed::source::{By, Said, VALID};
+use crate::policy::shed::{Refusal, Settings, Shed, Shedding};
 use crate::reason::{Error, Reason};
 use crate::units::Ratio;
 
@@ -44,9 +44,10 @@ pub fn admit<'a>(worker: &Worker, request: &Request, routed: &'a Routed) -> Resu
         return Ok(Admitted(None));
     }
     let Shedding { own, source } = &**shedding;
-    if context.trusted {
-        let reports = request.head.fields.all(Name::XOutriggerShed).flat_map(reported);
-        reports.for_each(|(level, count)| own.shed_at_the_source(level, count));
+    if let Some(report) = request.head.fields.get(Name::XOutriggerShed)
+        && knows_us(request, settings)
+    {
+        own.shed_at_the_source(report);
     }
     let caller = settings.caller.as_ref().and_then(|key| value_of(key, request, routed));
     let level = level(routed.priority(context), caller.unwrap_or_else(|| by_id(request)), own.seconds());
@@ -121,11 +122,9 @@ pub fn tell(request: &Request, response: &mut Response) {
     let chain = &routed.target().chain;
     let (Some(shedding), Some(settings)) = (&chain.shed, &chain.upstream.settings.shed) else { return };
     let cutoff = shedding.own.cutoff();
-    let is_carried_out = settings.mode == Mode::Enforce && settings.rollout == Ratio::ONE;
-    let knows_us = request.context.trusted && request.head.fields.has(Name::XOutriggerPath);
     // Where something else is answered in its place, a request that is shed is better off here than at its source.
     let is_answered = routed.target().fallback.is_some();
-    if cutoff >= LEVELS || !is_carried_out || !knows_us || is_answered {
+    if cutoff >= LEVELS || is_answered || !knows_us(request, settings) {
         return;
     }
     let by = match &settings.caller {
@@ -140,6 +139,12 @@ pub fn tell(request: &Request, response: &mut Response) {
         Response::Upstream(answer) => &mut answer.head.fields,
     };
     fields.set(Name::XOutriggerCutoff, said.text().as_bytes());
+}
+
+/// Whether its caller is one that is told a cut-off; to all others nobody listens, either.
+fn knows_us(request: &Request, settings: &Settings) -> bool {
+    let is_carried_out = settings.mode == Mode::Enforce && settings.rollout == Ratio::ONE;
+    is_carried_out && request.context.trusted && request.head.fields.has(Name::XOutriggerPath)
 }
 
 /// An answer has come: takes off it what its sender says of its cut-off, and remembers that where it is wanted.

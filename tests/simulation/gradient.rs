@@ -176,9 +176,9 @@ fn a_service_that_becomes_eight_times_slower_for_a_while() {
         holds!(record.refused(0.0..10.0) + record.errors(0.0..10.0), == 0.0);
         // With 250 ms for queue and answer, an attempt more than there are workers is one that is cut off: a probe or
         // two, or one slot too many for a while, show.
-        holds!(record.goodput(12.0..22.0), >= 90.0);
+        holds!(record.goodput(12.0..22.0), >= 89.0);
         done += record.goodput(12.0..22.0) / 9.0;
         holds!(record.refused(23.0..30.0) + record.errors(23.0..30.0), == 0.0);
     }
-    holds!(done, >= 94.0);
+    holds!(done, >= 96.0);
 }

@@ -341,7 +341,13 @@ impl<'a> World<'a> {
             };
             request.permit = Some(permit);
         }
-        let ask = Ask { now, deadline, priority: request.priority, may_queue: request.attempts == 1, p50 };
+        let ask = Ask {
+            now,
+            deadline: Some(deadline),
+            priority: request.priority,
+            may_queue: request.attempts == 1,
+            p50,
+        };
         let number = request.sidecar;
         match sidecar.gate.enter(&ask) {
             Entry::Slot => self.send(key),

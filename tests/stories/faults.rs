@@ -387,6 +387,40 @@ async fn no_more_than_max_active_are_hurt_at_once_and_each_place_comes_back() {
     }
 }
 
+/// Else a few event streams would end the fault for all others, unseen, for as long as they run.
+#[tokio::test]
+async fn a_stream_that_crawls_leaves_its_place_to_others() {
+    let events = "data: 1\n\n".repeat(4 << 10);
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+    let app = Upstream::that().answers_raw(format!("{head}{events}")).then_hangs().start().await;
+    let fault = asked_for("bandwidth = \"1KiB/s\", max_active = 1");
+    let proxy = Config::over([&app]).plain().upstream(&fault).start().await;
+    let mut streams = Vec::new();
+    for number in 1..=3u32 {
+        let mut stream = proxy.connect().await;
+        stream.send(CHAOS).await;
+        stream.head().await.expect("a head");
+        eventually("it is a stream under the fault", async || {
+            let told = told(&proxy, 0).await;
+            told["injected"] == number && told["active"] == 0
+        })
+        .await;
+        streams.push(stream);
+    }
+    let last = Instant::now();
+    for stream in streams.iter_mut().rev() {
+        stream.bytes(600).await;
+        assert!(last.elapsed() > Duration::from_millis(300), "it still crawls: {:?}", last.elapsed());
+    }
+    assert_eq!(proxy.admin_send("DELETE", "/faults/app", "").await.status, 200);
+    for stream in &mut streams {
+        stream.bytes(events.len() - 600).await;
+    }
+    assert_eq!(proxy.metric("outrigger_limit_reached_total{what=active_faults}").await, 0.0);
+    drop(streams);
+    nobody_is_under_it(&proxy).await;
+}
+
 #[tokio::test]
 async fn what_is_critical_is_spared_unless_it_is_named() {
     let app = Upstream::that().answers(200).start().await;

@@ -60,6 +60,42 @@ async fn the_most_important_are_served_first() {
     proxy.rests().await;
 }
 
+/// As a gRPC call without `grpc-timeout` has none: how long answers take is no reason to refuse it a place.
+#[tokio::test]
+async fn who_has_no_deadline_waits_for_slow_answers_too() {
+    const SLOW: Duration = Duration::from_millis(600);
+    let app = Upstream::that().answers(200).holds().start().await;
+    let config = Config::over([&app]).plain().upstream("timeout.mode = \"off\"");
+    let config = config.upstream("concurrency.limit = { kind = \"fixed\", max = 4 }");
+    let proxy = config.upstream("concurrency.queue = { timeout = \"1s\" }").start().await;
+    let all = async |rounds: usize| {
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            let mut client = proxy.connect().await;
+            client.send(get("/")).await;
+            clients.push(client);
+        }
+        app.has_seen(4 * rounds).await;
+        clients
+    };
+    for round in 1..=3 {
+        let clients = all(round).await;
+        tokio::time::sleep(SLOW).await; // which is what these answers take
+        app.release(4);
+        for mut client in clients {
+            assert_eq!(client.response().await.status, 200);
+        }
+    }
+    let holders = all(4).await;
+    let mut client = waiter(&proxy, "normal", "/waits", 1).await;
+    app.release(5);
+
+    assert_eq!(client.response().await.status, 200);
+    for mut holder in holders {
+        assert_eq!(holder.response().await.status, 200);
+    }
+}
+
 #[tokio::test]
 async fn a_routes_class_counts_where_the_caller_names_none() {
     let app = Upstream::that().answers(200).holds().start().await;

@@ -122,6 +122,34 @@ async fn the_least_important_are_shed_first_and_all_pass_again_afterwards() {
     assert_eq!(begins, 1, "one line, however the cut-off moves");
 }
 
+/// A trusted load balancer passes on what its clients write: one of them says that it has shed what nobody asked for.
+#[tokio::test]
+async fn who_claims_to_have_shed_others_does_not_save_them() {
+    let (_app, config) = small().await;
+    let proxy = config.upstream(BY_LOAD).start().await;
+    let lies = "GET / HTTP/1.1\r\nHost: a\r\nx-user: liar\r\nx-outrigger-path: 0123456789abcdef\r\n\
+                x-outrigger-shed: 511*100000\r\n\r\n";
+    let address = proxy.listener();
+    let liar = tokio::spawn(async move {
+        let mut client = Client::connect(address).await;
+        loop {
+            client.exchange(lies).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let crowd = Crowd::of(&proxy, &[("critical", 2), ("normal", 8), ("low", 10)]);
+
+    eventually("low is shed, and critical served", async || {
+        let came = crowd.of_late();
+        let (critical, low) = (of_class(&came, "critical"), of_class(&came, "low"));
+        critical.len() >= 10
+            && critical.iter().filter(|came| came.served).count() * 10 >= critical.len() * 9
+            && low.iter().filter(|came| came.shed).count() * 10 >= low.len() * 9
+    })
+    .await;
+    liar.abort();
+}
+
 #[tokio::test]
 async fn a_caller_lives_or_dies_whole() {
     let (_app, config) = small().await;

@@ -28,7 +28,7 @@ fn gate(max: u32, size: u32) -> Gate {
 const FAR: u64 = 3_600_000;
 
 fn asked(now: Instant, deadline: Instant) -> Ask {
-    Ask { now, deadline, priority: Priority::Normal, may_queue: true, p50: None }
+    Ask { now, deadline: Some(deadline), priority: Priority::Normal, may_queue: true, p50: None }
 }
 
 impl Gate {
@@ -110,6 +110,8 @@ fn who_cannot_be_served_in_time_is_refused_at_entry() {
     ];
     for (why, now, deadline, p50, refused) in cases {
         let mut gate = busy();
+        // Somebody asks each 5 ms, so that a silence is seen to be one.
+        (100..now).step_by(5).for_each(|millis| gate.settle(at(millis)));
         let entry = gate.come(at(now), at(deadline), p50.map(ms));
         match refused {
             None => assert!(matches!(entry, Entry::Queued { .. }), "{why}: {entry:?}"),
@@ -212,7 +214,16 @@ fn who_gives_up_does_not_make_the_queue_look_fast() {
     }
     (0..4).for_each(|_| _ = gate.give_up_on(at(41), at(30), None, None));
     assert_eq!(gate.wait(at(45), Priority::Normal, None), Some(ms(10)), "as fast as answers were");
+    (45..=90).step_by(5).for_each(|millis| gate.settle(at(millis)));
     assert_eq!(gate.wait(at(90), Priority::Normal, None), Some(ms(30)), "and nothing was answered since");
+}
+
+#[test]
+fn a_process_that_stood_still_has_seen_no_silence() {
+    let mut gate = busy();
+    gate.settle(at(100));
+    let entry = gate.come(at(160), at(260), None);
+    assert!(matches!(entry, Entry::Queued { .. }), "what came back meanwhile is not read yet: {entry:?}");
 }
 
 #[test]

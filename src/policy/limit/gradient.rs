@@ -33,6 +33,11 @@ use super::bounds::{Bounds, Dice};
 use super::sample::Sample;
 use super::window::{Seen, Window};
 
+/// Whatever is faster counts as this: there a scheduler, a timer or this process itself decides, and a queue that short
+/// is not worth a refusal.
+const AT_ONCE: Duration = Duration::from_millis(5);
+/// After a stall the upstream first has to do what it was sent before.
+const CATCHES_UP: Duration = Duration::from_millis(100);
 /// A latency up to this times the base is no queue: it is the noise of a window.
 const TOLERANCE: f64 = 1.15;
 /// Where the limit grows by a factor: a queue that this makes is twice as long.
@@ -228,12 +233,13 @@ impl Gradient {
             self.cut(now, None, None, bounds);
         } else {
             self.phase = Phase::Steady;
-            self.window.clear(now, now);
+            self.window.clear(now, now + CATCHES_UP);
         }
     }
 
     pub(super) fn answered(&mut self, now: Instant, sample: &Sample, bounds: &Bounds) {
-        self.window.answered(now, sample, self.usually);
+        let sample = Sample { latency: sample.latency.max(AT_ONCE), ..*sample };
+        self.window.answered(now, &sample, self.usually);
         let (ended, length) = self.window.size(now);
         let enough =
             |(enough, shortest): (u32, Duration)| ended >= enough && length >= shortest.max(self.latency);

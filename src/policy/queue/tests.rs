@@ -19,13 +19,13 @@ fn queue(order: Order, size: u32) -> Queue {
 
 const FAR: u64 = 3_600_000;
 
-/// Slots come back each so many milliseconds, the last one now.
-fn pace(now: Instant, interval: u64) -> Pace {
-    Pace { interval: Some(ms(interval)), last: Some(now) }
+/// Slots come back each so many milliseconds, the last one just now.
+fn pace(interval: u64) -> Pace {
+    Pace { interval: Some(ms(interval)), silence: Duration::ZERO }
 }
 
 fn need(priority: Priority) -> Need {
-    Need { priority, deadline: at(FAR), p50: None }
+    Need { priority, deadline: Some(at(FAR)), p50: None }
 }
 
 impl Queue {
@@ -88,6 +88,28 @@ fn who_matters_more_takes_the_place_of_the_last_of_those_that_matter_least() {
     assert!(!queue.remove(last), "it has left");
 }
 
+/// A gRPC call without `grpc-timeout`, say: no answer is too late for it, and nothing but the queue's timeout ends its
+/// wait.
+#[test]
+fn who_has_no_deadline_has_time_for_any_answer() {
+    let slow = Some(ms(800));
+    let need = |deadline| Need { deadline, p50: slow, ..need(Normal) };
+    for order in [Order::Priority, Order::Fifo, Order::LifoWhenFull] {
+        let mut queue = queue(order, 10);
+        assert_eq!(queue.join(at(0), need(Some(at(500))), pace(10)), Err(Refused::Full), "no time left");
+        let ticket = queue.join(at(0), need(None), pace(10)).expect("a place").ticket;
+        let until = if order == Order::LifoWhenFull { 400 } else { 500 };
+        assert_eq!(ticket.until(), at(until), "{order:?}: `timeout` bounds the wait");
+        let mut skipped = Vec::new();
+        assert_eq!(queue.pop(at(until), slow, &mut skipped), Some(ticket), "{order:?}");
+        assert_eq!(
+            queue.join(at(500), need(None), pace(501)),
+            Err(Refused::Full),
+            "{order:?}: waits too long"
+        );
+    }
+}
+
 #[test]
 fn others_than_priority_evict_nobody() {
     for order in [Order::Fifo, Order::LifoWhenFull] {
@@ -139,7 +161,7 @@ fn a_wait_is_the_places_ahead_of_ones_class_by_the_pace() {
     for priority in [Critical, Normal, Normal, Low, Low, Low] {
         queue.place(0, priority);
     }
-    let pace = pace(at(0), 10);
+    let pace = pace(10);
     let cases = [(Critical, 20), (High, 20), (Normal, 40), (Low, 70)];
     for (priority, wait) in cases {
         assert_eq!(queue.wait(at(0), priority, pace), Some(ms(wait)), "{priority:?}");
@@ -157,7 +179,7 @@ fn what_more_important_newcomers_take_makes_the_others_wait_longer() {
         queue.serves(n);
     }
     queue.place(1000, Low);
-    let wait = |priority, now| queue.wait(at(now), priority, pace(at(now), 10)).expect("a pace");
+    let wait = |priority, now| queue.wait(at(now), priority, pace(10)).expect("a pace");
     assert!((ms(35)..ms(45)).contains(&wait(Low, 1000)), "twice 20 ms: {:?}", wait(Low, 1000));
     assert_eq!(wait(Critical, 1000), ms(10));
     assert_eq!(wait(Low, 1000 + 10_000), ms(20), "forgotten");
@@ -167,10 +189,10 @@ fn what_more_important_newcomers_take_makes_the_others_wait_longer() {
 fn nothing_comes_sooner_to_a_queue_that_stands_than_the_last_slot_was_long_ago() {
     let mut queue = queue(Order::Priority, 100);
     queue.place(0, Normal);
-    let pace = pace(at(0), 1);
+    let pace = |now| Pace { silence: ms(now), ..pace(1) };
     let cases = [(50, 2), (99, 2), (100, 100), (250, 250)];
     for (now, wait) in cases {
-        assert_eq!(queue.wait(at(now), Normal, pace), Some(ms(wait)), "at {now} ms");
+        assert_eq!(queue.wait(at(now), Normal, pace(now)), Some(ms(wait)), "at {now} ms");
     }
 }
 
@@ -280,7 +302,7 @@ proptest! {
                 Step::Pass(millis) => now += ms(millis),
                 Step::Join(class, left) => {
                     let (priority, deadline) = (Priority::ALL[class], now + ms(left));
-                    let joined = queue.join(now, Need { priority, deadline, p50 }, Pace::default());
+                    let joined = queue.join(now, Need { priority, deadline: Some(deadline), p50 }, Pace::default());
                     let lower = (0..model.waiting.len())
                         .filter(|place| order == Order::Priority && model.waiting[*place].0 > priority)
                         .max_by_key(|place| (model.waiting[*place].0, *place));

@@ -15,9 +15,16 @@
 //! counts. A sidecar sheds at the source only what none of them would have taken.
 //!
 //! What is shed here the upstream would not know of: it would see load fall, let everybody in again, and swing. So the next
-//! request that goes up tells it the levels (`x-outrigger-shed: 400*3,417`), and it counts them among its arrivals.
+//! requests that go up tell it the levels (`x-outrigger-shed: 400*3,417`), and it counts them among its arrivals.
+//!
+//! That is the word of whoever is trusted, and a trusted load balancer may pass on what its clients write: counts of a
+//! level that nobody has would take the place of all that there is to shed. So it is believed only while a cut-off is
+//! told, only of levels that this one sheds, and of a request only [`SPEAKS_FOR`] others. Then who writes it into one
+//! request of n leaves (n-1)/n of all of the shedding that there may be: the share rises until it is made up for.
+//!
 //! Rejected: to let a part of them through instead, which costs the upstream what was to be saved.
 
+use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,8 +39,9 @@ pub const VALID: Duration = Duration::from_secs(2);
 const HALF: Duration = Duration::from_secs(1);
 /// The most levels that a report names; what is beyond goes to the last of them.
 const MOST: usize = 16;
-/// The most requests that a report is believed.
-const MOST_REPORTED: u32 = 100_000;
+/// For how many others, shed at the source, one that goes up may speak: at most a share of 0.95 is shed
+/// (`share::MOST`), so of twenty one goes up. A source keeps what is more for the next one.
+const SPEAKS_FOR: u32 = 19;
 
 /// By what callers are told apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +163,10 @@ impl Source {
         }
         let cutoff = news.as_ref().map_or(LEVELS, News::cutoff);
         self.cutoff.0.store(cutoff, Relaxed);
+        if cutoff >= LEVELS && self.owes.swap(false, Relaxed) {
+            // It is over, and nobody would believe it any more.
+            lock(&self.report).clear();
+        }
     }
 
     /// What the upstream sheds at `now`, as far as that is known; mostly nothing, which costs a load.
@@ -202,12 +214,24 @@ impl Source {
         if !self.owes.load(Relaxed) || !self.owes.swap(false, Relaxed) {
             return None;
         }
-        let entries = std::mem::take(&mut *lock(&self.report));
-        let entry = |(level, count)| match count {
-            1 => format!("{level}"),
-            _ => format!("{level}*{count}"),
-        };
-        Some(entries.into_iter().map(entry).collect::<Vec<_>>().join(","))
+        let (mut text, mut left) = (String::new(), SPEAKS_FOR);
+        let mut report = lock(&self.report);
+        report.retain_mut(|(level, owed)| {
+            let count = left.min(*owed);
+            (left, *owed) = (left - count, *owed - count);
+            let comma = if text.is_empty() { "" } else { "," };
+            // Writing to a string does not fail.
+            let _ = match count {
+                0 => Ok(()),
+                1 => write!(text, "{comma}{level}"),
+                _ => write!(text, "{comma}{level}*{count}"),
+            };
+            *owed > 0
+        });
+        if !report.is_empty() {
+            self.owes.store(true, Relaxed);
+        }
+        Some(text).filter(|text| !text.is_empty())
     }
 }
 
@@ -227,10 +251,10 @@ impl News {
     }
 }
 
-/// The levels and counts of a report; what cannot be read is left out.
+/// The levels and counts of a report, [`SPEAKS_FOR`] requests at most; what cannot be read is left out.
 pub fn reported(value: &[u8]) -> impl Iterator<Item = (u16, u32)> {
     let text = std::str::from_utf8(value).unwrap_or_default();
-    let mut left = MOST_REPORTED;
+    let mut left = SPEAKS_FOR;
     text.split(',').take(MOST).filter_map(move |entry| {
         let (level, count) = entry.trim().split_once('*').unwrap_or((entry.trim(), "1"));
         let (level, count): (u16, u32) = (level.parse().ok()?, count.parse().ok()?);

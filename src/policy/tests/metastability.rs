@@ -197,7 +197,7 @@ impl World {
             return self.fail(id);
         };
         request.permit = Some(permit);
-        let (deadline, may_queue) = (request.deadline, request.attempts == 1);
+        let (deadline, may_queue) = (Some(request.deadline), request.attempts == 1);
         match chain.gate.enter(&Ask { now, deadline, priority: Priority::Normal, may_queue, p50 }) {
             Entry::Slot => self.send(id),
             Entry::Queued { ticket, evicted: _ } => {
