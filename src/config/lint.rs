@@ -4,15 +4,16 @@
 //! Each check names the keys by their path and stands at the one that was written. An error is what cannot work
 //! or cannot be meant; a warning is what works, but hardly as it was meant.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
 use super::diagnostic::{Problem, Report};
 use super::document::{Layer, Node, Path, Step, nearest};
 use super::settings::Config;
+use crate::policy::key::Key;
 use crate::policy::mode::Mode;
-use crate::policy::rate_limit::{self, DEFAULT_NAME};
+use crate::policy::rate_limit::{self, By, DEFAULT_NAME};
 use crate::policy::{breaker, fallback, fault, hedge, limit, retry, timeout};
 use crate::proxy::listener::{self, Address, Direction, Trust};
 use crate::proxy::route::{self, Route};
@@ -844,6 +845,7 @@ impl<'a> Lint<'a> {
             );
             self.say(&path.key("response"), problem);
         }
+        self.cross_talk(path, fallback, upstream, config);
         let Some(other) = &fallback.upstream else { return };
         let at = path.key("upstream");
         // One that stands in for all may be among them: then it stands for itself.
@@ -861,6 +863,73 @@ impl<'a> Lint<'a> {
             );
             self.say(&at, problem.warning());
         }
+    }
+
+    /// Requests that are told apart by a header elsewhere share no answers unless somebody says that they may.
+    fn cross_talk(&mut self, path: &Path, fallback: &fallback::Settings, upstream: &str, config: &Config) {
+        let shares = fallback.stale.is_some() || fallback.coalesce;
+        let Some(settings) = config.upstream.get(upstream).filter(|_| shares && fallback.mode != Mode::Off)
+        else {
+            return;
+        };
+        let owner = Path::of(&["upstream", upstream]);
+        let of_limits = settings.rate_limit.iter().filter(|limit| limit.mode != Mode::Off).filter_map(
+            |limit| match &limit.key {
+                Some(By::Part(Key::Header(name))) => Some((owner.key("rate_limit"), &**name)),
+                _ => None,
+            },
+        );
+        let caller =
+            settings.shed.as_ref().filter(|shed| shed.mode != Mode::Off).and_then(|shed| {
+                match &shed.caller {
+                    Some(Key::Header(name)) => Some((owner.below("shed.caller"), &**name)),
+                    _ => None,
+                }
+            });
+        let ways = self.ways_by_header(upstream, config);
+        let mut told = BTreeSet::new();
+        for (from, name) in of_limits.chain(caller).chain(ways) {
+            let name = name.to_ascii_lowercase();
+            // Those are never shared without `public`, and the host is part of the URL.
+            let is_apart = ["authorization", "cookie", "host"].contains(&&*name)
+                || fallback.key.iter().any(|key| key.name() == name);
+            if is_apart || !told.insert(name.clone()) {
+                continue;
+            }
+            let at = path.key("key");
+            let problem = Problem::new(
+                format!(
+                    "`{at}` lacks \"header:{name}\", by which `{from}` tells requests apart: they get each other's answers"
+                ),
+                format!("add \"header:{name}\", also where only some answers depend on it"),
+            );
+            self.say(&at, problem.warning());
+        }
+    }
+
+    /// The headers by which routes choose this upstream for requests while others get there without.
+    fn ways_by_header<'c>(&self, upstream: &str, config: &'c Config) -> Vec<(Path, &'c str)> {
+        let mut routes = Vec::new();
+        let mut is_default = false;
+        for ((index, node), listener) in elements(self.root, "listener").zip(&config.listener) {
+            is_default |= listener.upstream.as_deref() == Some(upstream);
+            let path = Path::of(&["listener"]).index(index).key("route");
+            let here = elements(node, "route").zip(&listener.route);
+            let here = here.filter(|(_, route)| route.arms().iter().any(|arm| arm.upstream == upstream));
+            routes.extend(here.map(|((index, _), route)| (path.index(index), &route.matches.headers)));
+        }
+        let asks = |headers: &BTreeMap<String, String>, name: &str, value: &str| {
+            headers.iter().any(|(other, theirs)| other.eq_ignore_ascii_case(name) && theirs == value)
+        };
+        let mut ways = Vec::new();
+        for (path, headers) in &routes {
+            for (name, value) in *headers {
+                if is_default || routes.iter().any(|(_, others)| !asks(others, name, value)) {
+                    ways.push((path.below("match.headers"), name.as_str()));
+                }
+            }
+        }
+        ways
     }
 
     /// What is too much, the concurrency limit finds out.

@@ -749,6 +749,18 @@ fn what_contradicts_itself_is_told_by_both_paths() {
             "warning: `upstream.app.fallback.key` tells requests apart for `stale` and `coalesce`",
         ),
         (
+            "fallback.coalesce = true\nrate_limit = [{ rate = \"9/s\", key = \"header:X-Tenant\" }]",
+            "warning: `upstream.app.fallback.key` lacks \"header:x-tenant\", by which `upstream.app.rate_limit` tells",
+        ),
+        (
+            "fallback.stale = {}\nshed.caller = \"header:x-tenant\"",
+            "warning: `upstream.app.fallback.key` lacks \"header:x-tenant\", by which `upstream.app.shed.caller` tells",
+        ),
+        (
+            "fallback.stale = {}\n[[listener.route]]\nmatch.headers = { X-Tenant = \"a\" }\nupstream = \"app\"",
+            "warning: `upstream.app.fallback.key` lacks \"header:x-tenant\", by which `listener[0].route[0].match.headers`",
+        ),
+        (
             "fallback.response = { status = 204, body = \"x\" }",
             "error: `upstream.app.fallback.response` has a body, and an answer with status 204 has none",
         ),

@@ -46,9 +46,11 @@ pub struct Settings {
     /// First: the last good answer to the same GET, as RFC 9111 and RFC 5861 allow it. Default: none.
     pub stale: Option<Stale>,
     /// Headers that tell requests apart besides the URL, for `stale` and `coalesce`: `"header:NAME"`. What an upstream
-    /// names in `Vary` need not stand here. Default `[]`.
+    /// names in `Vary` need not stand here; what tells tenants apart otherwise (`rate_limit.key`, `shed.caller`, a
+    /// route's `match.headers`) should, and `check` warns where it does not. Default `[]`.
     pub key: Vec<KeyHeader>,
-    /// Identical GETs in flight share one answer. Default false.
+    /// Identical GETs in flight share one answer; rate limits count each of them, shedding only the one that asks the
+    /// upstream. Default false.
     pub coalesce: bool,
     /// Third: a fixed answer. Default: none.
     pub response: Option<Fixed>,

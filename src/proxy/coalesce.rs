@@ -6,6 +6,8 @@
 //! - the leader's answer is for everybody: they get it, each after a look at what it depends on (`Vary`);
 //! - it is not (`Set-Cookie`, `private`, an event stream, too large): each goes by itself, and for a while nobody who
 //!   asks this waits for others at all, or one slow private answer would hold up all who want their own;
+//! - its answer is bad and something may stand in for it: they look for that at once, and those who find nothing share
+//!   the next answer, as it is;
 //! - the leader failed: they fail with it. To ask again for each would be the stampede that this is there to prevent;
 //! - the leader's client left, or what it failed for or was answered concerns itself alone (its time, its rate, its
 //!   class, a fault): the one who waits longest leads;

@@ -41,7 +41,7 @@ pub async fn exchange(
     }
     let served = match routed {
         Ok(routed) if routed.target().fallback.is_some() => {
-            let serve = async |request: &mut Request, routed| serve(worker, request, routed, client).await;
+            let serve = async |request: &mut Request, routed| admitted(worker, request, routed, client).await;
             // Boxed, so that requests without one are no larger for it.
             Box::pin(fallback::answer(worker, request, routed, serve)).await
         }
@@ -94,10 +94,21 @@ async fn serve(
     client: Option<&dyn Informed>,
 ) -> Result<Box<FromUpstream>, Error> {
     request.record.routed = Some(routed.clone());
+    rate_limit::admit(worker, &routed, request)?; // rate_limited
+    admitted(worker, request, routed, client).await
+}
+
+/// The same of a request that the rate limits let pass: those with a fallback ask them before they share an answer.
+async fn admitted(
+    worker: &Rc<Worker>,
+    request: &mut Request,
+    routed: Routed,
+    client: Option<&dyn Informed>,
+) -> Result<Box<FromUpstream>, Error> {
+    request.record.routed = Some(routed.clone());
     if worker.shared.life.stage() == Stage::Refusing {
         return Err(Reason::Draining.into());
     }
-    rate_limit::admit(worker, &routed, request)?; // rate_limited
     let admitted = shed::admit(worker, request, &routed)?; // load_shed
     let served = attempts(worker, request, &routed, client).await;
     admitted.settle(request, &served);

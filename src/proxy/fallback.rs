@@ -1,8 +1,11 @@
 //! Around a request that may fail: who asks for it, what is kept of its answer, and what its client gets in place of a
 //! failure. The decisions are made in `policy::fallback` and `policy::freshness`.
 //!
-//! share an answer (`coalesce`) -> ask the upstream -> copy its answer (`tee`) -> if it failed: the store, another
-//! upstream, a fixed answer, or the failure itself, with its true reason.
+//! rate limits -> share an answer (`coalesce`) -> ask the upstream -> copy its answer (`tee`) -> if it failed: the store,
+//! another upstream, a fixed answer, or the failure itself, with its true reason.
+//!
+//! Whoever gets another's answer or a kept one is charged for it like all others, in requests and in bytes. Shedding is
+//! asked behind that, of those who ask the upstream: who follows adds no load to it.
 //!
 //! Only here where `fallback` says something: else a request pays one branch for it.
 
@@ -16,6 +19,7 @@ use super::answer::Answer;
 use super::coalesce::{Lead, Question, Role, Told};
 use super::context::Routed;
 use super::kept::{self, Draft, Kept, Selection};
+use super::rate_limit;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::snapshot::Standby;
@@ -86,7 +90,8 @@ enum Found {
     Nothing,
 }
 
-/// Serves a request whose route has a fallback: by `serve`, or by what stands in for a failure.
+/// Serves a request whose route has a fallback: by `serve`, which has not asked the rate limits, or by what stands in
+/// for a failure.
 ///
 /// # Errors
 /// Why it came to nothing, where nothing could stand in.
@@ -105,10 +110,18 @@ where
     request.record.routed = Some(routed.clone());
     let mode = standby.settings.mode.of(standby.settings.rollout, request.context.hash);
     let asks = asks(request, &routed, &standby);
-    let mut around = Around { worker, request, routed: &routed, standby: &standby, mode, serve: &serve };
-    let mut came = match around.join(asks.as_ref()).await {
-        Joined::Came(came) => came,
-        Joined::Asks(lead) => around.ask(asks.as_ref(), lead).await,
+    let mut around = Around {
+        worker,
+        request,
+        routed: &routed,
+        standby: &standby,
+        mode,
+        passes_bad_on: !standby.settings.has_substitute(),
+        serve: &serve,
+    };
+    let mut came = match rate_limit::admit(worker, &routed, around.request) {
+        Ok(()) => around.come(asks.as_ref()).await,
+        Err(error) => Came::Failed(error),
     };
 
     let (end, is_meant) = came.end(&standby.on);
@@ -124,12 +137,17 @@ where
             return Ok(response);
         }
     }
-    match came {
-        Came::Answer(answer) => Ok(Response::Upstream(answer)),
-        Came::Copy(kept) => Ok(Response::Own(copied(&kept))),
-        // There is nothing of it that could be passed on.
-        Came::Bad(_) => serve(request, routed).await.map(Response::Upstream),
-        Came::Failed(error) => Err(error),
+    loop {
+        came = match came {
+            Came::Answer(answer) => return Ok(Response::Upstream(answer)),
+            Came::Copy(kept) => return Ok(Response::Own(copied(&kept, around.request))),
+            Came::Failed(error) => return Err(error),
+            // There is nothing of it that could be passed on: one asks again, for all for whom nothing stands in.
+            Came::Bad(_) => {
+                around.passes_bad_on = true;
+                around.come(asks.as_ref()).await
+            }
+        };
     }
 }
 
@@ -141,6 +159,8 @@ struct Around<'a, S> {
     standby: &'a Standby,
     /// Whether what stands in is given, for this request.
     mode: Mode,
+    /// Whether a bad answer is passed on as it is, since nothing can stand in for it.
+    passes_bad_on: bool,
     serve: &'a S,
 }
 
@@ -148,6 +168,14 @@ impl<S> Around<'_, S>
 where
     S: AsyncFn(&mut Request, Routed) -> Result<Box<FromUpstream>, Error>,
 {
+    /// What the request comes to, shared or by itself.
+    async fn come(&mut self, asks: Option<&Asks>) -> Came {
+        match self.join(asks).await {
+            Joined::Came(came) => came,
+            Joined::Asks(lead) => self.ask(asks, lead).await,
+        }
+    }
+
     /// Waits for the answer to a request that asks the same, if there is one.
     async fn join(&mut self, asks: Option<&Asks>) -> Joined {
         let settings = &self.standby.settings;
@@ -254,8 +282,7 @@ where
         // One caller's rate, or a class that is shed: it falls, and the next one leads.
         let lead = lead.filter(|_| answer.verdict() != Verdict::Throttled && status != 429);
         let lead = lead.and_then(|lead| {
-            let is_replaced =
-                self.standby.settings.has_substitute() && self.standby.on.hold(End::Status(status));
+            let is_replaced = !self.passes_bad_on && self.standby.on.hold(End::Status(status));
             if !ends || !said.answer.may_be_shared() {
                 lead.keep(Instant::now());
             } else if is_replaced && answer.whole().is_none() {
@@ -300,10 +327,7 @@ where
         if !self.stands_in(Substitute::Stale, end) {
             return Found::Shadowed;
         }
-        let mut fields = Fields::default();
-        for field in entry.answer.fields.iter().filter(|field| !field.name.eq_ignore_ascii_case(b"age")) {
-            fields.push(field.known, field.name, field.value);
-        }
+        let mut fields = fields_for(&entry.answer, self.request, |name| !name.eq_ignore_ascii_case(b"age"));
         push(&mut fields, "age", &usable.age.as_secs().to_string());
         push(&mut fields, "cache-status", &cache_status(usable, end));
         let (status, body) = (entry.answer.status, entry.answer.body.clone());
@@ -343,7 +367,12 @@ where
         // Where the first hung, nothing is left of its time.
         let since = std::mem::replace(&mut self.request.context.since, began);
         let stood_still = std::mem::take(&mut self.request.context.stood_still);
-        let served = (self.serve)(self.request, self.routed.elsewhere(place)).await;
+        let meter = self.request.body.meter.take();
+        let other = self.routed.elsewhere(place);
+        let served = match rate_limit::admit(self.worker, &other, self.request) {
+            Ok(()) => (self.serve)(self.request, other).await,
+            Err(error) => Err(error),
+        };
         (self.request.context.since, self.request.context.stood_still) = (since, stood_still);
         self.request.record.routed = Some(self.routed.clone());
         match served {
@@ -361,6 +390,8 @@ where
                 if record.attempts == attempts {
                     paid.unsent();
                 }
+                // What flows now is the first's again.
+                self.request.body.meter = meter;
                 (record.grpc, record.is_stream, record.reason) = (None, false, None);
                 if let Came::Answer(answer) = came {
                     answer.tell(record);
@@ -435,10 +466,20 @@ fn is_safe(method: Method) -> bool {
 }
 
 /// The answer to one that asked the same.
-fn copied(kept: &Kept) -> Answer {
-    let mut fields = kept.fields.clone();
+fn copied(kept: &Kept, request: &Request) -> Answer {
+    let mut fields = fields_for(kept, request, |_| true);
     push(&mut fields, "cache-status", "outrigger; fwd=miss; collapsed");
     Answer { status: kept.status, fields, body: kept.body.clone() }
+}
+
+/// The fields of an answer to another request, those that `stay`; an id in them is that of this one.
+fn fields_for(kept: &Kept, request: &Request, stay: impl Fn(&[u8]) -> bool) -> Fields {
+    let mut fields = Fields::default();
+    for field in kept.fields.iter().filter(|field| stay(field.name)) {
+        let value = if field.known == Name::XRequestId { request.id() } else { field.value };
+        fields.push(field.known, field.name, value);
+    }
+    fields
 }
 
 /// RFC 9211: a hit where no upstream answered; where one did, and badly, the request went forward first.

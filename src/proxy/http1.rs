@@ -315,7 +315,7 @@ impl One<'_> {
     async fn write_whole(&self, request: &mut Request, mut body: &[u8]) -> Result<Option<Instant>, Cut> {
         if body.len() <= TOGETHER {
             self.client.connection.borrow_mut().output().extend_from_slice(body);
-            request.record.bytes_out = body.len() as u64;
+            request.passed_on(body.len());
             return self.flush().await;
         }
         let patience = request.record.routed.as_ref().map(|routed| *routed.target().timeout.idle);
@@ -338,7 +338,7 @@ impl One<'_> {
                 request.record.reason = Some(reason);
                 Cut(Then::Close)
             })?;
-            request.record.bytes_out += written as u64;
+            request.passed_on(written);
             body = &body[written..];
         }
         self.flush().await.map(|end| end.or_else(|| Some(Instant::now())))

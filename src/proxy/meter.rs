@@ -1,7 +1,7 @@
 //! What flows of a request's bodies, charged to the rate limits that count bytes.
 //!
 //! In steps, so that pieces cost a worker little and limits are not asked for each; the rest when the request is over,
-//! however it ends. A body that is sent again counts once: what the client sent and got is counted, not what an
+//! however it ends. Answers of Outrigger's own (kept, shared or fixed) count too. A body that is sent again counts once: what the client sent and got is counted, not what an
 //! upstream saw.
 
 use std::sync::Arc;

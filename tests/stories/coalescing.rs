@@ -73,6 +73,29 @@ async fn many_who_ask_the_same_get_one_answer() {
 }
 
 #[tokio::test]
+async fn the_id_in_an_answer_to_another_request_is_ones_own() {
+    let app = Upstream::that()
+        .answers(200)
+        .with_field("X-Request-Id", "of-the-first")
+        .holds()
+        .resets_before_the_head()
+        .start()
+        .await;
+    let proxy = over(&app).upstream("fallback.stale = {}").start().await;
+    let of = |id: &str| get_with("/", &format!("X-Request-Id: {id}"));
+    let mut clients = send(&proxy, &[of("of-the-first")]).await;
+    app.has_seen(1).await;
+    clients.extend(send(&proxy, &[of("of-the-second")]).await);
+    waiting(&proxy, 1).await;
+    app.release(1);
+    assert_eq!(clients[0].response().await.field("x-request-id"), Some("of-the-first"));
+    let followed = clients[1].response().await;
+    assert_eq!(followed.field("x-request-id"), Some("of-the-second"), "{followed:?}");
+    let stale = proxy.connect().await.exchange(&of("of-the-third")).await;
+    assert_eq!((stale.status, stale.field("x-request-id")), (200, Some("of-the-third")));
+}
+
+#[tokio::test]
 async fn a_large_answer_is_shared_when_its_leader_has_it() {
     let large = vec![b'x'; 200 << 10];
     let app = Upstream::that().answers(200).with_body(&large).holds().start().await;
@@ -331,6 +354,28 @@ async fn followers_of_a_failure_get_what_stands_in_for_it() {
     }
     assert_eq!(app.seen(), 2);
     assert_eq!(proxy.metric("outrigger_fallbacks_total{upstream=app,kind=stale}").await, 3.0);
+}
+
+#[tokio::test]
+async fn followers_of_a_failure_for_which_nothing_stands_in_ask_once_more_for_all() {
+    let bad = "HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nbad\r\n0\r\n\r\n";
+    let app = Upstream::that().answers_raw(bad).holds().start().await;
+    let proxy = over(&app).upstream("fallback.stale = {}").start().await;
+    let mut clients = send(&proxy, &[get("/")]).await;
+    app.has_seen(1).await;
+    clients.extend(send(&proxy, &vec![get("/"); 10]).await);
+    waiting(&proxy, 10).await;
+    app.release(1);
+    app.has_seen(2).await;
+    waiting(&proxy, 9).await;
+    app.release(20);
+    for client in &mut clients {
+        let response = client.response().await;
+        assert_eq!((response.status, response.text().as_str()), (500, "bad"));
+    }
+    assert_eq!(app.seen(), 2);
+    assert_eq!(proxy.metric("outrigger_coalesced_total{upstream=app}").await, 9.0);
+    proxy.rests().await;
 }
 
 #[tokio::test]

@@ -261,6 +261,57 @@ async fn bytes_of_both_directions_are_owed_when_they_have_flowed() {
 }
 
 #[tokio::test]
+async fn who_gets_anothers_answer_is_charged_for_it_once() {
+    let app = Upstream::that().answers(200).with_body("one").holds().start().await;
+    let limit = "{ rate = \"1/h\", burst = 2, key = \"header:x-tenant\" }";
+    let proxy = limited(&app, &[limit]).upstream("fallback.coalesce = true").start().await;
+    let of = |tenant: &str| with("/", &format!("x-tenant: {tenant}\r\n"));
+    let mut clients = Vec::new();
+    for tenant in ["blue", "green", "green"] {
+        let mut client = proxy.connect().await;
+        client.send(of(tenant)).await;
+        clients.push(client);
+        app.has_seen(1).await;
+    }
+    eventually("two follow", async || {
+        let view: serde_json::Value =
+            serde_json::from_slice(&proxy.admin_get("/upstreams").await.body).expect("JSON");
+        view.to_string().contains("\"followers\":2")
+    })
+    .await;
+    // At once, although there is an answer to wait for.
+    proxy.connect().await.exchange(&of("green")).await.must_be(429, "rate_limited");
+    app.release(10);
+    for client in &mut clients {
+        assert_eq!(client.response().await.text(), "one");
+    }
+    assert_eq!(app.seen(), 1);
+    assert_eq!(statuses(&proxy, &[of("blue"), of("blue")]).await, [200, 429], "who led was charged once");
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn bytes_of_a_kept_answer_are_owed_like_others() {
+    // The rest below a step may be charged when the client has it all: twice all steps are more than the burst.
+    let body = "x".repeat(80_000);
+    let limit = "{ rate = \"100B/h\", burst = \"100kB\" }";
+    for http2 in [false, true] {
+        let app = Upstream::that().answers(200).with_body(&body).resets_before_the_head().start().await;
+        let config = limited(&app, &[limit]).plain().upstream("fallback.stale = {}");
+        let proxy = config.start().await;
+        assert_eq!(statuses(&proxy, &[with("/", "")]).await, [200]);
+        if http2 {
+            let mut client = Http2::connect(proxy.listener()).await;
+            assert_eq!(client.get("/").await.body.len(), body.len());
+        } else {
+            assert_eq!(proxy.get("/").await.text().len(), body.len());
+        }
+        assert_eq!(statuses(&proxy, &[with("/", "")]).await, [429], "by HTTP/2: {http2}");
+        assert_eq!(app.seen(), 2);
+    }
+}
+
+#[tokio::test]
 async fn a_long_answer_is_charged_while_it_flows() {
     let head = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
     let app = Upstream::that()

@@ -274,7 +274,7 @@ async fn send_whole(
         .await;
         let room = room.inspect_err(|_| taker.stream.send_reset(h2::Reason::CANCEL))?;
         let piece = body.split_to(room);
-        request.record.bytes_out += room as u64;
+        request.passed_on(room);
         taker.send(piece, body.is_empty()).map_err(|Left| Reason::ClientDisconnected)?;
     }
     Ok(())
