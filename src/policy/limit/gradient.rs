@@ -469,7 +469,10 @@ impl Gradient {
         if grown >= if self.grows { 1.05 } else { 1.5 } {
             let more = rate / done;
             let enough = if self.grows { 0.4 } else { 0.3 };
-            if more < 1.0 + (grown - 1.0) * enough {
+            // Who is answered at once may as well be under way as wait here; so many at most (Little's law).
+            let at_once = AT_ONCE.as_secs_f64();
+            let is_harmless = seen.p50 <= at_once && self.limit <= seen.rate * at_once;
+            if more < 1.0 + (grown - 1.0) * enough && !is_harmless {
                 // So many as there is use for, and a few.
                 self.limit =
                     bounds.clamp((at * more.max(1.0) * if self.ramps { 1.1 } else { 1.0 }).min(self.limit));
