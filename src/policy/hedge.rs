@@ -298,7 +298,11 @@ impl Hedge {
         if !due.has_endpoint {
             return Err(Skip::Endpoint);
         }
-        let slow = self.percentile(now, settings.slow());
+        // Who waits for a time that was written has taken it.
+        let slow = self.percentile(now, settings.slow()).map(|slow| match settings.after {
+            After::Time(time) => slow.max(*time),
+            After::Permille(_) => slow,
+        });
         if slow.zip(p50).is_some_and(|(slow, p50)| slow < p50.mul_f64(SPREAD)) {
             return Err(Skip::Spread);
         }

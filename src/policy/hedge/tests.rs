@@ -142,6 +142,13 @@ fn why_hedges_are_not_sent() {
         let admitted = with_slow(percent).admit(start(), &after("p95"), &due, &generous());
         assert_eq!(admitted.map(|_| ()).err(), skip, "{why}");
     }
+    // All have taken 10 ms so far, and this one takes longer.
+    for (why, time, skip) in
+        [("longer than all", "50ms", None), ("hardly longer", "11ms", Some(Skip::Spread))]
+    {
+        let admitted = with_slow(0).admit(start(), &after(time), &GOOD, &generous());
+        assert_eq!(admitted.map(|_| ()).err(), skip, "{why}");
+    }
 }
 
 #[test]
