@@ -158,6 +158,9 @@ enum Kind {
     Vegas(Box<Vegas>),
 }
 
+/// Where nothing was sent for so long, what was learnt is of another time: it may have been of another upstream, and a
+/// base that is too low would strangle this one.
+const SILENCE: Duration = Duration::from_secs(5);
 /// A stall that follows another one within this time is the limit's fault.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -210,6 +213,11 @@ impl Limiter {
 
     /// One more was sent; `in_flight` counts it.
     pub fn entered(&mut self, now: Instant, in_flight: u32) {
+        if let Kind::Gradient(gradient) = &mut self.kind
+            && now.saturating_duration_since(self.latest) >= SILENCE
+        {
+            **gradient = Gradient::new(gradient.limit().max(self.bounds.initial), now, self.dice);
+        }
         self.latest = now;
         self.stall.entered(now, in_flight - self.answering);
         let limit = self.limit();
