@@ -24,6 +24,10 @@
 //! an error in its base hardly changes its share, and does not take all that it wants while others wait. What doubles the
 //! latency meets all at once, so in a search they all cut together.
 //!
+//! Known to fail: where half of the answers take several times as long as the other half, the median of a window is the
+//! one or the other by chance, and the limit of an upstream without any overload swings too low. A fixed limit is right
+//! there.
+//!
 //! Rejected: Envoy's probe, which pins the limit to 3 and refuses healthy traffic; a minimum of latencies, which one
 //! cheap request poisons; a goodput's slope alone, which is a coin's throw at 100 requests a second.
 
