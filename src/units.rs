@@ -292,7 +292,11 @@ impl FromStr for Rate {
             Amount::Bytes(amount.parse().map_err(|_| wrong())?)
         };
         if amount.get() == 0 {
-            return Err(format!("{text:?} lets nothing through; give at least 1, such as \"1/m\""));
+            let least = match amount {
+                Amount::Requests(_) => "1, such as \"1/m\"",
+                Amount::Bytes(_) => "1B, such as \"64KiB/s\"",
+            };
+            return Err(format!("{text:?} lets nothing through; give at least {least}"));
         }
         Ok(Self { amount, seconds })
     }
