@@ -4,6 +4,7 @@
 //! (`Control`).
 
 use hyper::{HeaderMap, StatusCode, header};
+use serde::de::IgnoredAny;
 
 use crate::config::{self, NoFault};
 use crate::policy::fault::Settings;
@@ -19,7 +20,7 @@ pub(super) struct Unfit {
     pub(super) text: String,
 }
 
-/// The fault that `body` says for `upstream`: JSON where the request says so or it begins as JSON does, else TOML.
+/// The fault that `body` says for `upstream`: JSON where the request says so or it looks like JSON, else TOML.
 pub(super) fn read(headers: &HeaderMap, body: &[u8], upstream: &str) -> Result<Settings, Unfit> {
     let Ok(text) = std::str::from_utf8(body) else {
         return Err(Unfit {
@@ -29,7 +30,10 @@ pub(super) fn read(headers: &HeaderMap, body: &[u8], upstream: &str) -> Result<S
     };
     let content_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let is_json = content_type.contains("json") || text.trim_start().starts_with('{');
+    // What begins with a bracket is a table of TOML, unless it is a list of JSON.
+    let is_json = content_type.contains("json")
+        || text.trim_start().starts_with('{')
+        || text.trim_start().starts_with('[') && serde_json::from_str::<IgnoredAny>(text).is_ok();
     let fault = if is_json { config::fault_of_json(text, upstream) } else { config::fault(text, upstream) };
     fault.map_err(|unfit| {
         let (status, problems) = match unfit {
@@ -96,6 +100,22 @@ mod tests {
             ("no TOML", "application/toml", "reset = ", 400, "body:1"),
             ("no JSON", "application/json", "{", 400, "this is no JSON"),
             ("no object", "application/json", "[1]", 400, "this is no JSON object"),
+            ("a list", "application/x-www-form-urlencoded", " []", 400, "this is no JSON object"),
+            ("a table of TOML", "application/toml", "[abort]\nratio = 0.3", 422, "hits 30 %"),
+            (
+                "a key twice",
+                "application/json",
+                r#"{"reset": {"ratio": 0.1}, "reset": {"ratio": 0.2}}"#,
+                400,
+                "duplicate key: `reset` at line 1 column",
+            ),
+            (
+                "a key twice within",
+                "application/json",
+                r#"{"reset": {"ratio": 0.1, "ratio": 0.2}}"#,
+                400,
+                "duplicate key: `ratio` at line 1 column",
+            ),
             ("a null", "application/json", "{\"reset\": null}", 400, "leave out what is null"),
             ("a typing error", "application/toml", "delya = \"1s\"", 422, "did you mean `delay`?"),
             ("another unit", "application/toml", "\n delay = \"1 s\"\n bandwidth = \"1KiB\"", 422, "body:3:"),

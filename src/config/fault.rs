@@ -75,5 +75,8 @@ pub fn fault_of_json(text: &str, name: &str) -> Result<Settings, NoFault> {
     // What TOML cannot say, such as null, no setting takes either.
     let toml = toml::to_string(&value)
         .map_err(|error| unreadable(error.to_string(), "leave out what is null: it has its default then"))?;
+    // Of what stands twice the above has kept the last; a table of TOML takes none twice, and says which.
+    serde_json::from_str::<toml::Value>(text)
+        .map_err(|error| unreadable(error.to_string(), "a key stands once in its object; remove one"))?;
     fault(&toml, name)
 }
