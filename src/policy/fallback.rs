@@ -231,6 +231,7 @@ pub fn concerns_all(error: &Error) -> bool {
                 | Reason::ConcurrencyLimited
                 | Reason::QueueFull
                 | Reason::QueueTimeout
+                | Reason::AttemptTimeout
                 | Reason::RequestTimeout
                 | Reason::DeadlineExceeded
         )
@@ -444,7 +445,7 @@ mod tests {
 
     #[test]
     fn whose_failure_it_is() {
-        for reason in [Reason::ConnectError, Reason::BreakerOpen, Reason::AttemptTimeout, Reason::Draining] {
+        for reason in [Reason::ConnectError, Reason::BreakerOpen, Reason::UpstreamReset, Reason::Draining] {
             assert!(concerns_all(&reason.into()), "{}", reason.label());
             assert!(!concerns_all(&Error::from(reason).injected()), "{}, by a fault", reason.label());
         }
@@ -453,6 +454,7 @@ mod tests {
             Reason::RateLimited,
             Reason::LoadShed,
             Reason::QueueFull,
+            Reason::AttemptTimeout,
             Reason::RequestTimeout,
             Reason::DeadlineExceeded,
             Reason::ClientStalled,

@@ -294,20 +294,46 @@ async fn a_leader_that_hangs_is_replaced_and_nobody_waits_beyond_its_time() {
 
 #[tokio::test]
 async fn a_leader_whose_time_is_up_fails_alone() {
-    let app = Upstream::that().never_answers().answers(200).with_body("one").start().await;
-    let proxy = over(&app)
-        .and("[[listener.route]]\nmatch = { headers = { x-quick = \"1\" } }\nupstream = \"app\"\ntimeout = { connect = \"100ms\", request = \"400ms\" }")
-        .start()
-        .await;
-    let mut leader = send(&proxy, &[get_with("/", "X-Quick: 1")]).await;
+    for (timeout, reason) in
+        [("request = \"400ms\"", "request_timeout"), ("attempt = \"400ms\"", "attempt_timeout")]
+    {
+        let app = Upstream::that().never_answers().answers(200).with_body("one").start().await;
+        let proxy = over(&app)
+            .and(&format!("[[listener.route]]\nmatch = {{ headers = {{ x-quick = \"1\" }} }}\nupstream = \"app\"\ntimeout = {{ connect = \"100ms\", {timeout} }}"))
+            .start()
+            .await;
+        let mut leader = send(&proxy, &[get_with("/", "X-Quick: 1")]).await;
+        app.has_seen(1).await;
+        let mut others = send(&proxy, &[get("/"), get("/")]).await;
+        waiting(&proxy, 2).await;
+        leader[0].response().await.must_be(504, reason);
+        for client in &mut others {
+            assert_eq!(client.response().await.text(), "one", "{reason}");
+        }
+        assert_eq!(app.seen(), 2, "{reason}: one of them asked for all");
+        proxy.rests().await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_leaves_or_has_no_time_left_disturbs_nobody() {
+    let app = Upstream::that().answers(200).with_body("one").holds().start().await;
+    let proxy = over(&app).start().await;
+    let mut clients = send(&proxy, &[get("/")]).await;
     app.has_seen(1).await;
-    let mut others = send(&proxy, &[get("/"), get("/")]).await;
+    clients.extend(send(&proxy, &[get("/"), get("/")]).await);
+    let leaves = send(&proxy, &[get("/")]).await;
+    waiting(&proxy, 3).await;
+    drop(leaves);
     waiting(&proxy, 2).await;
-    leader[0].response().await.must_be(504, "request_timeout");
-    for client in &mut others {
+    let mut late = send(&proxy, &[get_with("/", "x-request-timeout-ms: 50")]).await;
+    late[0].response().await.must_be(504, "deadline_exceeded");
+    waiting(&proxy, 2).await;
+    app.release(1);
+    for client in &mut clients {
         assert_eq!(client.response().await.text(), "one");
     }
-    assert_eq!(app.seen(), 2, "one of them asked for all");
+    assert_eq!(app.seen(), 1);
     proxy.rests().await;
 }
 
