@@ -50,7 +50,9 @@ pub struct Settings {
     /// route's `match.headers`) should, and `check` warns where it does not. Default `[]`.
     pub key: Vec<KeyHeader>,
     /// Identical GETs in flight share one answer; rate limits count each of them, shedding only the one that asks the
-    /// upstream. Default false.
+    /// upstream. They wait for its head for as long as an attempt may take, for a body of at most 1 MiB as long again as
+    /// the head took, from 500 ms to 2 s, and never beyond their own time; then they ask by themselves. What cannot be
+    /// shared so is remembered for 10 s, in which nobody waits for it. Default false.
     pub coalesce: bool,
     /// Third: a fixed answer. Default: none.
     pub response: Option<Fixed>,

@@ -4,11 +4,14 @@
 //! The invariant: of those who ask the same, one is with the upstream. How that may end for the followers:
 //!
 //! - the leader's answer is for everybody: they get it, each after a look at what it depends on (`Vary`);
-//! - it is not (`Set-Cookie`, `private`, an event stream, too large): each goes by itself, and for a while nobody who
+//! - it is not (`Set-Cookie`, `private`, an event stream, too large), or its body takes too long behind its head (see
+//!   [`tee::patience`](super::tee::patience)): each goes by itself, through all policies, and for a while nobody who
 //!   asks this waits for others at all, or one slow private answer would hold up all who want their own;
 //! - its answer is bad and something may stand in for it: they look for that at once, and those who find nothing share
 //!   the next answer, as it is;
 //! - the leader failed: they fail with it. To ask again for each would be the stampede that this is there to prevent;
+//! - its answer broke off behind the head, where no retry could follow, or its client takes it too slowly: the one who
+//!   waits longest leads. If that one does no better, the others fail with it, or each goes by itself;
 //! - the leader's client left, or what it failed for or was answered concerns itself alone (its time, its rate, its
 //!   class, a fault): the one who waits longest leads;
 //! - the leader leads for longer than an attempt may take: a follower takes over, and the others wait for that one. An
@@ -20,7 +23,7 @@
 //! down all others, and an answer that breaks off would have to break off for all).
 
 use std::collections::{BTreeMap, HashMap};
-use std::mem::take;
+use std::mem::{replace, take};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,7 +41,6 @@ pub const FOLLOWERS: usize = 1000;
 const APART_FOR: Duration = Duration::from_secs(10);
 /// Questions that are remembered as such; more take each other's places.
 const APART: usize = 1024;
-
 /// Who asks the same of one upstream at the moment.
 pub struct Coalescer {
     inner: Mutex<Inner>,
@@ -70,6 +72,8 @@ struct Flight {
     leader: u64,
     /// Since when.
     since: Instant,
+    /// Whether a leader has given up after its answer had begun.
+    was_passed_on: bool,
     /// By ticket: who waits longest comes first.
     waiting: BTreeMap<u64, oneshot::Sender<Told>>,
 }
@@ -161,8 +165,13 @@ impl Coalescer {
             return Role::Follows(Place { coalescer: Arc::clone(self), flight: id, ticket, told });
         }
         let id = inner.number();
-        let flight =
-            Flight { question: question.clone(), leader: ticket, since: now, waiting: BTreeMap::new() };
+        let flight = Flight {
+            question: question.clone(),
+            leader: ticket,
+            since: now,
+            was_passed_on: false,
+            waiting: BTreeMap::new(),
+        };
         inner.flights.insert(id, flight);
         let open = Open { headers: question.headers.clone(), flight: id };
         inner.open.entry(question.url.clone()).or_default().push(open);
@@ -235,7 +244,7 @@ impl Lead {
         self.tell_all(true, || Told::Answer(Arc::clone(&answer)));
     }
 
-    /// The answer is for its own client alone: nobody who asks this waits for others until some time after `now`.
+    /// The answer is for its own client alone, or not there in time: nobody who asks this waits for others until some time after `now`.
     pub fn keep(self, now: Instant) {
         let question = {
             let inner = self.coalescer.lock();
@@ -244,7 +253,7 @@ impl Lead {
         if let Some(question) = question {
             self.coalescer.set_apart(&question, now);
         }
-        self.tell_all(false, || Told::Apart);
+        self.tell_all(true, || Told::Apart);
     }
 
     /// There is no answer.
@@ -257,8 +266,30 @@ impl Lead {
         self.tell_all(false, || Told::Bad(status));
     }
 
-    /// What a leader that was replaced has to say counts only where it `is_good`.
-    fn tell_all(mut self, is_good: bool, told: impl Fn() -> Told) {
+    /// The answer has broken off, though its client has the head: the next one leads. The second time all fail with it.
+    pub fn break_off(self, error: &Error) {
+        if !self.is_first_to_pass_on() {
+            self.fail(error);
+        }
+    }
+
+    /// Its client is too slow for all others: the next one leads. The second time each goes by itself.
+    pub fn pass_on(self) {
+        if !self.is_first_to_pass_on() {
+            self.tell_all(false, || Told::Apart);
+        }
+    }
+
+    /// Whether it is the first of its flight that is dropped after its answer had begun: all together must not wait for
+    /// one after the other.
+    fn is_first_to_pass_on(&self) -> bool {
+        let mut inner = self.coalescer.lock();
+        let flight = inner.flights.get_mut(&self.flight).filter(|flight| flight.leader == self.ticket);
+        flight.is_some_and(|flight| !replace(&mut flight.was_passed_on, true))
+    }
+
+    /// What a leader that was replaced has to say counts only where it `is_for_all`, whoever leads.
+    fn tell_all(mut self, is_for_all: bool, told: impl Fn() -> Told) {
         self.is_over = true;
         let waiting = {
             let mut inner = self.coalescer.lock();
@@ -266,7 +297,7 @@ impl Lead {
                 Some(flight) if flight.leader == self.ticket => {
                     inner.end(self.flight).map(|flight| flight.waiting).unwrap_or_default()
                 }
-                Some(flight) if is_good => take(&mut flight.waiting),
+                Some(flight) if is_for_all => take(&mut flight.waiting),
                 _ => return,
             }
         };

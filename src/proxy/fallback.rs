@@ -23,7 +23,7 @@ use super::rate_limit;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::snapshot::Standby;
-use super::tee::{Keep, Tee};
+use super::tee::{self, Keep, Tee};
 use super::words;
 use super::worker::Worker;
 use crate::http1::field::{Fields, Name};
@@ -311,7 +311,10 @@ where
                     tee.end();
                 }
             }
-            None => answer.copy_to(tee),
+            None => {
+                let until = Instant::now() + tee::patience(answer.latency());
+                answer.copy_to(tee.waited_for(until, self.worker.timer()));
+            }
         }
     }
 

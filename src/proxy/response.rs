@@ -533,6 +533,9 @@ impl FromUpstream {
         if let Some(wire) = &mut self.wire {
             wire.set_stalled(true);
         }
+        if let Some(tee) = &self.tee {
+            tee.is_held_up();
+        }
         let stalled = self.poll_patience(cx, Reason::ClientStalled, false);
         if stalled.is_ready() {
             self.let_go(Verdict::Success, None);

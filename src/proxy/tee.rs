@@ -2,12 +2,17 @@
 //!
 //! There is none where nothing wants a copy. One that turns out too large, or for which there is no memory, is given
 //! up by itself; the client's answer goes on. What is copied for others counts under `server.max_buffer`, what is
-//! copied for the store under the store's own bound.
+//! copied for the store under the store's own bound. Others wait for it only for so long ([`patience`]), whoever makes it
+//! slow: the upstream, or the client whose answer it is and who does not read.
 
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::task::AbortHandle;
 
 use super::coalesce::Lead;
 use super::kept::Draft;
@@ -17,9 +22,14 @@ use crate::policy::fallback::concerns_all;
 use crate::policy::freshness::Terms;
 use crate::reason::Error;
 use crate::telemetry::metrics::Limit;
+use crate::timer::{Elapsed, Timer};
 
 /// The largest body that is shared with others who ask the same.
 pub const SHARED: u64 = 1 << 20;
+
+/// For how long those who ask the same wait for a body at least, and at most.
+const LEAST: Duration = Duration::from_millis(500);
+const MOST: Duration = Duration::from_secs(2);
 
 /// How the copy of a body of unknown length grows.
 const STEP: usize = 16 << 10;
@@ -29,8 +39,35 @@ pub struct Tee {
     draft: Draft,
     body: Vec<u8>,
     keep: Option<(Keep, Room)>,
-    share: Option<(Lead, Reservation)>,
+    share: Share,
+    /// Lets go those who wait, in time.
+    waits: Option<Waits>,
     shared: Arc<Shared>,
+}
+
+/// What those who wait are owed; nothing once they have been told.
+type Share = Rc<RefCell<Option<Owed>>>;
+
+struct Owed {
+    lead: Lead,
+    reservation: Reservation,
+    /// Whether the client whose answer it is does not read at the moment.
+    is_held_up: bool,
+}
+
+/// A task that ends with this.
+struct Waits(AbortHandle);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// How long those who ask the same wait for a body whose head took `latency`: as long again, within bounds. Whether that
+/// pays nobody knows beforehand; so whoever asks by itself in the end has lost no more than it would have needed anyway.
+pub fn patience(latency: Duration) -> Duration {
+    latency.clamp(LEAST, MOST)
 }
 
 /// Where an answer is to be kept.
@@ -59,7 +96,7 @@ impl Tee {
             Some((keep, room))
         });
         let share = lead.and_then(|lead| match reserve(shared, size) {
-            Some(reservation) => Some((lead, reservation)),
+            Some(reservation) => Some(Owed { lead, reservation, is_held_up: false }),
             None => {
                 lead.keep(Instant::now());
                 None
@@ -69,7 +106,27 @@ impl Tee {
             return None;
         }
         let body = Vec::with_capacity(length.unwrap_or(0) as usize);
-        Some(Self { draft, body, keep, share, shared: Arc::clone(shared) })
+        let share = Rc::new(RefCell::new(share));
+        Some(Self { draft, body, keep, share, waits: None, shared: Arc::clone(shared) })
+    }
+
+    /// Whoever waits for it goes by itself if it has not ended by `until`; unless its own client holds it up, which says
+    /// nothing of others.
+    #[must_use]
+    pub fn waited_for(mut self, until: Instant, timer: Timer) -> Self {
+        if self.share.borrow().is_some() {
+            let share = Rc::downgrade(&self.share);
+            let waits = tokio::task::spawn_local(async move {
+                let Err(Elapsed) = timer.within(until, std::future::pending::<Infallible>()).await;
+                match share.upgrade().and_then(|share| share.take()) {
+                    Some(owed) if owed.is_held_up => owed.lead.pass_on(),
+                    Some(owed) => owed.lead.keep(Instant::now()),
+                    None => {}
+                }
+            });
+            self.waits = Some(Waits(waits.abort_handle()));
+        }
+        self
     }
 
     /// The next piece of the body. False where nobody can have the copy any more.
@@ -81,18 +138,28 @@ impl Tee {
         if self.keep.as_mut().is_some_and(|(_, room)| !room.grow_to(size)) {
             self.keep = None;
         }
-        if let Some((_, reservation)) = &mut self.share
-            && !grow(&self.shared, reservation, size)
-            && let Some((lead, _)) = self.share.take()
-        {
-            lead.keep(Instant::now());
+        let mut share = self.share.borrow_mut();
+        if let Some(owed) = &mut *share {
+            owed.is_held_up = false;
+            if !grow(&self.shared, &mut owed.reservation, size)
+                && let Some(owed) = share.take()
+            {
+                owed.lead.keep(Instant::now());
+            }
         }
-        let is_wanted = self.keep.is_some() || self.share.is_some();
+        let is_wanted = self.keep.is_some() || share.is_some();
         if is_wanted {
             self.body.reserve_exact(capacity - self.body.len());
             self.body.extend_from_slice(piece);
         }
         is_wanted
+    }
+
+    /// The client takes nothing at the moment.
+    pub fn is_held_up(&self) {
+        if let Some(owed) = &mut *self.share.borrow_mut() {
+            owed.is_held_up = true;
+        }
     }
 
     /// The answer has ended: the copy goes to those who want it.
@@ -104,17 +171,17 @@ impl Tee {
             let answer = self.draft.clone().with(body.clone(), None);
             store.keep(&key, Entry { answer, terms, since: Instant::now() }, size, room);
         }
-        if let Some((lead, reservation)) = self.share {
+        if let Some(Owed { lead, reservation, .. }) = self.share.take() {
             lead.share(Arc::new(self.draft.with(body, Some(Box::new(reservation)))));
         }
     }
 
-    /// The answer has broken off. Where that concerns its own client alone, another one leads.
+    /// The answer has broken off: another one leads, unless that is the upstream's habit.
     pub fn broke(self, error: &Error) {
-        if let Some((lead, _)) = self.share
+        if let Some(owed) = self.share.take()
             && concerns_all(error)
         {
-            lead.fail(error);
+            owed.lead.break_off(error);
         }
     }
 }
@@ -132,4 +199,23 @@ fn grow(shared: &Arc<Shared>, reservation: &mut Reservation, size: u64) -> bool 
     }
     let more = size.saturating_sub(reservation.bytes());
     more == 0 || reservation.grow(more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_waited_for_as_long_again_as_its_head() {
+        let cases = [
+            // why                              head  body
+            ("it must be able to come at all", 0, 500),
+            ("at least so long", 499, 500),
+            ("as long again", 700, 700),
+            ("at most so long", 5000, 2000),
+        ];
+        for (why, head, body) in cases {
+            assert_eq!(patience(Duration::from_millis(head)), Duration::from_millis(body), "{why}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::client::post;
-use crate::support::http2::Http2;
+use crate::support::http2::{Http2, RawHttp2};
 use crate::support::*;
 
 fn over(app: &Upstream) -> Config {
@@ -198,6 +198,99 @@ async fn what_is_for_one_alone_is_asked_for_by_each() {
                 "{name}: {value}"
             );
         }
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_body_that_takes_its_time() {
+    for (why, fields) in [
+        ("an event stream", "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked"),
+        ("one of unknown length", "Transfer-Encoding: chunked"),
+        ("one that crawls", "Content-Length: 30000"),
+        ("one that would be too large", "Content-Length: 3000000"),
+    ] {
+        let app = Upstream::that()
+            .answers_raw(format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n3\r\none\r\n"))
+            .holds()
+            .then_hangs()
+            .answers(200)
+            .with_body("own")
+            .holds()
+            .start()
+            .await;
+        let proxy = over(&app).start().await;
+        let mut leader = send(&proxy, &[get("/")]).await;
+        app.has_seen(1).await;
+        let mut others = send(&proxy, &vec![get("/"); 5]).await;
+        waiting(&proxy, 5).await;
+        app.release(1);
+        assert_eq!(leader[0].head().await.expect("a head").status, 200, "{why}");
+        // All of them, and for a while whoever comes, are with the upstream.
+        eventually(why, async || app.seen() == 6).await;
+        others.extend(send(&proxy, &vec![get("/"); 2]).await);
+        eventually(why, async || app.seen() == 8).await;
+        app.release(7);
+        for client in &mut others {
+            let response = client.response().await;
+            assert_eq!((response.text().as_str(), response.field("cache-status")), ("own", None), "{why}");
+        }
+        drop(leader);
+        proxy.rests().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_answer_does_not_lead_for_long() {
+    let large = vec![b'x'; 200 << 10];
+    let app = Upstream::that().answers(200).with_body(&large).holds().start().await;
+    let proxy = over(&app).within("60s").start().await;
+    let mut slow = RawHttp2::connect(proxy.listener()).await;
+    let head = [(":method", "GET"), (":scheme", "http"), (":authority", "app.test"), (":path", "/")];
+    // It never opens its window.
+    slow.headers(1, &head, true).await;
+    app.has_seen(1).await;
+    let mut others = send(&proxy, &vec![get("/"); 3]).await;
+    waiting(&proxy, 3).await;
+    app.release(1);
+    app.has_seen(2).await;
+    waiting(&proxy, 2).await;
+    app.release(1);
+    for client in &mut others {
+        assert_eq!(client.response().await.body, large);
+    }
+    assert_eq!(app.seen(), 2, "one of them asked for all");
+}
+
+#[tokio::test]
+async fn where_an_answer_breaks_off_one_of_the_others_asks_again_for_all() {
+    let broken = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n";
+    let once = || Upstream::that().answers_raw(broken).holds().then_closes();
+    for (why, script, breaks_again) in [
+        ("once", once().answers(200).with_body("whole").holds(), false),
+        ("again", once().answers_raw(broken).holds().then_closes(), true),
+    ] {
+        let app = script.start().await;
+        let proxy = over(&app).start().await;
+        let mut clients = send(&proxy, &[get("/")]).await;
+        app.has_seen(1).await;
+        clients.extend(send(&proxy, &vec![get("/"); 4]).await);
+        waiting(&proxy, 4).await;
+        app.release(1);
+        assert!(!clients[0].response().await.whole, "{why}");
+        app.has_seen(2).await;
+        waiting(&proxy, 3).await;
+        app.release(5);
+        let mut led = 0;
+        for client in &mut clients[1..] {
+            let response = client.response().await;
+            match (breaks_again, response.whole) {
+                (false, _) => assert_eq!(response.text(), "whole"),
+                (true, false) => led += 1,
+                (true, true) => response.must_be(502, "upstream_reset"),
+            }
+        }
+        assert_eq!((app.seen(), led), (2, u32::from(breaks_again)), "{why}: one of them asked for all");
+        proxy.rests().await;
     }
 }
 

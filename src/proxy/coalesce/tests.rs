@@ -103,6 +103,32 @@ fn an_answer_for_one_sends_all_on_their_own_way_for_a_while() {
 }
 
 #[test]
+fn an_answer_that_breaks_off_is_asked_for_once_more() {
+    let coalescer = coalescer();
+    let lead = leads(&coalescer, &question(1, 0));
+    let mut followers: Vec<_> = (0..3).map(|_| follows(&coalescer, &question(1, 0))).collect();
+    lead.break_off(&Reason::UpstreamReset.into());
+    let Some(Told::Leads(lead)) = followers[0].told() else { panic!("the first leads") };
+    assert!(followers[1..].iter_mut().all(|follower| follower.told().is_none()), "one alone");
+    lead.break_off(&Reason::UpstreamReset.into());
+    assert!(followers[1..].iter_mut().all(|follower| matches!(follower.told(), Some(Told::Failed(_)))));
+    assert_eq!(coalescer.counts(), (0, 0));
+}
+
+#[test]
+fn a_slow_client_leads_no_longer_and_sets_nobody_apart() {
+    let coalescer = coalescer();
+    let lead = leads(&coalescer, &question(1, 0));
+    let mut followers: Vec<_> = (0..3).map(|_| follows(&coalescer, &question(1, 0))).collect();
+    lead.pass_on();
+    let Some(Told::Leads(lead)) = followers[0].told() else { panic!("the first leads") };
+    assert!(followers[1..].iter_mut().all(|follower| follower.told().is_none()), "one alone");
+    lead.pass_on();
+    assert!(followers[1..].iter_mut().all(|follower| matches!(follower.told(), Some(Told::Apart))));
+    drop(leads(&coalescer, &question(1, 0)));
+}
+
+#[test]
 fn where_the_leader_leaves_the_one_who_waits_longest_leads() {
     let coalescer = coalescer();
     let lead = leads(&coalescer, &question(1, 0));
@@ -186,6 +212,16 @@ async fn a_leader_that_takes_too_long_is_replaced_by_one_of_them() {
             assert!(matches!(second.await, Told::Answer(_)));
             assert_eq!(coalescer.counts(), (1, 0));
 
+            // That it is for nobody else is as true, whoever leads by then.
+            let third = place(&coalescer);
+            let Told::Leads(new) = place(&coalescer).wait(&one, attempt, None).await else {
+                panic!("it takes over")
+            };
+            lead.keep(Instant::now());
+            assert!(matches!(third.wait(&two, ATTEMPT, None).await, Told::Apart));
+            drop(new);
+            let coalescer = self::coalescer();
+            let lead = leads(&coalescer, &question(1, 0));
             let late = place(&coalescer);
             let end = Instant::now() + Duration::from_millis(30);
             assert!(matches!(late.wait(&one, ATTEMPT, Some(end)).await, Told::TimeUp), "its own time");
@@ -203,6 +239,7 @@ enum Step {
     Leave(usize),
     Share(usize),
     Fail(usize),
+    Break(usize),
     Keep(usize),
     Part(u8),
     Look(usize),
@@ -214,6 +251,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..12usize).prop_map(Step::Leave),
         1 => (0..6usize).prop_map(Step::Share),
         1 => (0..6usize).prop_map(Step::Fail),
+        1 => (0..6usize).prop_map(Step::Break),
         1 => (0..6usize).prop_map(Step::Keep),
         1 => (0..3u8).prop_map(Step::Part),
         4 => (0..12usize).prop_map(Step::Look),
@@ -242,6 +280,9 @@ proptest! {
                 Step::Share(at) if at < leading.len() => leading.swap_remove(at).1.share(kept()),
                 Step::Fail(at) if at < leading.len() => {
                     leading.swap_remove(at).1.fail(&Reason::ConnectError.into());
+                }
+                Step::Break(at) if at < leading.len() => {
+                    leading.swap_remove(at).1.break_off(&Reason::UpstreamReset.into());
                 }
                 Step::Keep(at) if at < leading.len() => leading.swap_remove(at).1.keep(Instant::now()),
                 Step::Part(url) => {
