@@ -3,7 +3,8 @@
 //! One table for each upstream and process: those who share are on any worker, so what is shared are bytes, complete.
 //! The invariant: of those who ask the same, one is with the upstream. How that may end for the followers:
 //!
-//! - the leader's answer is for everybody: they get it, each after a look at what it depends on (`Vary`);
+//! - the leader's answer is for everybody: they get it, each after a look at what it depends on (`Vary`). Those who
+//!   want another one share theirs, and for some time it is known beforehand who they are;
 //! - it is not (`Set-Cookie`, `private`, an event stream, too large), or its body takes too long behind its head (see
 //!   [`tee::patience`](super::tee::patience)): each goes by itself, through all policies, and for a while nobody who
 //!   asks this waits for others at all, or one slow private answer would hold up all who want their own;
@@ -23,6 +24,7 @@
 //! down all others, and an answer that breaks off would have to break off for all).
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
 use std::mem::{replace, take};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -41,19 +43,28 @@ pub const FOLLOWERS: usize = 1000;
 const APART_FOR: Duration = Duration::from_secs(10);
 /// Questions that are remembered as such; more take each other's places.
 const APART: usize = 1024;
+/// URLs of which it is remembered by what their answers differ; with more, all are forgotten.
+const VARYING: usize = 1024;
+
+/// Names of headers.
+pub type Names = Arc<[Box<[u8]>]>;
+
 /// Who asks the same of one upstream at the moment.
 pub struct Coalescer {
     inner: Mutex<Inner>,
     metrics: Arc<Metrics>,
     /// What could not be shared of late: half of a question's hash, and until when, in seconds since `start`.
     apart: OnceLock<Box<[AtomicU64]>>,
+    /// By a URL's hash, the headers by which its answers have differed of late. Two URLs that share a place only tell
+    /// apart more than they need to.
+    varying: OnceLock<Mutex<HashMap<u64, Names>>>,
     hasher: foldhash::quality::RandomState,
     start: Instant,
 }
 
 #[derive(Default)]
 struct Inner {
-    /// By URL, then by the headers of `fallback.key`: the flight that further requests join.
+    /// By URL, then by headers: the flight that further requests join.
     open: HashMap<Box<[u8]>, Vec<Open>>,
     flights: HashMap<u64, Flight>,
     /// The next number of a flight or a ticket.
@@ -63,6 +74,7 @@ struct Inner {
 /// A flight that further requests join.
 struct Open {
     headers: Box<[u8]>,
+    variant: Box<[u8]>,
     flight: u64,
 }
 
@@ -79,12 +91,14 @@ struct Flight {
 }
 
 /// What is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// The URL.
     pub url: Box<[u8]>,
     /// The headers of `fallback.key`.
     pub headers: Box<[u8]>,
+    /// The headers by which answers are known to differ.
+    pub variant: Box<[u8]>,
 }
 
 /// What a request is among those who ask the same.
@@ -137,6 +151,7 @@ impl Coalescer {
             inner: Mutex::default(),
             metrics: Arc::clone(metrics),
             apart: OnceLock::new(),
+            varying: OnceLock::new(),
             hasher: foldhash::quality::RandomState::default(),
             start,
         }
@@ -150,7 +165,8 @@ impl Coalescer {
         let mut inner = self.lock();
         let ticket = inner.number();
         let open = inner.open.get(&*question.url).and_then(|open| {
-            open.iter().find(|open| open.headers == question.headers).map(|open| open.flight)
+            let is_same = |open: &&Open| open.headers == question.headers && open.variant == question.variant;
+            open.iter().find(is_same).map(|open| open.flight)
         });
         if let Some(id) = open
             && let Some(flight) = inner.flights.get_mut(&id)
@@ -173,7 +189,8 @@ impl Coalescer {
             waiting: BTreeMap::new(),
         };
         inner.flights.insert(id, flight);
-        let open = Open { headers: question.headers.clone(), flight: id };
+        let (headers, variant) = (question.headers.clone(), question.variant.clone());
+        let open = Open { headers, variant, flight: id };
         inner.open.entry(question.url.clone()).or_default().push(open);
         Role::Leads(Lead { coalescer: Arc::clone(self), flight: id, ticket, is_over: false })
     }
@@ -181,6 +198,30 @@ impl Coalescer {
     /// Who asks for `url` from now on asks anew: what those in flight get may hold no more.
     pub fn part(&self, url: &[u8]) {
         self.lock().open.remove(url);
+    }
+
+    /// By which headers of the requests the answers at `url` differ, as far as that is known.
+    pub fn varies_by(&self, url: &[u8]) -> Option<Names> {
+        let varying = self.varying.get()?.lock().unwrap_or_else(PoisonError::into_inner);
+        varying.get(&self.hasher.hash_one(url)).map(Arc::clone)
+    }
+
+    /// An answer at `url` says that it depends on these headers.
+    pub fn varies(&self, url: &[u8], names: &[Box<[u8]>]) {
+        if names.is_empty() && self.varying.get().is_none() {
+            return;
+        }
+        let varying = self.varying.get_or_init(Mutex::default);
+        let mut varying = varying.lock().unwrap_or_else(PoisonError::into_inner);
+        let url = self.hasher.hash_one(url);
+        if names.is_empty() {
+            varying.remove(&url);
+        } else if varying.get(&url).is_none_or(|known| **known != *names) {
+            if varying.len() >= VARYING {
+                varying.clear();
+            }
+            varying.insert(url, names.into());
+        }
     }
 
     /// Requests that lead, and that follow.
@@ -202,10 +243,9 @@ impl Coalescer {
         apart[place].store(half << 32 | self.seconds(now + APART_FOR) & u64::from(u32::MAX), Relaxed);
     }
 
-    /// Where a question is remembered, and by what.
+    /// Where a question is remembered, whatever its variant, and by what.
     fn place(&self, question: &Question) -> (usize, u64) {
-        use std::hash::BuildHasher;
-        let hash = self.hasher.hash_one(question);
+        let hash = self.hasher.hash_one((&question.url, &question.headers));
         (hash as usize % APART, hash >> 32)
     }
 

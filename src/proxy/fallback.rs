@@ -183,16 +183,30 @@ where
         let asks =
             asks.filter(|asks| settings.coalesce && self.mode == Mode::Enforce && asks.asked.may_coalesce());
         let Some(asks) = asks else { return Joined::Asks(None) };
+        // An answer that does not suit says by what answers differ: one of those whom it does not suit asks for them.
+        for _ in 0..2 {
+            if let Some(joined) = self.follow(asks).await {
+                return joined;
+            }
+        }
+        Joined::Asks(None)
+    }
+
+    /// The same, until there is an answer; none where it is for requests that differ from this one.
+    async fn follow(&mut self, asks: &Asks) -> Option<Joined> {
         let target = self.routed.target();
         let request = &mut *self.request;
+        let (coalescer, fields) = (&target.chain.coalescer, &request.head.fields);
+        let names = coalescer.varies_by(&asks.url);
         let question = Question {
             url: asks.url.clone(),
-            headers: kept::values_of(&settings.key, &request.head.fields).into(),
+            headers: kept::values_of(&self.standby.settings.key, fields).into(),
+            variant: names.map_or_else(Box::default, |names| kept::values_of(&names, fields).into()),
         };
         let began = Instant::now();
-        let place = match target.chain.coalescer.join(&question, began) {
-            Role::Leads(lead) => return Joined::Asks(Some(lead)),
-            Role::Apart => return Joined::Asks(None),
+        let place = match coalescer.join(&question, began) {
+            Role::Leads(lead) => return Some(Joined::Asks(Some(lead))),
+            Role::Apart => return Some(Joined::Asks(None)),
             Role::Follows(place) => place,
         };
         let (timeout, context) = (&target.timeout, &request.context);
@@ -205,12 +219,13 @@ where
         let told = place.wait(&self.worker.timer(), attempt, end).await;
         request.record.queue += began.elapsed();
         let shard = self.shard();
-        match told {
+        Some(match told {
             Told::Answer(kept) if kept.suits(&self.request.head.fields) => {
                 shard.coalesced.inc();
                 Joined::Came(Came::Copy(kept))
             }
-            Told::Answer(_) | Told::Apart => Joined::Asks(None),
+            Told::Answer(_) => return None,
+            Told::Apart => Joined::Asks(None),
             Told::Leads(lead) => Joined::Asks(Some(lead)),
             Told::Bad(status) => Joined::Came(Came::Bad(status)),
             Told::Failed(error) => {
@@ -225,7 +240,7 @@ where
                 shard.rejected(reason, Effect::Enforced).inc();
                 Joined::Came(Came::Failed(Error::new(reason, "it waited for the answer to one like it")))
             }
-        }
+        })
     }
 
     /// Asks the upstream, for those who wait for `lead` too.
@@ -288,6 +303,7 @@ where
             } else if is_replaced && answer.whole().is_none() {
                 lead.fail_with(status);
             } else {
+                chain.coalescer.varies(&asks.url, &said.vary);
                 return Some(lead);
             }
             None

@@ -347,6 +347,38 @@ async fn an_answer_in_another_language_is_not_taken() {
 }
 
 #[tokio::test]
+async fn those_who_want_another_language_share_theirs_and_soon_do_not_wait_for_the_first() {
+    let answer = |script: crate::support::upstream::Script, body: &str| {
+        script.answers(200).with_body(body).with_field("Vary", "Accept-Language").holds()
+    };
+    let script = ["deutsch", "english", "deutsch", "english"].into_iter().fold(Upstream::that(), answer);
+    let app = script.start().await;
+    let proxy = over(&app).start().await;
+    let (german, english) = ("Accept-Language: de", "Accept-Language: en");
+    let mut clients = send(&proxy, &[get_with("/", german)]).await;
+    app.has_seen(1).await;
+    clients.extend(send(&proxy, &vec![get_with("/", english); 5]).await);
+    waiting(&proxy, 5).await;
+    app.release(1);
+    app.has_seen(2).await;
+    waiting(&proxy, 4).await;
+    app.release(1);
+    assert_eq!(clients[0].response().await.text(), "deutsch");
+    for client in &mut clients[1..] {
+        assert_eq!(client.response().await.text(), "english");
+    }
+    // From now on it is known what tells them apart.
+    let mut clients = send(&proxy, &[get_with("/", german)]).await;
+    app.has_seen(3).await;
+    clients.extend(send(&proxy, &[get_with("/", english)]).await);
+    app.has_seen(4).await;
+    app.release(2);
+    assert_eq!(clients[0].response().await.text(), "deutsch");
+    assert_eq!(clients[1].response().await.text(), "english");
+    proxy.rests().await;
+}
+
+#[tokio::test]
 async fn where_the_leaders_client_leaves_another_one_leads() {
     let app = Upstream::that().answers(200).with_body("one").holds().start().await;
     let proxy = over(&app).start().await;

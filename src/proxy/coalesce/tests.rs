@@ -22,7 +22,7 @@ fn coalescer() -> Arc<Coalescer> {
 }
 
 fn question(url: u8, headers: u8) -> Question {
-    Question { url: [url].into(), headers: [headers].into() }
+    Question { url: [url].into(), headers: [headers].into(), variant: Box::default() }
 }
 
 fn kept() -> Arc<Kept> {
@@ -98,6 +98,8 @@ fn an_answer_for_one_sends_all_on_their_own_way_for_a_while() {
     assert!(matches!(follower.told(), Some(Told::Apart)));
     let role = |question: &Question, at| coalescer.join(question, at);
     assert!(matches!(role(&question(1, 0), now + APART_FOR / 2), Role::Apart));
+    let variant = Question { variant: [1].into(), ..question(1, 0) };
+    assert!(matches!(role(&variant, now + APART_FOR / 2), Role::Apart), "whatever it depends on");
     assert!(matches!(role(&question(2, 0), now + APART_FOR / 2), Role::Leads(_)), "others are not meant");
     assert!(matches!(role(&question(1, 0), now + APART_FOR * 2), Role::Leads(_)), "it is tried again");
 }
@@ -126,6 +128,25 @@ fn a_slow_client_leads_no_longer_and_sets_nobody_apart() {
     lead.pass_on();
     assert!(followers[1..].iter_mut().all(|follower| matches!(follower.told(), Some(Told::Apart))));
     drop(leads(&coalescer, &question(1, 0)));
+}
+
+#[test]
+fn by_what_answers_differ_is_remembered_within_a_bound() {
+    let coalescer = coalescer();
+    let names = |list: &[&str]| list.iter().map(|name| name.as_bytes().into()).collect::<Vec<Box<[u8]>>>();
+    let known = |url: &[u8]| coalescer.varies_by(url).map(|known| known.to_vec());
+    coalescer.varies(b"a", &[]);
+    assert_eq!(known(b"a"), None);
+    coalescer.varies(b"a", &names(&["accept", "origin"]));
+    coalescer.varies(b"b", &names(&["accept"]));
+    assert_eq!(known(b"a"), Some(names(&["accept", "origin"])));
+    coalescer.varies(b"a", &names(&["origin"]));
+    assert_eq!(known(b"a"), Some(names(&["origin"])), "what was said last");
+    coalescer.varies(b"a", &[]);
+    assert_eq!((known(b"a"), known(b"b")), (None, Some(names(&["accept"]))));
+    (0..10 * VARYING).for_each(|url| coalescer.varies(&url.to_be_bytes(), &names(&["accept"])));
+    let count = coalescer.varying.get().map(|varying| varying.lock().expect("no panic").len());
+    assert!(count.is_some_and(|count| count <= VARYING), "{count:?}");
 }
 
 #[test]
