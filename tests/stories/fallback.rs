@@ -27,7 +27,7 @@ async fn the_last_good_answer_stands_in_while_the_upstream_resets() {
         .with_body("the good one")
         .with_field("ETag", "\"1\"")
         .with_field("Content-Type", "text/plain")
-        .with_field("Connection", "x-hop")
+        .with_field("Connection", "x-hop, close")
         .with_field("X-Hop", "1")
         .resets_before_the_head()
         .start()
