@@ -246,6 +246,9 @@ impl Limiter {
     /// The head of an answer came, or the attempt failed; `in_flight` still counts it. Before or together with
     /// [`Limiter::left`].
     pub fn answered(&mut self, now: Instant, in_flight: u32, sample: Sample) {
+        if sample.lesson == Lesson::Overloaded {
+            self.stall.failed(now, self.recent.p50());
+        }
         match sample.lesson {
             Lesson::Served => {
                 self.stall.took(sample.latency);

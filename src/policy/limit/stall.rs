@@ -4,6 +4,8 @@
 //! least), one attempt is let through each 100 ms, until one is answered. A limit alone would let a full set in, and
 //! another one whenever they time out. It is no sign of a limit that is too high, so nothing is learnt from it.
 //!
+//! Whoever times out looks too: where all slots are taken nobody asks for one, and they all time out together.
+//!
 //! Whoever finds the silence is the first of those that are let through: in an upstream that only has little to do beside
 //! a few long polls it is answered at once, and nobody has waited. Bodies that flow are answers, however long they take.
 
@@ -25,8 +27,8 @@ const MEMORY: u32 = 1024;
 pub(super) struct Stall {
     /// Since when enough are unanswered and no answer came.
     silent: Option<Instant>,
-    /// While nothing comes back: when the last attempt was let through.
-    probed: Option<Instant>,
+    /// While nothing comes back: when the next attempt is let through.
+    next: Option<Instant>,
     counts: [u16; LEN],
     counted: u32,
     /// How long a silence may last; none: not known yet.
@@ -35,37 +37,37 @@ pub(super) struct Stall {
 
 impl Stall {
     pub(super) fn new() -> Self {
-        Self { silent: None, probed: None, counts: [0; LEN], counted: 0, patience: None }
+        Self { silent: None, next: None, counts: [0; LEN], counted: 0, patience: None }
     }
 
     /// Nothing comes back.
     pub(super) fn stands(&self) -> bool {
-        self.probed.is_some()
+        self.next.is_some()
     }
 
     /// Whether an attempt may be sent into what may be a stall. `p50`: of the last few, which is above the p99 where the
     /// upstream has just become slow.
     pub(super) fn admits(&mut self, now: Instant, p50: Option<Duration>) -> bool {
-        let since = |then: Instant| now.saturating_duration_since(then);
-        if let Some(last) = self.probed {
-            return since(last) >= PROBE;
-        }
-        let stalls = match (self.silent, self.patience) {
-            (Some(silent), Some(patience)) => {
-                since(silent) >= patience && p50.is_none_or(|p50| since(silent) >= p50 * PATIENCE)
+        match self.next {
+            Some(next) => now >= next,
+            None => {
+                self.next = self.is_too_long(now, p50).then(|| now + PROBE);
+                true
             }
-            _ => false,
-        };
-        if stalls {
-            self.probed = Some(now);
         }
-        true
+    }
+
+    /// Whether the silence is.
+    fn is_too_long(&self, now: Instant, p50: Option<Duration>) -> bool {
+        let (Some(silent), Some(patience)) = (self.silent, self.patience) else { return false };
+        let lasts = now.saturating_duration_since(silent);
+        lasts >= patience && p50.is_none_or(|p50| lasts >= p50 * PATIENCE)
     }
 
     /// An attempt was sent; `unanswered` counts it.
     pub(super) fn entered(&mut self, now: Instant, unanswered: u32) {
-        if let Some(last) = &mut self.probed {
-            *last = now;
+        if let Some(next) = &mut self.next {
+            *next = now + PROBE;
         }
         if unanswered >= ENOUGH {
             self.silent.get_or_insert(now);
@@ -75,7 +77,14 @@ impl Stall {
     /// An answer came, which `unanswered` still counts. True: that ends a stall.
     pub(super) fn ended(&mut self, now: Instant, unanswered: u32) -> bool {
         self.silent = (unanswered > ENOUGH).then_some(now);
-        self.probed.take().is_some()
+        self.next.take().is_some()
+    }
+
+    /// An attempt has failed without an answer. `p50`: of those before it.
+    pub(super) fn failed(&mut self, now: Instant, p50: Option<Duration>) {
+        if self.next.is_none() && self.is_too_long(now, p50) {
+            self.next = Some(now);
+        }
     }
 
     /// A slot came back, with or without an answer.
