@@ -16,6 +16,11 @@ pub(crate) enum Service {
     Lognormal,
     /// One in ten takes twenty times as long as the others.
     Bimodal,
+    /// Every other one takes five times as long as the others.
+    Halves,
+    /// With a sigma of 1.
+    Wide,
+    Exponential,
 }
 
 impl Service {
@@ -24,6 +29,9 @@ impl Service {
             Service::Fixed => mean,
             Service::Lognormal => mean * chance.lognormal(0.4),
             Service::Bimodal => mean / 2.9 * if chance.is(0.1) { 20.0 } else { 1.0 },
+            Service::Wide => mean * chance.lognormal(1.0),
+            Service::Exponential => mean * chance.gap(),
+            Service::Halves => mean / 3.0 * if chance.is(0.5) { 5.0 } else { 1.0 },
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Run {
     pub(crate) seconds: f64,
     /// Requests in a second, in all.
     pub(crate) rate: fn(f64) -> f64,
+    /// Clients of another kind: each sends the next request when it has an answer, and a while after an error.
+    pub(crate) clients: u32,
     pub(crate) upstream: Shape,
     pub(crate) limit: limit::Settings,
     /// Places in the queue; 0: nobody waits.
@@ -62,6 +64,7 @@ impl Run {
         Self {
             seconds: 60.0,
             rate: |_| 400.0,
+            clients: 0,
             upstream: Shape { service: Service::Lognormal, mean: |_| 0.05, workers: |_| 20, stalls: &[] },
             limit,
             queue: 0,
@@ -225,6 +228,9 @@ impl<'a> World<'a> {
 
     fn run(mut self) -> Record {
         self.at(0, Event::Arrival);
+        for _ in 0..self.run.clients {
+            self.at(0, Event::Again(1, Priority::Normal));
+        }
         self.at(0, Event::Look);
         let end = (self.run.seconds * 1e9) as u64;
         while let Some(Reverse((now, _, event))) = self.events.pop() {
@@ -285,8 +291,10 @@ impl<'a> World<'a> {
 
     fn arrive(&mut self) {
         let priority = if self.chance.is(self.run.critical) { Priority::Critical } else { Priority::Normal };
-        self.ask(1, priority);
         let rate = (self.run.rate)(self.seconds());
+        if rate > 0.0 {
+            self.ask(1, priority);
+        }
         let gap = if rate > 0.0 { self.chance.gap() / rate } else { 0.1 };
         self.after(Duration::from_secs_f64(gap), Event::Arrival);
     }
@@ -446,6 +454,9 @@ impl<'a> World<'a> {
             None => {}
         }
         self.record.good(self.now, request.sidecar, self.now - request.began, request.priority);
+        if self.run.clients > 0 {
+            self.at(self.now, Event::Again(1, request.priority));
+        }
     }
 
     fn retry(&mut self, key: Key, end: End) {
@@ -529,7 +540,10 @@ impl<'a> World<'a> {
         if let Some(paid) = request.paid.filter(|_| refused.is_some()) {
             paid.unsent();
         }
-        if request.client_try < self.run.client_tries {
+        if self.run.clients > 0 {
+            let pause = Duration::from_millis(50) + Duration::from_millis(150).mul_f64(self.chance.even());
+            self.after(pause, Event::Again(1, request.priority));
+        } else if request.client_try < self.run.client_tries {
             let pause = Duration::from_millis(100).mul_f64(self.chance.even());
             self.after(pause, Event::Again(request.client_try + 1, request.priority));
         }

@@ -24,9 +24,12 @@
 //! an error in its base hardly changes its share, and does not take all that it wants while others wait. What doubles the
 //! latency meets all at once, so in a search they all cut together.
 //!
-//! Known to fail: where half of the answers take several times as long as the other half, the median of a window is the
-//! one or the other by chance, and the limit of an upstream without any overload swings too low. A fixed limit is right
-//! there.
+//! **Noise.** A window is as long as it takes for its mean to err by 7 %: 30 answers where they are spread as those of most
+//! services, 300 where they are exponential, or come from a cache or not. Judged by thirty of those, an idle upstream
+//! would seem to queue every few seconds. So the wider the spread, the slower is whatever is learnt: of a service
+//! with exponential times that is asked for three times of what the limit begins with, a third is refused in the first five
+//! seconds. A tenth of answers that take twenty times as long as the others leaves a tenth of overload at 86 % of the
+//! capacity, since the limit then waits for a sign that the noise hides.
 //!
 //! Rejected: Envoy's probe, which pins the limit to 3 and refuses healthy traffic; a minimum of latencies, which one
 //! cheap request poisons; a goodput's slope alone, which is a coin's throw at 100 requests a second.
@@ -67,6 +70,12 @@ const STEP: f64 = 0.3;
 const SLOW_STEP: f64 = 0.05;
 /// A window closes with so many ends in it that lie so far apart, or the second pair.
 const WINDOW: [(u32, Duration); 2] = [(30, Duration::from_millis(100)), (10, Duration::from_secs(1))];
+/// The variance of the logarithms of latencies for which that is enough; and how many times as many are waited for where it
+/// is wider.
+const USUAL_SPREAD: f64 = 0.16;
+const MOST_PICTURES: f64 = 10.0;
+/// The way to the spread of one window.
+const SPREAD_STEP: f64 = 0.2;
 /// What a probe needs to see.
 const PROBE: [(u32, Duration); 2] = [(200, Duration::from_millis(100)), (10, Duration::from_secs(1))];
 /// From one probe to the next: after a cut that stayed, at first, and at most.
@@ -136,8 +145,10 @@ pub(super) struct Gradient {
     /// By how many probes.
     probed: u32,
     window: Window,
-    /// The p50 of the last window: a shorter one would show what the limit before it did.
+    /// What an attempt took in the last window: a shorter one would show what the limit before it did.
     latency: Duration,
+    /// The variance of the logarithms of latencies within a window, in the mean.
+    spread: Option<f64>,
     phase: Phase,
     /// Good answers in a second while all slots were taken, in the mean; none: not seen at this limit.
     goodput: Option<f64>,
@@ -148,8 +159,8 @@ pub(super) struct Gradient {
     grows: bool,
     /// The limit and the goodput from which growth has to show that it is of use.
     mark: Option<(f64, f64)>,
-    /// The p50 while all slots are taken, in the mean of so many windows; the most that the limit was since, and the highest p50 from
-    /// then on: if the limit falls and it does not, there is no queue to remove.
+    /// The latency while all slots are taken, in the mean of so many windows; the most that the limit was since, and the
+    /// highest latency from then on: if the limit falls and it does not, there is no queue to remove.
     level: Option<(f64, f64)>,
     height: Option<(f64, f64)>,
     /// The base was raised while slots were wanted: up to here the limit may rise, until they are not.
@@ -174,7 +185,7 @@ enum Phase {
     Steady,
     /// The limit was cut, what was seen before the cut, and what was done at best.
     Search { limit: f64, before: Option<Seen>, best: Best },
-    /// The limit has fallen from this, where p50 was so high: has the latency?
+    /// The limit has fallen from this, where the latency was so high: has it fallen too?
     Verify { limit: f64, highest: f64 },
     /// The limit is this for a moment; the learnt one stays.
     Probe { limit: f64 },
@@ -195,6 +206,7 @@ impl Gradient {
             probed: 0,
             window: Window::new(now),
             latency: Duration::ZERO,
+            spread: None,
             phase: Phase::Steady,
             goodput: None,
             streak: 0,
@@ -245,8 +257,14 @@ impl Gradient {
         let sample = Sample { latency: sample.latency.max(AT_ONCE), ..*sample };
         self.window.answered(now, &sample, self.usually);
         let (ended, length) = self.window.size(now);
-        let enough =
-            |(enough, shortest): (u32, Duration)| ended >= enough && length >= shortest.max(self.latency);
+        // Where nobody is without a slot, the first base may as well be a good one; and those who answer first are the fast
+        // ones.
+        let is_first = self.base.is_none() && !self.window.is_saturated();
+        let pictures = self.pictures() * if is_first { FRESH } else { 1.0 };
+        let shortest = if is_first { WINDOW[1].1 } else { self.latency };
+        let enough = |(enough, long): (u32, Duration)| {
+            f64::from(ended) >= f64::from(enough) * pictures && length >= long.max(shortest)
+        };
         // Two rounds are a picture, where it has to be quick.
         let rounds = (2 * self.limit as u32).clamp(2 * WINDOW[1].0, 2 * WINDOW[0].0);
         let is_quick = self.grows || matches!(self.phase, Phase::Search { .. });
@@ -264,7 +282,10 @@ impl Gradient {
         if goes_on {
             return;
         }
-        self.latency = Duration::from_secs_f64(seen.p50).min(WINDOW[1].1);
+        self.latency = Duration::from_secs_f64(seen.latency).min(WINDOW[1].1);
+        if let Some(spread) = seen.spread.filter(|_| !self.alarming(&seen)) {
+            self.spread = Some(self.spread.map_or(spread, |mean| mean + SPREAD_STEP * (spread - mean)));
+        }
         match self.phase {
             Phase::Steady => self.follow(now, &seen, bounds),
             Phase::Search { limit, before, best } => self.search(now, &seen, (limit, before, best), bounds),
@@ -274,16 +295,27 @@ impl Gradient {
         self.usually = Duration::from_secs_f64(self.base.unwrap_or(0.0));
     }
 
+    /// How many times as long a window has to be, for its mean to err by a fourteenth at most.
+    fn pictures(&self) -> f64 {
+        (self.spread.or(self.window.spread()).unwrap_or(0.0) / USUAL_SPREAD).clamp(1.0, MOST_PICTURES)
+    }
+
+    /// Where what is seen is not sure yet. Where all take the same there is nothing to be unsure of.
+    fn wide_tolerance(&self) -> f64 {
+        let spread = (self.spread.unwrap_or(USUAL_SPREAD) / USUAL_SPREAD).min(1.0);
+        TOLERANCE + spread * (WIDE_TOLERANCE - TOLERANCE)
+    }
+
     fn alarming(&self, seen: &Seen) -> bool {
         let alarm = if self.is_alone() { ALARM } else { SHARED_ALARM };
-        seen.cut_off || self.base.is_some_and(|base| seen.p50 >= alarm * base)
+        seen.cut_off || self.base.is_some_and(|base| seen.latency >= alarm * base)
     }
 
     /// Whether the limit is what bounds what is in flight, and not for moments alone.
     fn is_busy(&self, seen: &Seen) -> bool {
         let used = seen.mean / self.limit();
         // Of an upstream that others wait for, nobody should have all that they want.
-        let others_wait = !self.is_proven() && self.base.is_some_and(|base| seen.p50 > base * TOLERANCE);
+        let others_wait = !self.is_proven() && self.base.is_some_and(|base| seen.latency > base * TOLERANCE);
         (seen.saturated && used >= BUSY) || (others_wait && used >= FREE)
     }
 
@@ -304,14 +336,14 @@ impl Gradient {
         self.proven.count(now, seen.peak);
         let goodput = self.goodput.map_or(seen.rate, |goodput| goodput + STEP * (seen.rate - goodput));
         self.goodput = Some(goodput);
-        let ratio = seen.p50 / base;
+        let ratio = seen.latency / base;
         let is_unsure = self.anchored < FRESH || (self.grows && self.ramps);
-        let tolerance = if is_unsure { WIDE_TOLERANCE } else { TOLERANCE };
+        let tolerance = if is_unsure { self.wide_tolerance() } else { TOLERANCE };
         if ratio < FASTER {
-            self.base = Some(base + STEP * (seen.p50 - base));
+            self.base = Some(base + STEP * (seen.latency - base));
         } else if self.anchored < FRESH && ratio <= tolerance {
             self.anchored += 1.0;
-            self.base = Some(base + (seen.p50 - base) / self.anchored);
+            self.base = Some(base + (seen.latency - base) / self.anchored);
         }
         if ratio <= tolerance {
             self.grow(now, seen, bounds);
@@ -354,27 +386,27 @@ impl Gradient {
                 self.usual = Some(usual + SLOW_STEP * (seen.rate - usual));
             }
         }
-        let base = self.base.unwrap_or(seen.p50);
-        if seen.saturated && seen.p50 <= TOLERANCE * base {
+        let base = self.base.unwrap_or(seen.latency);
+        if seen.saturated && seen.latency <= TOLERANCE * base {
             self.limit = bounds.clamp(self.limit + STEP * self.room());
         }
-        if !seen.cut_off && (seen.p50 < base || (!seen.saturated && !seen.swells())) {
+        if !seen.cut_off && (seen.latency < base || (!seen.saturated && !seen.swells())) {
             // More than half full, a part of it may be queue; and what is near may be noise.
             let is_free = seen.mean < FREE * self.limit;
-            let is_noise = (FASTER..=TOLERANCE).contains(&(seen.p50 / base));
+            let is_noise = (FASTER..=TOLERANCE).contains(&(seen.latency / base));
             let pace = match () {
-                () if is_noise && is_free => SLOW_STEP,
-                () if is_free || seen.p50 < base => STEP,
+                () if is_noise && (is_free || seen.latency < base) => SLOW_STEP,
+                () if is_free || seen.latency < base => STEP,
                 () if self.is_proven() => STEP / 3.0,
                 // It may be the queue of others.
                 () => SLOW_STEP / 10.0,
             };
-            let base = base + pace * (seen.p50 - base);
+            let base = base + pace * (seen.latency - base);
             self.base = Some(base);
             if is_free {
                 self.trusted = Some(match self.trusted {
                     Some((mean, windows)) if (base / mean - 1.0).abs() < 0.2 => {
-                        (mean + (seen.p50 - mean) / (windows + 1.0), (windows + 1.0).min(100.0))
+                        (mean + (seen.latency - mean) / (windows + 1.0), (windows + 1.0).min(100.0))
                     }
                     _ => (base, FRESH),
                 });
@@ -389,9 +421,9 @@ impl Gradient {
 
     /// Looks whether the limit has fallen by a quarter: then the latency must have fallen too.
     fn watch(&mut self, now: Instant, seen: &Seen) {
-        let (level, windows) = self.level.map_or((seen.p50, 1.0), |(level, windows)| {
+        let (level, windows) = self.level.map_or((seen.latency, 1.0), |(level, windows)| {
             let share = STEP.max(1.0 / (windows + 1.0));
-            (level + share * (seen.p50 - level), windows + 1.0)
+            (level + share * (seen.latency - level), windows + 1.0)
         });
         self.level = Some((level, windows));
         let (limit, highest) = match self.height {
@@ -412,7 +444,7 @@ impl Gradient {
     fn verify(&mut self, now: Instant, seen: &Seen, limit: f64, highest: f64, bounds: &Bounds) {
         self.phase = Phase::Steady;
         if self.is_busy(seen) && !self.alarming(seen) {
-            let fell = seen.p50 < highest * (1.0 + self.limit / limit) / 2.0;
+            let fell = seen.latency < highest * (1.0 + self.limit / limit) / 2.0;
             if !fell && self.may_move(seen.rate) {
                 self.anchor(seen);
                 self.limit = bounds.clamp(limit);
@@ -447,10 +479,10 @@ impl Gradient {
     /// The base has moved. Where others send too, a part of what is seen is the queue that all keep.
     fn anchor(&mut self, seen: &Seen) {
         if self.is_alone() {
-            (self.base, self.anchored) = (Some(seen.p50), 1.0);
+            (self.base, self.anchored) = (Some(seen.latency), 1.0);
             self.trusted = None;
         } else {
-            (self.base, self.anchored) = (Some(seen.p50 / SHARED_QUEUE), FRESH);
+            (self.base, self.anchored) = (Some(seen.latency / SHARED_QUEUE), FRESH);
         }
     }
 
@@ -475,7 +507,7 @@ impl Gradient {
             let enough = if self.grows { 0.4 } else { 0.3 };
             // Who is answered at once may as well be under way as wait here; so many at most (Little's law).
             let at_once = AT_ONCE.as_secs_f64();
-            let is_harmless = seen.p50 <= at_once && self.limit <= seen.rate * at_once;
+            let is_harmless = seen.latency <= at_once && self.limit <= seen.rate * at_once;
             if more < 1.0 + (grown - 1.0) * enough && !is_harmless {
                 // So many as there is use for, and a few.
                 self.limit =
@@ -550,7 +582,7 @@ impl Gradient {
         if seen.cut_off {
             return self.cut(now, None, best, bounds);
         }
-        let is_calm = self.base.is_some_and(|base| seen.p50 <= CALM * base);
+        let is_calm = self.base.is_some_and(|base| seen.latency <= CALM * base);
         // Of a cut that could not be made, or where nothing was left to compare with, no fall is expected.
         let fell = before.is_some_and(|before| {
             let kept = seen.mean / before.mean;
@@ -622,11 +654,11 @@ impl Gradient {
         (self.hold, self.ceiling) = (false, None);
         let (Some(base), Some(goodput)) = (self.base, self.goodput) else { return };
         let kept = limit / self.limit;
-        let level = self.level.map_or(seen.p50, |(level, _)| level);
+        let level = self.level.map_or(seen.latency, |(level, _)| level);
         // What of the queue should have gone with the cut, and what has.
         let should = 1.0 - kept.max(base / level);
         if should > 0.12 {
-            let has = ((1.0 - seen.p50 / level) / should).clamp(0.0, 1.0);
+            let has = ((1.0 - seen.latency / level) / should).clamp(0.0, 1.0);
             let was_alone = self.is_alone();
             self.alone += if self.probed > 0 { 0.5 } else { 1.0 } * (has - self.alone);
             self.probed += 1;
@@ -636,16 +668,16 @@ impl Gradient {
                 self.ceiling = None;
             }
         }
-        let fell = seen.p50 < level * (1.0 + kept) / 2.0;
+        let fell = seen.latency < level * (1.0 + kept) / 2.0;
         if fell && seen.rate >= goodput * (1.0 + kept) / 2.0 {
             self.limit = bounds.clamp(limit);
-            self.base = Some(base.min(seen.p50));
+            self.base = Some(base.min(seen.latency));
             self.probe_gap = PROBE_FIRST;
             self.ramps = false;
             return self.schedule(now, PROBE_SOON, 0.4);
         }
-        if seen.p50 < base * 1.1 {
-            self.base = Some(base + STEP * (seen.p50 - base));
+        if seen.latency < base * 1.1 {
+            self.base = Some(base + STEP * (seen.latency - base));
         }
         let gap = if self.probed == 0 || self.probed >= PROVEN_BY { self.probe_gap } else { PROBE_NEW };
         self.schedule(now, gap, 0.4);

@@ -62,16 +62,16 @@ impl Vegas {
         self.window.clear(now, self.window.from());
         if self.renews.take().is_some() {
             if !seen.cut_off {
-                self.base = Some(seen.p50);
+                self.base = Some(seen.latency);
             }
             self.window.clear(now, now);
         } else if seen.saturated {
             self.follow(now, &seen, bounds);
         } else if !seen.cut_off {
             // The upstream's own time, where half of the slots are free.
-            let base = self.base.unwrap_or(seen.p50);
-            let follows = seen.p50 < base || seen.mean < self.limit / 2.0;
-            self.base = Some(if follows { base + 0.3 * (seen.p50 - base) } else { base });
+            let base = self.base.unwrap_or(seen.latency);
+            let follows = seen.latency < base || seen.mean < self.limit / 2.0;
+            self.base = Some(if follows { base + 0.3 * (seen.latency - base) } else { base });
         }
     }
 
@@ -81,12 +81,12 @@ impl Vegas {
             self.renews = Some(bounds.clamp(self.limit / 2.0));
             return self.window.clear(now, now);
         }
-        let base = self.base.unwrap_or(seen.p50).min(seen.p50);
+        let base = self.base.unwrap_or(seen.latency).min(seen.latency);
         self.base = Some(base);
-        let queue = self.limit * (1.0 - base / seen.p50);
+        let queue = self.limit * (1.0 - base / seen.latency);
         let unit = self.limit.log10().max(1.0);
         let next = match queue {
-            _ if seen.cut_off || seen.refused > REFUSED || seen.p50 >= 2.0 * base => self.limit * 0.9,
+            _ if seen.cut_off || seen.refused > REFUSED || seen.latency >= 2.0 * base => self.limit * 0.9,
             few if few <= unit => self.limit + 6.0 * unit,
             some if some < 3.0 * unit => self.limit + unit,
             many if many > 6.0 * unit => self.limit - unit,

@@ -1,16 +1,20 @@
-//! What the attempts of a fraction of a second show together: half of them took at most so long, so many were in
-//! flight, so much was done.
+//! What the attempts of a fraction of a second show together: they took so long, so many were in flight, so much was done.
+//!
+//! How long they took is their geometric mean. A median would not hear of a tenth that takes twenty times as long, but
+//! where half of the answers come from a cache and the others do not, it is the one or the other by chance; and what is
+//! spread as wide as most services' latencies are moves it by a quarter from window to window. The arithmetic mean is
+//! made by the slowest few.
 //!
 //! An attempt that was sent before the limit last changed shows what the old limit did: it does not count. A clock for
 //! what is done starts with the first attempt that counts; started at the change, it would count the time in which the
 //! upstream worked off what was sent before, and every cut of a limit would seem to cost goodput.
 
+use std::f64::consts::LN_2;
 use std::time::{Duration, Instant};
 
 use super::sample::{Lesson, Sample};
-use crate::policy::histogram::{self, LEN};
 
-/// The attempts since some instant. 1 KiB, whatever comes.
+/// The attempts since some instant.
 #[derive(Debug)]
 pub(super) struct Window {
     /// Attempts that were sent before do not count.
@@ -18,11 +22,9 @@ pub(super) struct Window {
     /// The first and the last end of one that counts.
     first: Option<Instant>,
     last: Instant,
-    counts: [u16; LEN],
-    /// Latencies in `counts`, and how many of them belong to attempts that failed by their length: they would have
-    /// taken longer still.
-    counted: u32,
-    cut_off: u32,
+    /// Of those that were served, and of those that failed by their length: they would have taken longer still.
+    answers: Logs,
+    cut_off: Logs,
     /// All that ended after the first one, and those of them that were served.
     all: u32,
     served: u32,
@@ -38,12 +40,56 @@ pub(super) struct Window {
     entered: u32,
 }
 
+/// Logarithms of latencies, summed up.
+#[derive(Clone, Copy, Debug, Default)]
+struct Logs {
+    count: u32,
+    sum: f64,
+    squares: f64,
+}
+
+impl Logs {
+    fn add(&mut self, latency: Duration) {
+        let log = log(latency.as_secs_f64());
+        self.count += 1;
+        self.sum += log;
+        self.squares += log * log;
+    }
+
+    /// The geometric mean, in seconds.
+    fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| exp(self.sum / f64::from(self.count)))
+    }
+
+    /// The variance of the natural logarithms; none: too few.
+    fn variance(&self) -> Option<f64> {
+        let count = f64::from(self.count);
+        let octaves = (self.squares - self.sum * self.sum / count) / (count - 1.0);
+        (self.count >= 2).then(|| octaves.max(0.0) * LN_2 * LN_2)
+    }
+}
+
+/// The bits of a float are its logarithm to the base of two, with straight lines between the powers: near enough, in one
+/// instruction, and the same on every machine.
+fn log(x: f64) -> f64 {
+    x.max(1e-6).to_bits() as f64 / OCTAVE - 1023.0
+}
+
+fn exp(log: f64) -> f64 {
+    f64::from_bits(((log + 1023.0) * OCTAVE) as u64)
+}
+
+const OCTAVE: f64 = (1_u64 << 52) as f64;
+
 /// What a window shows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
-    /// Half of the attempts took at most this many seconds; or longer, if so many were cut off.
-    pub(super) p50: f64,
+    /// What an attempt took, in seconds: the geometric mean. Of those that were served; or of those that were cut off, if
+    /// they are more, and it would have been longer.
+    pub(super) latency: f64,
     pub(super) cut_off: bool,
+    /// How widely they are spread: the variance of the logarithms.
+    pub(super) spread: Option<f64>,
     /// Good answers in a second.
     pub(super) rate: f64,
     /// Attempts that ended in a second.
@@ -74,8 +120,8 @@ impl Seen {
     /// show too little of it: Little's law tells what those will show that have not.
     pub(super) fn falls_to(&self, after: &Seen) -> f64 {
         let littles = |seen: &Seen| seen.mean / seen.throughput;
-        let (by_p50, by_littles) = (after.p50 / self.p50, littles(after) / littles(self));
-        if by_littles < 0.7 * by_p50 { by_littles } else { by_p50 }
+        let (by_mean, by_littles) = (after.latency / self.latency, littles(after) / littles(self));
+        if by_littles < 0.7 * by_mean { by_littles } else { by_mean }
     }
 }
 
@@ -85,9 +131,8 @@ impl Window {
             from: now,
             first: None,
             last: now,
-            counts: [0; LEN],
-            counted: 0,
-            cut_off: 0,
+            answers: Logs::default(),
+            cut_off: Logs::default(),
             all: 0,
             served: 0,
             refused: 0,
@@ -125,6 +170,10 @@ impl Window {
         self.saturated |= in_flight >= limit;
     }
 
+    pub(super) fn is_saturated(&self) -> bool {
+        self.saturated
+    }
+
     pub(super) fn left(&mut self, now: Instant, in_flight: u32) {
         self.holds(now, in_flight + 1);
         self.left += 1;
@@ -151,14 +200,11 @@ impl Window {
         self.last = now;
         self.ended += 1;
         match sample.lesson {
-            Lesson::Served => {}
-            Lesson::Overloaded if sample.latency > usual => self.cut_off += 1,
-            Lesson::Overloaded => return self.refused += 1,
-            Lesson::Nothing => return,
+            Lesson::Served => self.answers.add(sample.latency),
+            Lesson::Overloaded if sample.latency > usual => self.cut_off.add(sample.latency),
+            Lesson::Overloaded => self.refused += 1,
+            Lesson::Nothing => {}
         }
-        let count = &mut self.counts[histogram::step_of(sample.latency)];
-        *count = count.saturating_add(1);
-        self.counted += 1;
     }
 
     /// Attempts that ended, and how long since the first of them.
@@ -167,41 +213,33 @@ impl Window {
         (self.ended, since)
     }
 
+    /// The variance of the logarithms of what those took that were served.
+    pub(super) fn spread(&self) -> Option<f64> {
+        self.answers.variance()
+    }
+
     /// None: nobody was served or cut off.
     pub(super) fn seen(&self) -> Option<Seen> {
         let (first, seconds) = (self.first?, |span: Duration| span.as_secs_f64());
-        let p50 = self.p50()?;
+        let cut_off = self.cut_off.count > self.answers.count;
+        let latency = if cut_off { self.cut_off.mean() } else { self.answers.mean() }?;
         // The first end starts the clock, and is not within it.
         let length = seconds(self.last.saturating_duration_since(first)).max(1e-6);
         let held = self.held as f64 / 1e9;
         Some(Seen {
-            p50,
-            cut_off: self.cut_off * 2 > self.counted,
+            latency,
+            cut_off,
+            spread: self.spread(),
             rate: f64::from(self.served) / length,
             throughput: f64::from(self.all).max(1.0) / length,
             refused: f64::from(self.refused) / f64::from(self.ended),
-            bad: f64::from(self.refused + self.cut_off) / f64::from(self.ended),
-            hold: if self.left > 0 { held / f64::from(self.left) } else { p50 },
+            bad: f64::from(self.refused + self.cut_off.count) / f64::from(self.ended),
+            hold: if self.left > 0 { held / f64::from(self.left) } else { latency },
             mean: held / seconds(self.moved.saturating_duration_since(first)).max(1e-6),
             peak: self.peak,
             saturated: self.saturated,
             ended: self.ended,
             more: self.entered as i32 - self.left as i32,
         })
-    }
-
-    /// The median, in seconds; within a step as if they lay evenly.
-    fn p50(&self) -> Option<f64> {
-        let half = f64::from(self.counted) / 2.0;
-        let mut below = 0.0;
-        for (step, &count) in self.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-            let count = f64::from(count);
-            if below + count >= half {
-                let (first, next) = (histogram::first_of(step) as f64, histogram::first_of(step + 1) as f64);
-                return Some((first + (next - first) * (half - below) / count) / 1e6);
-            }
-            below += count;
-        }
-        None
     }
 }
