@@ -45,12 +45,12 @@ async fn weights_are_shares_whatever_the_kind() {
         let endpoints = [endpoint(&light, 1, 0), endpoint(&heavy, 4, 0)];
         let proxy = beside(&light, &endpoints, &format!("balance.kind = \"{kind}\"")).start().await;
         let mut client = proxy.connect().await;
-        for _ in 0..200 {
+        for _ in 0..400 {
             assert_eq!(client.exchange(&get("/w/")).await.status, 200);
         }
-        // 40 and 160 expected.
+        // 80 and 320 expected; beyond these bounds lies less than one run in a million.
         assert!(light.seen() * 2 < heavy.seen(), "{kind}: {} and {}", light.seen(), heavy.seen());
-        assert!(light.seen() > 8, "{kind}: {}", light.seen());
+        assert!(light.seen() > 16, "{kind}: {}", light.seen());
     }
 }
 
@@ -120,7 +120,8 @@ async fn a_key_leads_to_the_same_endpoint() {
         };
 
         let mut homes = Vec::new();
-        for n in 0..40 {
+        // With 40 of them one run in 6,000 would leave an endpoint without any.
+        for n in 0..80 {
             homes.push(home(&endpoints, n).await);
         }
         for (n, known) in homes.iter().enumerate() {
@@ -140,7 +141,7 @@ async fn a_key_leads_to_the_same_endpoint() {
             assert_eq!(home(&endpoints, n).await, now, "{key} {n} at its new place");
             moved += usize::from(now != *known && *known != gone);
         }
-        assert!(moved <= 10, "{key}: {moved} of 40 moved though their endpoint stayed");
+        assert!(moved <= 10, "{key}: {moved} of 80 moved though their endpoint stayed");
     }
 }
 

@@ -60,7 +60,10 @@ async fn endpoints_follow_a_name_before_its_ttl_ends() {
     let (apps, port) = on_one_port(&[[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 0, 3]]).await;
     let [one, two, three] = [0, 1, 2].map(|number: usize| apps[number].address());
     let dns = Dns::knows("127.0.0.1 app.internal\n127.0.0.2 app.internal\n", &[]).await;
-    let proxy = over(&dns, &[format!("app.internal:{port}")]).one_worker().start().await;
+    // So that everybody is asked, newcomers too.
+    let by_turns = "balance = { kind = \"round_robin\", slow_start = \"none\" }";
+    let config = over(&dns, &[format!("app.internal:{port}")]).one_worker().upstream(by_turns);
+    let proxy = config.start().await;
     has_endpoints(&proxy, &[one, two]).await;
     for _ in 0..20 {
         assert_eq!(proxy.get("/").await.status, 200);

@@ -277,7 +277,7 @@ async fn both_find_the_same_level() {
         let proxy = Config::over([&app]).plain().upstream(BY_LOAD).and(routes).start().await;
         let mut served = 1;
         assert_eq!(proxy.get("/").await.status, 200, "nothing was said yet");
-        for number in 0..24 {
+        for number in 0..96 {
             let fields = format!(
                 "x-user: u{number}\r\nCookie: a=b; session=s{number}\r\nx-request-id: id-{number}\r\n"
             );
@@ -301,7 +301,9 @@ async fn both_find_the_same_level() {
             served += usize::from(!is_shed);
         }
         assert_eq!(app.seen(), served);
-        assert!(key == "class" || (5..21).contains(&served), "{served} of 25");
+        // 48 of the 96 are expected. Who they are changes with the hour: fewer than 22, or more than 74, in less than one
+        // of a million.
+        assert!(key == "class" || (23..=75).contains(&served), "{served} of 97");
 
         let low = asked(&proxy, "/", "x-priority: low\r\nx-user: u1\r\n").await;
         assert!(low.is_for("load_shed"), "{key}: {low:?}");
