@@ -354,7 +354,7 @@ async fn a_list_that_is_too_long_is_cut_and_told() {
     let discovery = format!("discovery = {{ kind = \"file\", path = \"{}\" }}", file.display());
     let proxy = Config::over_addresses(&[]).upstream(&discovery).start().await;
     eventually("the list is in force", async || sockets(&proxy).await.len() == 1000).await;
-    assert_eq!(proxy.metric("outrigger_limit_reached_total{what=endpoints}").await, 1.0);
+    proxy.metric_becomes("outrigger_limit_reached_total{what=endpoints}", 1.0).await;
     eventually("it is logged", async || is_logged(&proxy, "more endpoints than an upstream may have")).await;
 }
 

@@ -78,7 +78,7 @@ async fn who_fails_its_http_check_is_out_and_comes_back() {
     let view = shown(&proxy, down.address()).await;
     assert_eq!((&view["health"], &view["check"]["verdict"]), (&"unhealthy".into(), &"failing".into()));
     assert_eq!(view["check"]["last"]["detail"], "status 503");
-    let events = told(&proxy, "endpoint fails its health check: status 503", down.address());
+    let events = told(&proxy, "endpoint fails its health check: status 503", down.address()).await;
     assert_eq!((events.len(), &events[0]["reason"]), (1, &"health_check".into()));
     for _ in 0..10 {
         assert_eq!(proxy.get("/").await.status, 200);
@@ -88,7 +88,7 @@ async fn who_fails_its_http_check_is_out_and_comes_back() {
 
     down.is_up(true);
     proxy.metric_becomes(&healthy(down.address()), 1.0).await;
-    assert_eq!(told(&proxy, "endpoint passes its health check", down.address()).len(), 1);
+    assert_eq!(told(&proxy, "endpoint passes its health check", down.address()).await.len(), 1);
     assert_eq!(shown(&proxy, down.address()).await["health"], "usable");
 }
 
@@ -130,7 +130,8 @@ async fn who_says_not_serving_over_grpc_is_out() {
     std::fs::remove_file(&file).expect("it was there");
     proxy.metric_becomes(&healthy(&down.said), 0.0).await;
     assert_eq!(shown(&proxy, &down.said).await["check"]["last"]["detail"], "it says NOT_SERVING");
-    assert_eq!(told(&proxy, "endpoint fails its health check: it says NOT_SERVING", &down.said).len(), 1);
+    let events = told(&proxy, "endpoint fails its health check: it says NOT_SERVING", &down.said).await;
+    assert_eq!(events.len(), 1);
 
     std::fs::write(&file, "").expect("a file");
     proxy.metric_becomes(&healthy(&down.said), 1.0).await;
@@ -169,7 +170,7 @@ async fn in_shadow_a_failing_check_is_told_and_nobody_is_out() {
     assert_eq!(proxy.metric(&healthy(down.address())).await, 1.0);
     let view = shown(&proxy, down.address()).await;
     assert_eq!((&view["health"], &view["check"]["verdict"]), (&"usable".into(), &"failing".into()));
-    assert_eq!(told(&proxy, "endpoint fails its health check", down.address())[0]["mode"], "shadow");
+    assert_eq!(told(&proxy, "endpoint fails its health check", down.address()).await[0]["mode"], "shadow");
 }
 
 #[tokio::test]

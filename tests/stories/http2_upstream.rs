@@ -217,7 +217,7 @@ async fn requests_share_one_session_and_its_end_is_counted() {
         assert_eq!(client.response().await.status, 200);
     }
     proxy.metric_becomes(active, 0.0).await;
-    assert_eq!(proxy.metric("outrigger_upstream_connections{state=idle}").await, 1.0);
+    proxy.metric_becomes("outrigger_upstream_connections{state=idle}", 1.0).await;
     assert_eq!(proxy.metric("outrigger_upstream_connects_total{result=ok}").await, 1.0);
 }
 

@@ -570,7 +570,7 @@ async fn bodies_that_are_too_large() {
         "1 KiB is allowed"
     );
     assert_eq!(app.request(whole).body.len(), 1024);
-    assert_eq!(proxy.metric("outrigger_rejected_total{reason=body_too_large}").await, 3.0);
+    proxy.metric_becomes("outrigger_rejected_total{reason=body_too_large}", 3.0).await;
     proxy.rests().await;
 }
 

@@ -35,8 +35,7 @@ async fn break_at_every_byte(
         }
     }
     proxy.rests().await;
-    let metrics = proxy.metrics().await;
-    assert_eq!(metrics.sum("outrigger_upstream_connections{upstream=app,state=active}"), 0.0);
+    proxy.metric_becomes("outrigger_upstream_connections{upstream=app,state=active}", 0.0).await;
 }
 
 /// One attempt: the whole answer, or a failure that shows. A kept connection that was closed before a byte came may

@@ -432,7 +432,7 @@ async fn certificates_are_taken_over_when_their_files_change() {
     let renewed = issue(2101);
     swap(2, &renewed);
     proxy.metric_becomes("outrigger_certificate_reloads_total{result=success}", 1.0).await;
-    assert_eq!(proxy.metric(&expiry).await, 4_133_980_800.0);
+    proxy.metric_becomes(&expiry, 4_133_980_800.0).await;
     let tunnel = Tunnel::to(proxy.listener(), "app.internal", client(&scene.authority, None, &[])).await;
     assert_eq!(tunnel.connect().await.exchange(&get("/")).await.status, 200);
     assert_eq!(tunnel.handshake(0).await.shown, [der(&renewed)]);
@@ -479,7 +479,11 @@ async fn a_certificate_that_is_broken_keeps_back_none_of_the_others() {
     proxy.metric_becomes("outrigger_certificate_reloads_total{result=success}", 1.0).await;
     assert_eq!(tunnel.connect().await.exchange(&get("/")).await.status, 200);
     assert_eq!(tunnel.handshake(0).await.shown, [der(&renewed)]);
-    assert!(proxy.metric("outrigger_certificate_reloads_total{result=failure}").await >= 1.0);
+    // It is met with the other one, or just behind it, and again with whatever changes next.
+    eventually("the broken one is counted", async || {
+        proxy.metric("outrigger_certificate_reloads_total{result=failure}").await >= 1.0
+    })
+    .await;
     let told = |line: &String| line.contains("certificate not renewed") && line.contains("first.pem");
     eventually("the broken one is told of", async || proxy.lines().iter().any(told)).await;
     let tunnel = Tunnel::to(proxy.listener(), "a.test", client(&scene.authority, None, &[])).await;

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::Proxy;
+use super::{Proxy, eventually};
 
 /// What `/upstreams` says of an endpoint in the upstream `app`.
 pub async fn shown(proxy: &Proxy, endpoint: impl ToString) -> Value {
@@ -13,15 +13,21 @@ pub async fn shown(proxy: &Proxy, endpoint: impl ToString) -> Value {
     endpoints.into_iter().find(|shown| shown["endpoint"] == label.as_str()).expect("it is listed")
 }
 
-/// The events of the log whose message begins so, about an endpoint.
-pub fn told(proxy: &Proxy, message: &str, endpoint: impl ToString) -> Vec<Value> {
+/// The events of the log whose message begins so, about an endpoint, when there are any.
+pub async fn told(proxy: &Proxy, message: &str, endpoint: impl ToString) -> Vec<Value> {
     let label = endpoint.to_string();
-    let lines = proxy.lines().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
     let is_meant = |line: &Value| {
         let text = line["message"].as_str().unwrap_or_default();
         line["endpoint"] == label.as_str() && text.starts_with(message)
     };
-    lines.filter(is_meant).collect()
+    let mut events: Vec<Value> = Vec::new();
+    eventually(&format!("{message}: {label}"), async || {
+        let lines = proxy.lines().into_iter().filter_map(|line| serde_json::from_str(&line).ok());
+        events = lines.filter(is_meant).collect();
+        !events.is_empty()
+    })
+    .await;
+    events
 }
 
 /// The series that counts how often an endpoint was taken out for this.
