@@ -131,8 +131,10 @@ async fn off_it_is_not_judged() {
 
 #[tokio::test]
 async fn a_crawling_endpoint_is_out_though_it_answers() {
-    let slow = Upstream::that().answers(200).delays(Duration::from_millis(80));
-    let (slow, _good, proxy) = one_bad(slow, "").await;
+    let slow = Upstream::that().answers(200).delays(Duration::from_millis(300));
+    // So many that on a busy machine the limit would refuse some.
+    let room = "concurrency.limit = { kind = \"fixed\", max = 1000 }";
+    let (slow, _good, proxy) = one_bad(slow, room).await;
     let mut clients = Vec::new();
     for _ in 0..40 {
         let mut client = proxy.connect().await;
@@ -145,8 +147,8 @@ async fn a_crawling_endpoint_is_out_though_it_answers() {
     }
     proxy.metric_becomes(&ejections(slow.address(), "slow"), 1.0).await;
     let events = told(&proxy, "endpoint ejected", slow.address()).await;
-    assert!(events[0]["p50_ms"].as_f64() > Some(70.0), "{}", events[0]);
-    assert!(events[0]["peers_p50_ms"].as_f64() < Some(25.0), "{}", events[0]);
+    let p50 = |whose: &str| events[0][whose].as_f64().unwrap_or_else(|| panic!("{}", events[0]));
+    assert!(p50("p50_ms") > 280.0 && p50("peers_p50_ms") < 100.0, "{}", events[0]);
     assert_eq!(shown(&proxy, slow.address()).await["ejection"]["reason"], "slow");
     clients.iter().for_each(tokio::task::JoinHandle::abort);
 }
