@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::policy::condition;
 use crate::policy::failure::GrpcStatus;
 use crate::policy::priority::Priority;
-use crate::units::{Amount, Rate, Ratio, Size, Span, span_within, within};
+use crate::units::{Rate, Ratio, Size, Span, span_within, within};
 
 /// The share of requests that faults may hit without a header that asks for them, unless `allow_wide` is set.
 pub const WIDE: f64 = 0.2;
@@ -375,12 +375,14 @@ fn jitter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Span>, D:
 }
 
 fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Rate, D::Error> {
-    let rate = Rate::deserialize(deserializer)?;
-    let cure = "a body has bytes; write a size and a time, such as \"64KiB/s\"";
-    let are_bytes = matches!(rate.amount(), Amount::Bytes(_));
-    are_bytes
-        .then_some(rate)
-        .ok_or_else(|| D::Error::custom(format!("\"{rate}\" is a rate of requests, and {cure}")))
+    let text = String::deserialize(deserializer)?;
+    let amount = text.split('/').next().unwrap_or_default().trim();
+    // Whatever the number: none of them would do.
+    if amount.parse::<u64>().is_ok() {
+        let cure = "a body has bytes; write a size and a time, such as \"64KiB/s\"";
+        return Err(D::Error::custom(format!("{text:?} is a rate of requests, and {cure}")));
+    }
+    text.parse().map_err(D::Error::custom)
 }
 
 fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {

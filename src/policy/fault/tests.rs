@@ -98,6 +98,7 @@ fn what_is_no_fault_is_refused_with_the_cure() {
         ("truncate = true", "a size such as \"1KiB\""),
         ("bandwidth = \"64KiB\"", "is not a rate"),
         ("bandwidth = \"64/s\"", "write a size and a time, such as \"64KiB/s\""),
+        ("bandwidth = \"0/s\"", "a rate of requests, and a body has bytes; write a size"),
         ("bandwidth = \"0B/s\"", "give at least 1B, such as \"64KiB/s\""),
         ("for = \"2d\"", "give a time from \"1ms\" to \"1d\""),
         ("mode = \"shadow\"", "`enforce` or `off`"),
