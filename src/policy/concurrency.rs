@@ -91,7 +91,7 @@ pub struct Ask {
     pub priority: Priority,
     /// Whether it may wait for one.
     pub may_queue: bool,
-    /// What half of the attempts take, as far as it is known.
+    /// What half of the attempts take, as far as it is known: the time that one needs, where the limit has seen too few.
     pub p50: Option<Duration>,
 }
 
@@ -158,15 +158,15 @@ impl Gate {
     pub fn enter(&mut self, ask: &Ask) -> Entry {
         let Ask { now, deadline, priority, .. } = *ask;
         self.settle(now);
-        let p50 = self.limiter.need(now).or(ask.p50);
+        let need = self.limiter.need(now).or(ask.p50);
         if self.queue.depth() == 0 && self.limiter.admits(now, self.in_flight) {
             self.take(now);
             return Entry::Slot;
         }
         self.limiter.saturated(now);
-        let pace = self.pace(now, p50);
+        let pace = self.pace(now, need);
         let joined = match ask.may_queue {
-            true => self.queue.join(now, Need { priority, deadline, p50 }, pace),
+            true => self.queue.join(now, Need { priority, deadline, time: need }, pace),
             false => Err(Refused::NoQueue),
         };
         let reason = match joined {
@@ -243,10 +243,10 @@ impl Gate {
     /// Hands a free slot to whoever is next. To be asked until it names nobody.
     pub fn grant(&mut self, now: Instant, p50: Option<Duration>) -> Leave {
         let mut leave = Leave::default();
-        let p50 = self.limiter.need(now).or(p50);
+        let need = self.limiter.need(now).or(p50);
         // PERF: mostly nobody waits.
         if self.queue.depth() > 0 && self.limiter.admits(now, self.in_flight) {
-            leave.next = self.queue.pop(now, p50, &mut leave.skipped);
+            leave.next = self.queue.pop(now, need, &mut leave.skipped);
             if leave.next.is_some() {
                 self.take(now);
             }
@@ -303,9 +303,10 @@ impl Gate {
         }
     }
 
-    /// How fast slots come back. Before they were seen to while all were taken, by Little's law.
-    fn pace(&self, now: Instant, p50: Option<Duration>) -> Pace {
-        let littles = || Some(p50?.div_f64(f64::from(self.limiter.limit())));
+    /// How fast slots come back. Before they were seen to while all were taken, by Little's law where an attempt takes
+    /// `need`.
+    fn pace(&self, now: Instant, need: Option<Duration>) -> Pace {
+        let littles = || Some(need?.div_f64(f64::from(self.limiter.limit())));
         Pace { interval: self.departures.interval(now).or_else(littles), silence: self.departures.silence }
     }
 }

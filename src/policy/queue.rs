@@ -54,8 +54,8 @@ pub enum Order {
     /// The most important first, then who came first; each eighth time who has waited longest.
     #[default]
     Priority,
-    /// Who came first; once the queue has stood for 100 ms, who came last. Then waits end after half of the
-    /// upstream's p50, or 5 ms.
+    /// Who came first; once the queue has stood for 100 ms, who came last. Then waits end after half of what an attempt
+    /// takes, or 5 ms.
     LifoWhenFull,
     /// Who came first goes first.
     Fifo,
@@ -69,8 +69,9 @@ impl Default for Settings {
 
 /// Once the queue has stood for this long without being empty, it is no burst.
 const STANDS: Duration = Duration::from_millis(100);
-/// The wait that a newcomer to a standing queue may have, at least; else half of p50. Twice p50 was too much for clients
-/// that say nothing of their deadline: 12 in flight and as much again in the queue took 270 ms of their 250.
+/// The wait that a newcomer to a standing queue may have, at least; else half of what an attempt takes. Twice that was too
+/// much for clients that say nothing of their deadline: 12 in flight and as much again in the queue took 270 ms of
+/// their 250.
 const SHORT: Duration = Duration::from_millis(20);
 /// The wait that there is where the last one goes first, at least.
 const SHORT_LIFO: Duration = Duration::from_millis(5);
@@ -109,8 +110,9 @@ pub(super) struct Need {
     pub(super) priority: Priority,
     /// The end of its time; `None`: there is none.
     pub(super) deadline: Option<Instant>,
-    /// What half of the attempts take; `None`: not known.
-    pub(super) p50: Option<Duration>,
+    /// What an attempt takes, so that less is not enough: nine of ten of the last ones took no longer, or half of them
+    /// where too few were seen. `None`: not known.
+    pub(super) time: Option<Duration>,
 }
 
 /// How fast slots come back.
@@ -226,12 +228,12 @@ impl Queue {
             return Err(Refused::NoQueue);
         }
         let wait = self.wait(now, need.priority, pace).unwrap_or_default();
-        let p50 = need.p50.unwrap_or_default();
+        let half = need.time.unwrap_or_default() / 2;
         // Whoever is next makes nobody else wait: the queue that stands is that of others, who matter less.
         let is_next = self.ahead(now, need.priority) == 0;
         if wait > *self.settings.timeout
-            || !has_time(now, need.deadline, wait + need.p50.unwrap_or(UNKNOWN_NEED))
-            || (self.stands(now) && !is_next && wait > SHORT.max(p50 / 2))
+            || !has_time(now, need.deadline, wait + need.time.unwrap_or(UNKNOWN_NEED))
+            || (self.stands(now) && !is_next && wait > SHORT.max(half))
         {
             return Err(Refused::Full);
         }
@@ -242,7 +244,7 @@ impl Queue {
         let mut until = need.deadline.map_or(longest, |deadline| deadline.min(longest));
         if self.settings.order == Order::LifoWhenFull {
             // Who waits keeps the queue from being empty, so when it will have stood is known.
-            until = until.min((now + SHORT_LIFO.max(p50 / 2)).max(since + STANDS));
+            until = until.min((now + SHORT_LIFO.max(half)).max(since + STANDS));
         }
         let number = self.next_number;
         self.next_number += 1;
@@ -254,14 +256,14 @@ impl Queue {
         Ok(Joined { ticket, evicted })
     }
 
-    /// Takes the next who can still make it, and puts into `skipped` who stood before them and cannot.
+    /// Takes the next who can still make it if an attempt takes `need`, and puts into `skipped` who stood before them and cannot.
     pub(super) fn pop(
         &mut self,
         now: Instant,
-        p50: Option<Duration>,
+        need: Option<Duration>,
         skipped: &mut Vec<Ticket>,
     ) -> Option<Ticket> {
-        let need = p50.unwrap_or(UNKNOWN_NEED);
+        let need = need.unwrap_or(UNKNOWN_NEED);
         let turn = self.turn(now);
         if turn == Turn::Youngest {
             // Nobody comes back to those who were first, so they are let go of here.

@@ -25,7 +25,7 @@ fn pace(interval: u64) -> Pace {
 }
 
 fn need(priority: Priority) -> Need {
-    Need { priority, deadline: Some(at(FAR)), p50: None }
+    Need { priority, deadline: Some(at(FAR)), time: None }
 }
 
 impl Queue {
@@ -93,7 +93,7 @@ fn who_matters_more_takes_the_place_of_the_last_of_those_that_matter_least() {
 #[test]
 fn who_has_no_deadline_has_time_for_any_answer() {
     let slow = Some(ms(800));
-    let need = |deadline| Need { deadline, p50: slow, ..need(Normal) };
+    let need = |deadline| Need { deadline, time: slow, ..need(Normal) };
     for order in [Order::Priority, Order::Fifo, Order::LifoWhenFull] {
         let mut queue = queue(order, 10);
         assert_eq!(queue.join(at(0), need(Some(at(500))), pace(10)), Err(Refused::Full), "no time left");
@@ -139,17 +139,17 @@ fn the_last_goes_first_once_the_queue_has_stood() {
 #[test]
 fn waits_are_short_where_the_last_goes_first() {
     let cases = [
-        // why                                   joins  p50        until
+        // why                                   joins  need       until
         ("a burst may last", 0, None, 100),
         ("the same for whoever is late in it", 98, None, 103),
         ("5 ms at least", 200, Some(2), 205),
         ("half of what an attempt takes", 200, Some(30), 215),
         ("never beyond the timeout", 200, Some(4000), 700),
     ];
-    for (why, joins, p50, until) in cases {
+    for (why, joins, time, until) in cases {
         let mut queue = queue(Order::LifoWhenFull, 10);
         queue.place(0, Normal);
-        let need = Need { p50: p50.map(ms), ..need(Normal) };
+        let need = Need { time: time.map(ms), ..need(Normal) };
         let joined = queue.join(at(joins), need, Pace::default()).expect("a place");
         assert_eq!(joined.ticket.until(), at(until), "{why}");
     }
@@ -293,16 +293,16 @@ proptest! {
     /// all), who is evicted, who is skipped; nobody gets lost, nobody waits beyond their time and is served, and the
     /// queue is never longer than it may be.
     #[test]
-    fn places_are_kept_like_one_list(order in orders(), size in 1u32..8, p50 in prop::option::of(1u64..50), steps in steps()) {
-        let p50 = p50.map(ms);
-        let need = p50.unwrap_or(UNKNOWN_NEED);
+    fn places_are_kept_like_one_list(order in orders(), size in 1u32..8, time in prop::option::of(1u64..50), steps in steps()) {
+        let time = time.map(ms);
+        let need = time.unwrap_or(UNKNOWN_NEED);
         let (mut queue, mut model, mut now) = (queue(order, size), Model::default(), start());
         for step in steps {
             match step {
                 Step::Pass(millis) => now += ms(millis),
                 Step::Join(class, left) => {
                     let (priority, deadline) = (Priority::ALL[class], now + ms(left));
-                    let joined = queue.join(now, Need { priority, deadline: Some(deadline), p50 }, Pace::default());
+                    let joined = queue.join(now, Need { priority, deadline: Some(deadline), time }, Pace::default());
                     let lower = (0..model.waiting.len())
                         .filter(|place| order == Order::Priority && model.waiting[*place].0 > priority)
                         .max_by_key(|place| (model.waiting[*place].0, *place));
@@ -319,7 +319,7 @@ proptest! {
                             let expected = lower.filter(|_| is_full).map(|place| model.waiting.remove(place).1);
                             prop_assert_eq!(evicted, expected);
                             if order == Order::LifoWhenFull {
-                                let short = ms(5).max(p50.unwrap_or_default() / 2);
+                                let short = ms(5).max(time.unwrap_or_default() / 2);
                                 prop_assert!(ticket.until() <= (now + short).max(since + ms(100)));
                             }
                             model.waiting.push((priority, ticket, deadline));
@@ -328,7 +328,7 @@ proptest! {
                 }
                 Step::Pop => {
                     let mut skipped = Vec::new();
-                    let next = queue.pop(now, p50, &mut skipped);
+                    let next = queue.pop(now, time, &mut skipped);
                     let mut skipped = skipped.into_iter();
                     if order == Order::LifoWhenFull && model.stands(now) {
                         while model.waiting.first().is_some_and(|(_, ticket, _)| now > ticket.until()) {
