@@ -12,7 +12,8 @@
 //! - `must-understand` does not take back `no-store`; there are no heuristics: what says nothing of its freshness is
 //!   stale at once;
 //! - to a request with `Authorization` or `Cookie` only `public` opens the store, in both directions; `s-maxage` and
-//!   `must-revalidate`, which RFC 9111 §3.5 takes too, do not.
+//!   `must-revalidate`, which RFC 9111 §3.5 takes too, do not;
+//! - a 304 renews what is kept by its strong tag, or without a tag by its date (§4.3.4): no weak tag, no bare 304.
 
 use std::time::Duration;
 
@@ -149,6 +150,11 @@ impl Asked {
             && !self.has_precondition
             && !self.control.no_store
             && !self.control.no_cache
+    }
+
+    /// Whether what is said of keeping the answer to it is said of everybody's.
+    pub fn is_for_all(&self) -> bool {
+        !self.has_credentials && !self.has_range && !self.control.no_store
     }
 
     /// Whether it may be answered out of the store at all.

@@ -23,6 +23,7 @@ use super::rate_limit;
 use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::snapshot::Standby;
+use super::store::Entry;
 use super::tee::{self, Keep, Tee};
 use super::words;
 use super::worker::Worker;
@@ -283,14 +284,15 @@ where
         if !asks.asked.is_get {
             return;
         }
+        if status == 304 {
+            self.renew(asks, answer);
+        }
         let said = kept::said(&answer.head);
         let ends = answer.head.framing != Framing::UntilClose && !answer.is_stream();
-        let terms = self.standby.settings.stale.filter(|_| ends).and_then(|_| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            said.answer.terms(&asks.asked, now.as_secs(), answer.latency())
-        });
-        let is_for_all = !asks.asked.has_credentials && !asks.asked.has_range && !asks.asked.control.no_store;
-        if terms.is_none() && is_for_all && matches!(status, 200 | 404 | 410) {
+        let terms = self.standby.settings.stale.filter(|_| ends);
+        let terms =
+            terms.and_then(|_| said.answer.terms(&asks.asked, seconds_since_1970(), answer.latency()));
+        if terms.is_none() && asks.asked.is_for_all() && matches!(status, 200 | 404 | 410) {
             // What the upstream says now counts: it is gone, or not for keeping any more.
             chain.store.forget_those(&asks.url, |entry| entry.answer.suits(fields));
         }
@@ -311,9 +313,7 @@ where
         if terms.is_none() && lead.is_none() {
             return;
         }
-        let own = self.standby.settings.key.iter().map(|key| key.name().as_bytes().into());
-        let selection = Selection::new(said.vary.into_iter().chain(own).collect(), fields);
-        let draft = Draft::new(&answer.head, selection);
+        let draft = Draft::new(&answer.head, self.selection(said.vary));
         let length = match answer.head.framing {
             Framing::None => Some(0),
             Framing::Length(length) => Some(length),
@@ -332,6 +332,36 @@ where
                 answer.copy_to(tee.waited_for(until, self.worker.timer()));
             }
         }
+    }
+
+    /// What is kept is what the client has, says a 304: so it counts as new (RFC 9111 §4.3.4), unless it is not for
+    /// keeping any more.
+    fn renew(&self, asks: &Asks, confirmation: &FromUpstream) {
+        let (store, fields) = (&self.routed.target().chain.store, &self.request.head.fields);
+        let is_meant = |entry: &Entry| {
+            entry.answer.suits(fields) && entry.answer.is_confirmed_by(&confirmation.head.fields)
+        };
+        let Some((entry, ())) = store.find(&asks.url, |entry| is_meant(entry).then_some(())) else { return };
+        let head = entry.answer.head_with(&confirmation.head);
+        let said = kept::said(&head);
+        let Some(terms) = said.answer.terms(&asks.asked, seconds_since_1970(), confirmation.latency()) else {
+            if asks.asked.is_for_all() {
+                store.forget_those(&asks.url, is_meant);
+            }
+            return;
+        };
+        let draft = Draft::new(&head, self.selection(said.vary));
+        let (size, body) = (draft.size(), entry.answer.body.clone());
+        if let Some(room) = store.room((size + body.len()) as u64) {
+            let renewed = Entry { answer: draft.with(body, None), terms, since: Instant::now() };
+            store.keep(&asks.url, renewed, size, room);
+        }
+    }
+
+    /// By which headers those who get an answer are told apart: those that it names, and those of `fallback.key`.
+    fn selection(&self, vary: Vec<Box<[u8]>>) -> Selection {
+        let own = self.standby.settings.key.iter().map(|key| key.name().as_bytes().into());
+        Selection::new(vary.into_iter().chain(own).collect(), &self.request.head.fields)
     }
 
     /// The last good answer to the same.
@@ -477,6 +507,10 @@ fn asks(request: &Request, routed: &Routed, standby: &Standby) -> Option<Asks> {
     url.push(b' ');
     route.rewritten(head.path_and_query(), &mut url);
     Some(Asks { asked: kept::asked(head, has_body), url: url.into() })
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Whether a method only reads (RFC 9110 §9.2.1).

@@ -89,6 +89,29 @@ impl Kept {
         names.is_empty() || **values == *values_of(names, request)
     }
 
+    /// Whether a 304 with these fields is about it (RFC 9111 §4.3.4). A tag decides alone, and a weak one says too little;
+    /// without one a date does.
+    pub fn is_confirmed_by(&self, says: &Fields) -> bool {
+        let both = |name: &'static [u8]| (says.find(name).next(), self.fields.find(name).next());
+        match (both(b"etag"), both(b"last-modified")) {
+            ((Some(tag), own), _) => own == Some(tag) && !tag.starts_with(b"W/"),
+            (_, (date, own)) => date.is_some() && date == own,
+        }
+    }
+
+    /// Its head with what that of a 304 says instead (RFC 9111 §3.2), which alone knows how old that is.
+    pub fn head_with(&self, says: &ResponseHead) -> ResponseHead {
+        let mut head = says.clone();
+        head.status = self.status;
+        for field in self.fields.iter() {
+            let is_age = field.known == Name::Date || field.name.eq_ignore_ascii_case(b"age");
+            if !is_age && says.fields.find(field.name).next().is_none() {
+                head.fields.push(field.known, field.name, field.value);
+            }
+        }
+        head
+    }
+
     /// Whether it is for the same request as `other`, or they tell requests apart by different headers: then the later
     /// one knows better.
     pub fn replaces(&self, other: &Kept) -> bool {
@@ -264,6 +287,32 @@ mod tests {
             (Some(7), Some(0), Some(784_111_777))
         );
         assert_eq!(said.answer.control.max_age, Some(3));
+    }
+
+    #[test]
+    fn what_confirms_an_answer_names_its_tag_or_its_date() {
+        let (tag, weak, date) = (("ETag", "\"1\""), ("etag", "W/\"1\""), ("last-modified", "Sun"));
+        let (other_tag, other_date) = (("etag", "\"2\""), ("Last-Modified", "Mon"));
+        let cases = [
+            // why                        kept                 says                   confirms
+            ("the tag", vec![tag], vec![tag], true),
+            ("whatever the date", vec![tag, date], vec![tag, other_date], true),
+            ("another one", vec![tag], vec![other_tag], false),
+            ("whatever the date", vec![tag, date], vec![other_tag, date], false),
+            ("a weak one", vec![weak], vec![weak], false),
+            ("one of what had none", vec![date], vec![tag, date], false),
+            ("the date", vec![date], vec![date], true),
+            ("of what had a tag too", vec![tag, date], vec![date], true),
+            ("another date", vec![date], vec![other_date], false),
+            ("nothing is named", vec![], vec![], false),
+        ];
+        for (why, own, says, confirms) in cases {
+            let mut head = ResponseHead::default();
+            head.fields = fields(&own);
+            let kept = Draft::new(&head, Selection::new(Vec::new(), &Fields::default()));
+            let kept = kept.with(Bytes::new(), None);
+            assert_eq!(kept.is_confirmed_by(&fields(&says)), confirms, "{why}: {own:?} {says:?}");
+        }
     }
 
     #[test]

@@ -255,6 +255,51 @@ async fn what_the_upstream_says_last_counts() {
     }
 }
 
+/// RFC 9111 §4.3.4.
+#[tokio::test]
+async fn what_the_upstream_confirms_to_a_client_that_has_it_counts_as_new() {
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let dated = format!("Last-Modified: {date}");
+    let cases = [
+        // why                      what the 304 says         given then, with which version
+        ("the same tag", "ETag: \"1\"", Some("new")),
+        ("no tag, and the same date", dated.as_str(), Some("new")),
+        ("another tag", "ETag: \"2\"", Some("old")),
+        ("one that says hardly anything", "ETag: W/\"1\"", Some("old")),
+        ("nothing to know it by", "X: y", Some("old")),
+        ("not to be kept any more", "ETag: \"1\"\r\nCache-Control: no-store", None),
+    ];
+    for (why, says, given) in cases {
+        let (name, value) = says.split_once(": ").expect("a field");
+        let app = Upstream::that()
+            .answers(200)
+            .with_body("good")
+            .with_field("ETag", "\"1\"")
+            .with_field("Last-Modified", date)
+            .with_field("Age", "400")
+            .with_field("X-Version", "old")
+            .answers(304)
+            .with_field(name, value)
+            .with_field("X-Version", "new")
+            .resets_before_the_head()
+            .start()
+            .await;
+        let proxy = over(&app, STALE).start().await;
+        let mut client = proxy.connect().await;
+        assert_eq!(client.exchange(&get("/")).await.text(), "good");
+        assert_eq!(client.exchange(&get_with("/", "If-None-Match: \"1\"")).await.status, 304, "{why}");
+        let stale = client.exchange(&get("/")).await;
+        let Some(version) = given else {
+            stale.must_be_because(502, "upstream_reset", why);
+            continue;
+        };
+        assert_eq!((stale.text().as_str(), stale.field("x-version")), ("good", Some(version)), "{why}");
+        let age: u64 = stale.field("age").and_then(|age| age.parse().ok()).expect("seconds");
+        assert_eq!(age < 400, version == "new", "{why}: {age} s old");
+        assert_eq!(stale.field("last-modified"), Some(date), "{why}: what was not said again stays");
+    }
+}
+
 #[tokio::test]
 async fn a_reload_keeps_what_is_kept_and_off_lets_it_go() {
     let app = Upstream::that().answers(200).with_body("good").resets_before_the_head().start().await;
