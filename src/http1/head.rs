@@ -2,7 +2,7 @@
 //!
 //! httparse finds the tokens and refuses what is none. On top of it stands here what it tolerates: bare LF as a
 //! line end, any number of empty lines in front, any order and number of fields. What the target and the
-//! framing may be is next door ([`target`](super::target), [`framing`](super::framing)).
+//! framing may be is next door ([`target`], [`framing`](super::framing)).
 //!
 //! A head that came in one piece is tokenised at once. One that trickles in is scanned for line ends, each byte
 //! once, and tokenised when its first line and when all of it is there: so a slow sender costs no more than a

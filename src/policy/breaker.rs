@@ -212,7 +212,7 @@ pub struct ConnectProbe {
 /// Is told of transitions, outside the lock.
 pub type Observer = Box<dyn Fn(Transition) + Send + Sync>;
 
-/// The breaker of one upstream: a mutex around [`Machine`], and one word of it to be read without.
+/// The breaker of one upstream: a mutex around `Machine`, and one word of it to be read without.
 pub struct Breaker {
     machine: Mutex<Machine>,
     /// PERF: what `admit` must know while all pass: the machine's epoch times two, plus one if all pass. Written

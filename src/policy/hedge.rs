@@ -4,7 +4,7 @@
 //! **When.** After a percentile of what this upstream shows, or a fixed time. Of a percentile, never earlier than the
 //! budget can pay for: at `budget = 0.03` three requests in a hundred may be hedged, so they should be the slowest three
 //! (p97), not those of the slowest five that come first. And where an upstream is slow now and then, and else quick, it
-//! waits on until four of five that still wait are really slow ([`WORTH`]): most of those that are a little late are
+//! waits on until four of five that still wait are really slow (`WORTH`): most of those that are a little late are
 //! there before their hedge could be. (2 % slower by 300 ms, the others all alike: 2.5 % are hedged, not 5 %.)
 //!
 //! **What the percentile is of.** Attempts that are no hedges themselves, each with the time to its head; one that lost

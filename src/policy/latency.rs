@@ -1,6 +1,6 @@
 //! How long an upstream's successful attempts take to the response's head: p50 and p99 of the last ten seconds.
 //!
-//! Of a [histogram](super::histogram). Why not a moving average: one slow answer in a hundred moves it, and says nothing
+//! Of a `histogram`. Why not a moving average: one slow answer in a hundred moves it, and says nothing
 //! of what half of them need.
 //!
 //! Shared by all workers. Quantiles are computed each 100 ms at most, so reading one is a load.

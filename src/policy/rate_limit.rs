@@ -5,7 +5,7 @@
 //! that others share. That is exact between workers too: the buckets of a request are held from the first question to
 //! the last charge, in the order of the limits' names, which a reload does not change, so nobody waits in a circle.
 //!
-//! A bucket is one word ([`bucket`]). The buckets of a limit stand in a table of fixed size ([`table`]), cut into shards
+//! A bucket is one word (`bucket`). The buckets of a limit stand in a table of fixed size (`table`), cut into shards
 //! with a mutex each, held for some ten nanoseconds. A full table forgets idle keys; where none is idle, new keys share
 //! one bucket, and so does a request whose key is missing or too long to be one. So no number of keys takes memory
 //! beyond [`Settings::max_memory`], and a flood of made-up keys gets no more than `max_keys` and one; where callers choose

@@ -1,8 +1,8 @@
 //! HTTP/2 clients, by h2: each stream becomes a request of the one kind that the path knows.
 //!
-//! One task for a connection: it reads and writes by h2 ([`line`]), and polls the streams' exchanges ([`stream`],
-//! [`tasks`]). In turns: the streams that are ready, then h2, which sends what they came to and brings what has come,
-//! then one write. Below h2 a guard counts what moves no request forward ([`guard`]).
+//! One task for a connection: it reads and writes by h2 ([`line`](mod@line)), and polls the streams' exchanges
+//! ([`stream`], [`tasks`]). In turns: the streams that are ready, then h2, which sends what they came to and brings what
+//! has come, then one write. Below h2 a guard counts what moves no request forward ([`guard`]).
 //!
 //! Rejected: hyper's server, which is h2 with a task and a body type for each stream above it: it sends no interim
 //! answers, sees no client that does not read, and its bounds end connections of well-meaning clients (30 streams that

@@ -1,6 +1,6 @@
 //! The head of a request as it goes up: what of the client's is passed on, and what an attempt adds.
 //!
-//! Decided once for both ways: a [`Sink`] takes the fields as HTTP/1.1's lines or as HTTP/2's map.
+//! Decided once for both ways: a `Sink` takes the fields as HTTP/1.1's lines or as HTTP/2's map.
 
 use std::io::Write;
 use std::time::{Duration, Instant};

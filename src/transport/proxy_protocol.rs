@@ -3,7 +3,7 @@
 //!
 //! A codec without I/O, for both roles. Strict: what does not begin with a header, or with one that is not exactly as
 //! the specification has it, is refused, since whoever may send it decides who the client is. Bounded: version 1 has
-//! at most [`MAX_V1`] bytes, version 2 at most [`MAX_V2`]. Its extensions (TLVs) are skipped.
+//! at most `MAX_V1` bytes, version 2 at most `MAX_V2`. Its extensions (TLVs) are skipped.
 //!
 //! What stands behind the header is another protocol's (TLS has a reader of its own), so it must not be read with it:
 //! [`Parsed::Partial`] says how many bytes surely belong to the header, and only so many are read next. That takes a

@@ -13,7 +13,7 @@
 //!   upstream whose restart closed everything is trusted again after a while. A probe that sees another connection
 //!   close meanwhile proves nothing any more.
 //!
-//! Requests use connections that were idle for less than what is kept by [`MARGIN`]: the close is on its way for a
+//! Requests use connections that were idle for less than what is kept by `MARGIN`: the close is on its way for a
 //! moment before it is seen. Where nothing is known, what the configuration writes is trusted; where it writes
 //! nothing, [`UNKNOWN`], which nearly every server keeps, and at most [`MOST`], however long the upstream would.
 //!

@@ -1,9 +1,9 @@
 //! Whether a session whose streams hear nothing still has an endpoint at its other end.
 //!
 //! A host that vanished without a word (power, a firewall that forgot the connection) closes nothing: streams would
-//! wait for as long as `stream_idle`. So a session with open streams that has heard nothing for [`SILENCE`] sends a
-//! PING, and is given up where [`ANSWER`] passes without an answer. Where nothing but the answer came, the next one
-//! follows after [`LATER`]: gRPC's servers close a connection with "too_many_pings" after three within five minutes
+//! wait for as long as `stream_idle`. So a session with open streams that has heard nothing for `SILENCE` sends a
+//! PING, and is given up where `ANSWER` passes without an answer. Where nothing but the answer came, the next one
+//! follows after `LATER`: gRPC's servers close a connection with "too_many_pings" after three within five minutes
 //! without data, which would break the quiet streams that this is to protect.
 //!
 //! Time is a parameter; who waits and sends is `http2`.

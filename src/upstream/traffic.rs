@@ -135,7 +135,7 @@ impl Traffic {
         self.last.load(Relaxed).trailing_ones()
     }
 
-    /// The share of failures among the last [`RECENT`] outcomes. It knows at once what the window will have forgotten
+    /// The share of failures among the last `RECENT` outcomes. It knows at once what the window will have forgotten
     /// in seconds: how things went before.
     pub fn recent(&self) -> f64 {
         f64::from((self.last.load(Relaxed) & ((1 << RECENT) - 1)).count_ones()) / f64::from(RECENT)

@@ -19,7 +19,7 @@
 //!
 //! That is the word of whoever is trusted, and a trusted load balancer may pass on what its clients write: counts of a
 //! level that nobody has would take the place of all that there is to shed. So it is believed only while a cut-off is
-//! told, only of levels that this one sheds, and of a request only [`SPEAKS_FOR`] others. Then who writes it into one
+//! told, only of levels that this one sheds, and of a request only `SPEAKS_FOR` others. Then who writes it into one
 //! request of n leaves (n-1)/n of all of the shedding that there may be: the share rises until it is made up for.
 //!
 //! Rejected: to let a part of them through instead, which costs the upstream what was to be saved.
@@ -251,7 +251,7 @@ impl News {
     }
 }
 
-/// The levels and counts of a report, [`SPEAKS_FOR`] requests at most; what cannot be read is left out.
+/// The levels and counts of a report, `SPEAKS_FOR` requests at most; what cannot be read is left out.
 pub fn reported(value: &[u8]) -> impl Iterator<Item = (u16, u32)> {
     let text = std::str::from_utf8(value).unwrap_or_default();
     let mut left = SPEAKS_FOR;

@@ -1,7 +1,7 @@
 //! Watches the frames of an HTTP/2 client: what costs us work and moves no request forward has a budget.
 //!
-//! One token bucket for each connection, [`BURST`] tokens and [`PER_SECOND`] more each second. What a frame costs
-//! stands in [`cost`]; each HEADERS or DATA frame that the client gets earns [`EARNED`], so a client that is served
+//! One token bucket for each connection, `BURST` tokens and `PER_SECOND` more each second. What a frame costs
+//! stands in `cost`; each HEADERS or DATA frame that the client gets earns `EARNED`, so a client that is served
 //! may send what serving takes (a WINDOW_UPDATE or two, gRPC's PING for each round trip), however fast it goes. When
 //! nothing is left, the connection has to end: GOAWAY with ENHANCE_YOUR_CALM. Its other streams end with it, other
 //! connections live on.
@@ -17,7 +17,7 @@
 //!
 //! Sans I/O: bytes go in, in any pieces, and a verdict comes out. It reads nothing but the nine bytes in front of
 //! each frame, and of ours that end something also why. The clock is read when the bucket is empty, so a burst can be
-//! up to twice [`BURST`].
+//! up to twice `BURST`.
 
 use std::time::{Duration, Instant};
 

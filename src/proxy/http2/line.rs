@@ -2,7 +2,7 @@
 //!
 //! h2 flushes for every DATA frame. Here that means nothing: what it writes is appended to the connection's output
 //! and goes out when all streams that were ready have had their turn, so that the answers of many streams take one
-//! system call. Beyond [`GATHERED`] it writes at once, and stays pending where the socket takes no more.
+//! system call. Beyond `GATHERED` it writes at once, and stays pending where the socket takes no more.
 //!
 //! What a client does not take is bounded: `GATHERED` here and [`HANDED`] in h2, for all streams of the connection
 //! together; a stream that has more waits until the socket has taken what was handed over.

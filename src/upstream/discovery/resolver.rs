@@ -8,7 +8,7 @@
 //! hickory speaks the protocol (UDP, TCP for large answers, aliases followed within and across answers). What it would
 //! decide otherwise is decided here: nothing is cached (`names` knows when to ask, and asks again to confirm that
 //! there is nothing); IPv4 and IPv6 are asked side by side, and where one has come the other is waited for only
-//! [`PATIENCE`] longer; and of several search domains one that fails is not taken for one that has nothing, or a
+//! `PATIENCE` longer; and of several search domains one that fails is not taken for one that has nothing, or a
 //! name server with a hiccup could empty a list. Rejected: getaddrinfo, which tells neither a TTL nor NXDOMAIN from
 //! SERVFAIL, and blocks a thread.
 
