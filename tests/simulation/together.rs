@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::record::Record;
 use crate::upstream::{Service, Shape};
 use crate::world::Run;
 use crate::{DEFAULT, curve, holds};
@@ -12,6 +13,15 @@ fn ten_sidecars(service: Service, queue: u32) -> Run {
     let upstream = Shape { service, workers: |_| 80, ..run.upstream };
     let rate = |time| if time < 30.0 { 800.0 } else { 3200.0 };
     Run { rate, seconds: 210.0, sidecars: 10, queue, upstream, ..run }
+}
+
+/// Each sidecar gets what is its own, within a quarter of it.
+fn share_evenly(name: &str, record: &Record) {
+    let shares = record.shares(60..210);
+    let fair = shares.iter().sum::<f64>() / 10.0;
+    for share in &shares {
+        assert!((0.75..=1.25).contains(&(share / fair)), "{name}: {shares:?}");
+    }
 }
 
 #[test]
@@ -26,12 +36,21 @@ fn ten_sidecars_share_one_upstream() {
         let (early, late) = (record.limit(60.0..110.0), record.limit(160.0..210.0));
         assert!((0.9..1.1).contains(&(late / early)), "{name}: the limits drift from {early} to {late}");
 
-        let shares = record.shares(60..210);
-        let fair = shares.iter().sum::<f64>() / 10.0;
-        for share in &shares {
-            assert!((0.75..=1.25).contains(&(share / fair)), "{name}: {shares:?}");
-        }
+        share_evenly(name, &record);
         holds!(record.most_cut_at_once(60.0..210.0), <= 3);
+    }
+}
+
+#[test]
+fn ten_sidecars_share_an_upstream_of_wide_latencies() {
+    for (name, service) in
+        [("halves", Service::Halves), ("exponential", Service::Exponential), ("wide", Service::Wide)]
+    {
+        let record = ten_sidecars(service, 0).go();
+        holds!(record.goodput(35.0..210.0), >= 0.95 * 1600.0);
+        holds!(record.p50(60.0..210.0), <= 100.0);
+        holds!(record.refused(5.0..30.0), == 0.0);
+        share_evenly(name, &record);
     }
 }
 
