@@ -284,7 +284,8 @@ impl Lead {
         self.tell_all(true, || Told::Answer(Arc::clone(&answer)));
     }
 
-    /// The answer is for its own client alone, or not there in time: nobody who asks this waits for others until some time after `now`.
+    /// The answer is for its own client alone, or not there in time: nobody who asks this waits for others until some
+    /// time after `now`.
     pub fn keep(self, now: Instant) {
         let question = {
             let inner = self.coalescer.lock();

@@ -24,12 +24,12 @@
 //! an error in its base hardly changes its share, and does not take all that it wants while others wait. What doubles the
 //! latency meets all at once, so in a search they all cut together.
 //!
-//! **Noise.** A window is as long as it takes for its mean to err by 7 %: 30 answers where they are spread as those of most
-//! services, 300 where they are exponential, or come from a cache or not. Judged by thirty of those, an idle upstream
-//! would seem to queue every few seconds. So the wider the spread, the slower is whatever is learnt: of a service
-//! with exponential times that is asked for three times of what the limit begins with, a third is refused in the first five
-//! seconds. A tenth of answers that take twenty times as long as the others leaves a tenth of overload at 86 % of the
-//! capacity, since the limit then waits for a sign that the noise hides.
+//! **Noise.** A window is as long as it takes for the standard error of its mean to be 7 %: 30 answers where they are spread
+//! with a sigma of 0.4, 120 where half of them take five times as long as the others, 300 where they are exponential. Judged
+//! by thirty of those, an idle upstream would seem to queue every few seconds. So the wider the spread, the slower is
+//! whatever is learnt: of a service with exponential times that is asked for three times of what the limit begins with, a
+//! third is refused in the first five seconds. A tenth of answers that take twenty times as long as the others leaves a
+//! tenth of overload at 86 % of the capacity, since the limit then waits for a sign that the noise hides.
 //!
 //! Rejected: Envoy's probe, which pins the limit to 3 and refuses healthy traffic; a minimum of latencies, which one
 //! cheap request poisons; a goodput's slope alone, which is a coin's throw at 100 requests a second.
@@ -295,7 +295,7 @@ impl Gradient {
         self.usually = Duration::from_secs_f64(self.base.unwrap_or(0.0));
     }
 
-    /// How many times as long a window has to be, for its mean to err by a fourteenth at most.
+    /// How many times as long a window has to be for the standard error of its mean to be 7 %.
     fn pictures(&self) -> f64 {
         (self.spread.or(self.window.spread()).unwrap_or(0.0) / USUAL_SPREAD).clamp(1.0, MOST_PICTURES)
     }
