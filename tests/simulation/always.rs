@@ -11,8 +11,9 @@ fn start() -> Instant {
     Instant::now()
 }
 
-fn settings() -> impl Strategy<Value = Settings> {
-    let bounds = (1u32..300, 1u32..50, 0u32..500);
+/// With a limit of `least` at least.
+fn settings(least: u32) -> impl Strategy<Value = Settings> {
+    let bounds = (least..300, least..50, 0u32..500);
     (0..3, bounds, proptest::option::of(1u64..200)).prop_map(|(kind, (initial, min, more), latency)| {
         let max = min + more;
         match kind {
@@ -52,7 +53,7 @@ proptest! {
 
     /// Whatever attempts show, the limit stays within its bounds; and what changes them holds at once.
     #[test]
-    fn a_limit_stays_within_its_bounds(settings in settings(), other in settings(), steps in steps()) {
+    fn a_limit_stays_within_its_bounds(settings in settings(1), other in settings(1), steps in steps()) {
         let (mut now, mut in_flight) = (start(), 0u32);
         let mut limiter = Limiter::new(&settings, now, 7);
         let mut bounds = settings;
@@ -86,18 +87,16 @@ proptest! {
         }
     }
 
-    /// Who never runs into it never raises it.
+    /// Who never runs into it never raises it. One at a time is always near a limit of one or two.
     #[test]
-    fn without_need_a_limit_never_rises(settings in settings(), latencies in proptest::collection::vec((1u64..400_000, 1u64..20_000), 0..2000)) {
+    fn without_need_a_limit_never_rises(settings in settings(3), latencies in proptest::collection::vec((1u64..400_000, 1u64..20_000), 0..2000)) {
         let mut now = start();
         let mut limiter = Limiter::new(&settings, now, 7);
         let mut lowest = limiter.limit();
         for (latency, gap) in latencies {
             let latency = Duration::from_micros(latency);
             let began = now;
-            if lowest > 1 {
-                limiter.entered(now, 1);
-            }
+            limiter.entered(now, 1);
             now += latency;
             limiter.answered(now, 1, Sample { began, latency, lesson: Lesson::Served });
             limiter.left(now, 0);
