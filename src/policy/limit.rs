@@ -9,6 +9,7 @@
 mod aimd;
 mod bounds;
 mod gradient;
+mod harmless;
 mod recent;
 mod sample;
 mod stall;
@@ -214,16 +215,18 @@ impl Limiter {
     /// One more was sent; `in_flight` counts it.
     pub fn entered(&mut self, now: Instant, in_flight: u32) {
         if let Kind::Gradient(gradient) = &mut self.kind
+            && in_flight == 1
             && now.saturating_duration_since(self.latest) >= SILENCE
         {
             **gradient = Gradient::new(gradient.limit().max(self.bounds.initial), now, self.dice);
         }
         self.latest = now;
-        self.stall.entered(now, in_flight - self.answering);
+        let unanswered = in_flight - self.answering;
+        self.stall.entered(now, unanswered);
         let limit = self.limit();
         match &mut self.kind {
-            Kind::Gradient(gradient) => gradient.window().entered(now, in_flight, limit),
-            Kind::Vegas(vegas) => vegas.window().entered(now, in_flight, limit),
+            Kind::Gradient(gradient) => gradient.window().entered(now, in_flight, unanswered, limit),
+            Kind::Vegas(vegas) => vegas.window().entered(now, in_flight, unanswered, limit),
             Kind::Aimd(aimd) if in_flight >= limit => aimd.saturated(),
             Kind::Aimd(_) | Kind::Fixed => {}
         }
@@ -278,6 +281,11 @@ impl Limiter {
     /// What was answered last keeps its slot while its body flows.
     pub fn body_begins(&mut self) {
         self.answering += 1;
+        match &mut self.kind {
+            Kind::Gradient(gradient) => gradient.window().body_begins(),
+            Kind::Vegas(vegas) => vegas.window().body_begins(),
+            Kind::Aimd(_) | Kind::Fixed => {}
+        }
     }
 
     /// Such a body has ended; its slot follows.
@@ -287,10 +295,11 @@ impl Limiter {
 
     /// A slot came back, by the end of a body or as a stream; `in_flight` counts it no more.
     pub fn left(&mut self, now: Instant, in_flight: u32) {
-        self.stall.left(in_flight - self.answering);
+        let unanswered = in_flight - self.answering;
+        self.stall.left(unanswered);
         match &mut self.kind {
-            Kind::Gradient(gradient) => gradient.window().left(now, in_flight),
-            Kind::Vegas(vegas) => vegas.window().left(now, in_flight),
+            Kind::Gradient(gradient) => gradient.window().left(now, in_flight, unanswered),
+            Kind::Vegas(vegas) => vegas.window().left(now, in_flight, unanswered),
             Kind::Aimd(_) | Kind::Fixed => {}
         }
     }

@@ -4,15 +4,16 @@
 //! - `world`: clients, sidecars and their events. Poisson arrivals, open loop; all that a run may vary is in `Run`.
 //! - `upstream`: workers that work on for callers that have left.
 //! - `record`, `curve`: what a run showed; the snapshots.
-//! - `gradient`, `kinds`, `together`, `always`: the rows.
+//! - `gradient`, `healthy`, `kinds`, `together`, `always`: the rows.
 //!
-//! What it is not: a network, a scheduler, routes of different latency under one limit. What a sidecar costs and what
+//! What it is not: a network, a scheduler. What a sidecar costs and what
 //! real sockets add is in `benches/failing`.
 
 mod always;
 mod chance;
 mod curve;
 mod gradient;
+mod healthy;
 mod kinds;
 mod record;
 mod together;

@@ -21,6 +21,8 @@ pub(crate) enum Service {
     /// With a sigma of 1.
     Wide,
     Exponential,
+    /// Two routes: one in eleven takes 300 times as long as the others.
+    Routes,
 }
 
 impl Service {
@@ -29,6 +31,7 @@ impl Service {
             Service::Fixed => mean,
             Service::Lognormal => mean * chance.lognormal(0.4),
             Service::Bimodal => mean / 2.9 * if chance.is(0.1) { 20.0 } else { 1.0 },
+            Service::Routes => mean * if chance.is(1.0 / 11.0) { 300.0 } else { 1.0 },
             Service::Wide => mean * chance.lognormal(1.0),
             Service::Exponential => mean * chance.gap(),
             Service::Halves => mean / 3.0 * if chance.is(0.5) { 5.0 } else { 1.0 },

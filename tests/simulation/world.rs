@@ -35,6 +35,8 @@ pub(crate) struct Run {
     pub(crate) rate: fn(f64) -> f64,
     /// Clients of another kind: each sends the next request when it has an answer, and a while after an error.
     pub(crate) clients: u32,
+    /// What these get does not come from the workers: its head and its body take so many seconds.
+    pub(crate) apart: Option<(f64, f64)>,
     pub(crate) upstream: Shape,
     pub(crate) limit: limit::Settings,
     /// Places in the queue; 0: nobody waits.
@@ -65,6 +67,7 @@ impl Run {
             seconds: 60.0,
             rate: |_| 400.0,
             clients: 0,
+            apart: None,
             upstream: Shape { service: Service::Lognormal, mean: |_| 0.05, workers: |_| 20, stalls: &[] },
             limit,
             queue: 0,
@@ -108,6 +111,8 @@ enum Event {
     Again(u32, Priority),
     /// The next attempt of a request.
     Attempt(Key),
+    /// The head of an answer comes, whose body takes so many nanoseconds.
+    Head(Key, u64),
     /// An attempt ends.
     End(Key, End),
     /// A wait in the queue has been in vain.
@@ -119,6 +124,8 @@ enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
     Served,
+    /// After its head was told.
+    Whole,
     /// Its time is over; the work goes on.
     TimedOut,
     /// 503 with Retry-After.
@@ -148,6 +155,8 @@ struct Request {
     ticket: Option<Ticket>,
     /// When the attempt that is in flight was sent.
     sent: u64,
+    /// Whether it is one of those apart.
+    is_apart: bool,
 }
 
 struct Sidecar {
@@ -240,8 +249,9 @@ impl<'a> World<'a> {
             self.now = now;
             match event {
                 Event::Arrival => self.arrive(),
-                Event::Again(nth, priority) => self.ask(nth, priority),
+                Event::Again(nth, priority) => self.ask(nth, priority, self.run.apart.is_some()),
                 Event::Attempt(key) => self.attempt(key),
+                Event::Head(key, body) => self.head(key, body),
                 Event::End(key, end) => self.end(key, end),
                 Event::InVain(key) => self.wait_in_vain(key),
                 Event::Look => self.look(),
@@ -293,13 +303,13 @@ impl<'a> World<'a> {
         let priority = if self.chance.is(self.run.critical) { Priority::Critical } else { Priority::Normal };
         let rate = (self.run.rate)(self.seconds());
         if rate > 0.0 {
-            self.ask(1, priority);
+            self.ask(1, priority, false);
         }
         let gap = if rate > 0.0 { self.chance.gap() / rate } else { 0.1 };
         self.after(Duration::from_secs_f64(gap), Event::Arrival);
     }
 
-    fn ask(&mut self, client_try: u32, priority: Priority) {
+    fn ask(&mut self, client_try: u32, priority: Priority, is_apart: bool) {
         let sidecar =
             if self.run.sidecars == 1 { 0 } else { (self.chance.even() * self.run.sidecars as f64) as usize };
         self.record.asked(self.now, sidecar, client_try == 1);
@@ -321,6 +331,7 @@ impl<'a> World<'a> {
             permit: None,
             ticket: None,
             sent: 0,
+            is_apart,
         });
         self.sidecars[sidecar].budget.deposit(self.instant());
         self.attempt(Key { place, round: self.round });
@@ -384,6 +395,11 @@ impl<'a> World<'a> {
         let time = sidecar.timeout.attempt_timeout(left, may_follow).as_nanos() as u64;
         let number = request.sidecar;
         const AT_ONCE: u64 = 500_000;
+        if let Some((head, body)) = self.run.apart.filter(|_| request.is_apart) {
+            let (head, body) = ((head * 1e9) as u64, (body * 1e9) as u64);
+            let event = if body > 0 { Event::Head(key, body) } else { Event::End(key, End::Served) };
+            return self.at(now + head, event);
+        }
         let (at, end) = if self.chance.is((self.run.refused)(seconds)) {
             (now + AT_ONCE, End::Refused)
         } else if self.chance.is((self.run.limited)(seconds)) {
@@ -402,6 +418,19 @@ impl<'a> World<'a> {
         self.at(at, Event::End(key, end));
     }
 
+    fn head(&mut self, key: Key, body: u64) {
+        let now = self.instant();
+        let request = self.requests[key.place].as_ref().expect("it is on its way");
+        let latency = Duration::from_nanos(self.now - request.sent);
+        let began = self.start + Duration::from_nanos(request.sent);
+        let number = request.sidecar;
+        let sidecar = &mut self.sidecars[number];
+        sidecar.latency.record(now, latency);
+        sidecar.gate.answered(now, Sample { began, latency, lesson: Lesson::Served });
+        self.at(self.now + body, Event::End(key, End::Whole));
+        self.grant(number);
+    }
+
     fn end(&mut self, key: Key, end: End) {
         let now = self.instant();
         let nanos = self.now;
@@ -412,6 +441,7 @@ impl<'a> World<'a> {
         let whole = *sidecar.timeout.request / 2;
         let (lesson, verdict) = match end {
             End::Served => (Some(Lesson::Served), Verdict::Success),
+            End::Whole => (None, Verdict::Success),
             End::Refused => (Some(Lesson::Overloaded), Verdict::Failure),
             End::Limited => (Some(Lesson::Nothing), Verdict::Success),
             End::TimedOut => {
@@ -431,17 +461,25 @@ impl<'a> World<'a> {
         let sample = lesson.map(|lesson| Sample { began, latency, lesson });
         let p50 = sidecar.latency.p50(now);
         let number = request.sidecar;
+        if end == End::Whole {
+            sidecar.gate.body_ends();
+        }
         let leave = match end {
             End::TimedOut => sidecar.gate.give_up_on(now, began, sample, p50),
-            End::Served | End::Refused | End::Limited => sidecar.gate.leave(now, sample, p50),
+            _ => sidecar.gate.leave(now, sample, p50),
         };
         match end {
-            End::Served => self.served(key),
+            End::Served | End::Whole => self.served(key),
             End::Limited => self.fail(key, None),
             End::TimedOut | End::Refused => self.retry(key, end),
         }
         self.serve(number, leave);
         self.grant(number);
+    }
+
+    /// Whether who has sent it sends the next one after its answer.
+    fn comes_again(&self, is_apart: bool) -> bool {
+        self.run.clients > 0 && (is_apart || self.run.apart.is_none())
     }
 
     fn served(&mut self, key: Key) {
@@ -454,7 +492,7 @@ impl<'a> World<'a> {
             None => {}
         }
         self.record.good(self.now, request.sidecar, self.now - request.began, request.priority);
-        if self.run.clients > 0 {
+        if self.comes_again(request.is_apart) {
             self.at(self.now, Event::Again(1, request.priority));
         }
     }
@@ -540,7 +578,7 @@ impl<'a> World<'a> {
         if let Some(paid) = request.paid.filter(|_| refused.is_some()) {
             paid.unsent();
         }
-        if self.run.clients > 0 {
+        if self.comes_again(request.is_apart) {
             let pause = Duration::from_millis(50) + Duration::from_millis(150).mul_f64(self.chance.even());
             self.after(pause, Event::Again(1, request.priority));
         } else if request.client_try < self.run.client_tries {

@@ -17,6 +17,11 @@ impl Bounds {
     pub(super) fn clamp(&self, limit: f64) -> f64 {
         limit.clamp(self.min, self.max)
     }
+
+    /// The same, and not below this as far as that is allowed.
+    pub(super) fn at_least(&self, least: f64) -> Self {
+        Self { min: self.clamp(least), ..*self }
+    }
 }
 
 impl Dice {

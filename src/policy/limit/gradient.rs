@@ -8,7 +8,10 @@
 //! Envoy's limit in a long degradation), so the base is anchored by experiments, made only while requests are refused
 //! or wait anyway:
 //!
-//! - **Search**, at once, when the latency is twice the base, or nothing is known yet: the limit is halved until the
+//! - **Start**, where nothing is known: the limit doubles with each round, as long as more is done for it or nothing takes
+//!   longer (TCP's slow start). Most upstreams that are asked for more than the limit begins with are not overloaded; to
+//!   look for their base below it first would refuse a second of requests for nothing.
+//! - **Search**, at once, when the latency is twice the base, or a start has gone too far: the limit is halved until the
 //!   latency falls no more in proportion. Where it did not fall there was no queue to remove: the base itself has moved
 //!   (a service that has become eight times slower still has its eight workers), and is what is seen now. Then
 //!   Little's law says where to go: what was done before the cut x how long a slot is held after it.
@@ -27,9 +30,14 @@
 //! **Noise.** A window is as long as it takes for the standard error of its mean to be 7 %: 30 answers where they are spread
 //! with a sigma of 0.4, 120 where half of them take five times as long as the others, 300 where they are exponential. Judged
 //! by thirty of those, an idle upstream would seem to queue every few seconds. So the wider the spread, the slower is
-//! whatever is learnt: of a service with exponential times that is asked for three times of what the limit begins with, a
-//! third is refused in the first five seconds. A tenth of answers that take twenty times as long as the others leaves a
-//! tenth of overload at 86 % of the capacity, since the limit then waits for a sign that the noise hides.
+//! whatever is learnt.
+//!
+//! And who ends first is fast: a window that closes before the slow ones come back has a base that they will look like a
+//! queue against. What all take, ended or not, is known by Little's law; where that is more than those took that have
+//! ended, no base is made of them, nor lowered.
+//!
+//! A tenth of answers that take twenty times as long as the others leaves a tenth of overload at 82 to 90 % of the
+//! capacity, since the limit then waits for a sign that the noise hides.
 //!
 //! Rejected: Envoy's probe, which pins the limit to 3 and refuses healthy traffic; a minimum of latencies, which one
 //! cheap request poisons; a goodput's slope alone, which is a coin's throw at 100 requests a second.
@@ -37,12 +45,10 @@
 use std::time::{Duration, Instant};
 
 use super::bounds::{Bounds, Dice};
+use super::harmless::{AT_ONCE, Harmless};
 use super::sample::Sample;
 use super::window::{Seen, Window};
 
-/// Whatever is faster counts as this: there a scheduler, a timer or this process itself decides, and a queue that short
-/// is not worth a refusal.
-const AT_ONCE: Duration = Duration::from_millis(5);
 /// After a stall the upstream first has to do what it was sent before.
 const CATCHES_UP: Duration = Duration::from_millis(100);
 /// A latency up to this times the base is no queue: it is the noise of a window.
@@ -70,12 +76,22 @@ const STEP: f64 = 0.3;
 const SLOW_STEP: f64 = 0.05;
 /// A window closes with so many ends in it that lie so far apart, or the second pair.
 const WINDOW: [(u32, Duration); 2] = [(30, Duration::from_millis(100)), (10, Duration::from_secs(1))];
+/// A window is not longer for what takes longer than this.
+const LONGEST: Duration = Duration::from_secs(10);
 /// The variance of the logarithms of latencies for which that is enough; and how many times as many are waited for where it
 /// is wider.
 const USUAL_SPREAD: f64 = 0.16;
 const MOST_PICTURES: f64 = 10.0;
+/// Where it is wide, the first to end are the short ones: so many times as many as the limit have to.
+const TURNS: f64 = 4.0;
 /// The way to the spread of one window.
 const SPREAD_STEP: f64 = 0.2;
+/// The same while nothing is known, or as many as the limit.
+const ROUND: (u32, Duration) = (20, Duration::from_millis(20));
+/// The second one at the same limit: some answers may take much longer than others.
+const ROUND_AGAIN: Duration = Duration::from_millis(500);
+/// From this times what it was at first, a start has gone too far.
+const MUCH_SLOWER: f64 = 2.0;
 /// What a probe needs to see.
 const PROBE: [(u32, Duration); 2] = [(200, Duration::from_millis(100)), (10, Duration::from_secs(1))];
 /// From one probe to the next: after a cut that stayed, at first, and at most.
@@ -88,7 +104,7 @@ const STREAK: u32 = 8;
 /// The limit has fallen to this ratio of what it was: has the latency?
 const KEPT: f64 = 0.7;
 /// So many probes are more than chance.
-const PROVEN_BY: u32 = 2;
+const PROVEN_BY: f64 = 2.0;
 /// Below this ratio of slots that are taken in the mean, the latency is the upstream's own.
 const FREE: f64 = 0.4;
 /// From this part of the latency that follows the limit, nobody else sends to the upstream.
@@ -144,6 +160,7 @@ pub(super) struct Gradient {
     alone: f64,
     /// By how many probes.
     probed: u32,
+    harmless: Harmless,
     window: Window,
     /// What an attempt took in the last window: a shorter one would show what the limit before it did.
     latency: Duration,
@@ -165,6 +182,8 @@ pub(super) struct Gradient {
     height: Option<(f64, f64)>,
     /// The base was raised while slots were wanted: up to here the limit may rise, until they are not.
     ceiling: Option<f64>,
+    /// Slots were wanted in vain, and the latency has not been at the base since.
+    is_pressed: bool,
     /// It was too much for some; no more until the next probe.
     hold: bool,
     probe_at: Option<Instant>,
@@ -183,12 +202,26 @@ pub(super) struct Gradient {
 enum Phase {
     /// Follows the latency.
     Steady,
+    /// Nothing is known yet: the limit doubles as long as that is of use.
+    Start(Start),
     /// The limit was cut, what was seen before the cut, and what was done at best.
     Search { limit: f64, before: Option<Seen>, best: Best },
     /// The limit has fallen from this, where the latency was so high: has it fallen too?
     Verify { limit: f64, highest: f64 },
     /// The limit is this for a moment; the learnt one stays.
     Probe { limit: f64 },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    /// How many seconds an attempt took at first, and held its slot.
+    latency: f64,
+    hold: f64,
+    /// What was done before it doubled last, and at best.
+    last: Best,
+    best: Best,
+    /// The last round was of no use; one may be chance.
+    in_vain: bool,
 }
 
 /// The most good answers in a second that a search has seen, and at which limit.
@@ -204,6 +237,7 @@ impl Gradient {
             trusted: None,
             alone: 1.0,
             probed: 0,
+            harmless: Harmless::new(now),
             window: Window::new(now),
             latency: Duration::ZERO,
             spread: None,
@@ -216,6 +250,7 @@ impl Gradient {
             level: None,
             height: None,
             ceiling: None,
+            is_pressed: false,
             hold: false,
             probe_at: None,
             probe_gap: PROBE_FIRST,
@@ -254,6 +289,11 @@ impl Gradient {
     }
 
     pub(super) fn answered(&mut self, now: Instant, sample: &Sample, bounds: &Bounds) {
+        if self.harmless.answered(now, sample) && self.window.is_saturated() {
+            self.lift(now, bounds);
+        }
+        let bounds = &bounds.at_least(self.harmless.limit().min(self.limit));
+        // Whatever is faster counts as this.
         let sample = Sample { latency: sample.latency.max(AT_ONCE), ..*sample };
         self.window.answered(now, &sample, self.usually);
         let (ended, length) = self.window.size(now);
@@ -261,38 +301,79 @@ impl Gradient {
         // ones.
         let is_first = self.base.is_none() && !self.window.is_saturated();
         let pictures = self.pictures() * if is_first { FRESH } else { 1.0 };
-        let shortest = if is_first { WINDOW[1].1 } else { self.latency };
+        let shortest = match self.phase {
+            _ if is_first => WINDOW[1].1,
+            Phase::Search { .. } => self.latency / 2,
+            _ => self.latency,
+        };
+        let turns = self.limit() * (pictures - 1.0).min(TURNS);
         let enough = |(enough, long): (u32, Duration)| {
-            f64::from(ended) >= f64::from(enough) * pictures && length >= long.max(shortest)
+            f64::from(ended) >= (f64::from(enough) * pictures).max(turns) && length >= long.max(shortest)
         };
         // Two rounds are a picture, where it has to be quick.
         let rounds = (2 * self.limit as u32).clamp(2 * WINDOW[1].0, 2 * WINDOW[0].0);
-        let is_quick = self.grows || matches!(self.phase, Phase::Search { .. });
-        let first = if is_quick { (rounds, WINDOW[0].1) } else { WINDOW[0] };
+        let is_search = matches!(self.phase, Phase::Search { .. });
+        let first = if self.grows || is_search { (rounds, WINDOW[0].1) } else { WINDOW[0] };
+        let is_start = self.base.is_none() && !is_first && !is_search;
         // PERF: to look costs as much as ten answers.
         let is_long = matches!(self.phase, Phase::Probe { .. } | Phase::Verify { .. });
-        let is_over =
-            if is_long { PROBE.into_iter().any(enough) } else { enough(first) || enough(WINDOW[1]) };
+        let is_over = if is_start {
+            self.is_round_over(ended, length)
+        } else if is_long {
+            PROBE.into_iter().any(enough)
+        } else {
+            enough(first) || enough(WINDOW[1])
+        };
         let is_looked_at = is_over || (is_long && ended.is_multiple_of(WINDOW[0].0) && enough(WINDOW[0]));
         if !is_looked_at {
             return;
         }
-        let Some(seen) = self.window.seen() else { return };
+        let Some(seen) = self.window.seen(now) else { return };
         let goes_on = is_long && !is_over && self.is_busy(&seen) && !self.alarming(&seen);
-        if goes_on {
+        // What becomes a base should be whole.
+        let patience = match () {
+            () if is_first => LONGEST,
+            () if is_search => WINDOW[1].1,
+            () => Duration::ZERO,
+        };
+        if goes_on || (seen.is_partial() && length < patience) {
             return;
         }
-        self.latency = Duration::from_secs_f64(seen.latency).min(WINDOW[1].1);
-        if let Some(spread) = seen.spread.filter(|_| !self.alarming(&seen)) {
+        if let Some(base) = self.base {
+            let is_quiet = !seen.saturated && seen.latency <= base * TOLERANCE;
+            self.is_pressed = !is_quiet && (self.is_pressed || self.is_full(&seen));
+        }
+        self.latency = Duration::from_secs_f64(seen.latency).min(LONGEST);
+        if let Some(spread) = seen.spread.filter(|_| !is_start && !self.alarming(&seen)) {
             self.spread = Some(self.spread.map_or(spread, |mean| mean + SPREAD_STEP * (spread - mean)));
         }
         match self.phase {
             Phase::Steady => self.follow(now, &seen, bounds),
+            Phase::Start(start) => self.start(now, &seen, start, bounds),
             Phase::Search { limit, before, best } => self.search(now, &seen, (limit, before, best), bounds),
             Phase::Verify { limit, highest } => self.verify(now, &seen, limit, highest, bounds),
             Phase::Probe { limit } => self.judge(now, &seen, limit, bounds),
         }
         self.usually = Duration::from_secs_f64(self.base.unwrap_or(0.0));
+    }
+
+    /// Whether all slots have come back once while nothing is known.
+    fn is_round_over(&self, ended: u32, length: Duration) -> bool {
+        let is_again = matches!(self.phase, Phase::Start(Start { in_vain: true, .. }));
+        ended >= ROUND.0.max(self.limit as u32)
+            && length >= if is_again { ROUND_AGAIN } else { ROUND.1 }
+            && length >= self.latency.max(self.window.latency()).min(LONGEST)
+    }
+
+    /// More does no harm.
+    fn lift(&mut self, now: Instant, bounds: &Bounds) {
+        let limit = bounds.clamp(self.harmless.limit());
+        if limit.round() > self.limit().round() {
+            self.limit = limit.max(self.limit);
+            self.phase = Phase::Steady;
+            self.start_over();
+            self.window.clear(now, now);
+        }
     }
 
     /// How many times as long a window has to be for the standard error of its mean to be 7 %.
@@ -313,10 +394,15 @@ impl Gradient {
 
     /// Whether the limit is what bounds what is in flight, and not for moments alone.
     fn is_busy(&self, seen: &Seen) -> bool {
-        let used = seen.mean / self.limit();
-        // Of an upstream that others wait for, nobody should have all that they want.
-        let others_wait = !self.is_proven() && self.base.is_some_and(|base| seen.latency > base * TOLERANCE);
-        (seen.saturated && used >= BUSY) || (others_wait && used >= FREE)
+        // Of an upstream that others wait for too, nobody should have all that they want.
+        let others_wait = self.is_pressed
+            && !self.is_proven()
+            && self.base.is_some_and(|base| seen.latency > base * TOLERANCE);
+        self.is_full(seen) || (others_wait && seen.mean >= FREE * self.limit())
+    }
+
+    fn is_full(&self, seen: &Seen) -> bool {
+        seen.saturated && seen.mean >= BUSY * self.limit()
     }
 
     /// A window closes in good or bad times, without an experiment.
@@ -325,7 +411,14 @@ impl Gradient {
         if !self.is_busy(seen) {
             return self.idle(now, seen, bounds);
         }
-        let Some(base) = self.base else { return self.cut(now, Some(*seen), None, bounds) };
+        let Some(base) = self.base else {
+            return self.start(
+                now,
+                seen,
+                Start { latency: seen.latency, hold: seen.hold, last: None, best: None, in_vain: false },
+                bounds,
+            );
+        };
         if self.alarming(seen) {
             self.done = seen.rate;
             return self.cut(now, Some(*seen), None, bounds);
@@ -339,7 +432,7 @@ impl Gradient {
         let ratio = seen.latency / base;
         let is_unsure = self.anchored < FRESH || (self.grows && self.ramps);
         let tolerance = if is_unsure { self.wide_tolerance() } else { TOLERANCE };
-        if ratio < FASTER {
+        if ratio < FASTER && !seen.is_partial() {
             self.base = Some(base + STEP * (seen.latency - base));
         } else if self.anchored < FRESH && ratio <= tolerance {
             self.anchored += 1.0;
@@ -358,8 +451,41 @@ impl Gradient {
             Some(at) if now >= at => self.probe(now, ratio, bounds),
             Some(_) => {}
             // Not all at the same time after what met all of them.
-            None => self.schedule(now, if self.probed >= PROVEN_BY { PROBE_FIRST } else { PROBE_NEW }, 1.0),
+            None => self.schedule(now, if self.is_probed() { PROBE_FIRST } else { PROBE_NEW }, 1.0),
         }
+    }
+
+    /// A round is over of the time in which nothing is known.
+    fn start(&mut self, now: Instant, seen: &Seen, start: Start, bounds: &Bounds) {
+        if seen.cut_off || seen.bad > BAD {
+            return self.cut(now, Some(*seen), start.best, bounds);
+        }
+        // Those that end first are the fast ones, and those that began together end together: both have to rise.
+        let slower = (seen.hold / start.hold).min(seen.latency / start.latency);
+        if !self.is_busy(seen) && slower < MUCH_SLOWER {
+            if seen.saturated {
+                self.phase = Phase::Start(start);
+                return self.window.clear(now, now);
+            }
+            // There is enough for everybody, and time for a good look.
+            self.phase = Phase::Steady;
+            return self.follow(now, seen, bounds);
+        }
+        let (limit, done) = start.last.unwrap_or((self.limit, seen.rate / 2.0));
+        let (grown, more) = (self.limit / limit - 1.0, seen.rate / done - 1.0);
+        let is_slower = slower > if start.in_vain { 1.4 } else { 1.7 };
+        let is_of_use = slower < MUCH_SLOWER && more > grown * if is_slower { 0.4 } else { 0.1 };
+        if !is_of_use && (start.in_vain || is_slower) {
+            return self.cut(now, Some(*seen), start.best, bounds);
+        }
+        let this = Some((self.limit, seen.rate));
+        let best = start.best.filter(|(_, done)| *done >= seen.rate).or(this);
+        let last = if is_of_use { this } else { start.last };
+        self.phase = Phase::Start(Start { last, best, in_vain: !is_of_use, ..start });
+        if is_of_use {
+            self.limit = bounds.clamp(self.limit * 2.0);
+        }
+        self.window.clear(now, now);
     }
 
     /// Too many attempts are refused or time out: less, but not far below what was well served of late. In a brownout
@@ -390,7 +516,8 @@ impl Gradient {
         if seen.saturated && seen.latency <= TOLERANCE * base {
             self.limit = bounds.clamp(self.limit + STEP * self.room());
         }
-        if !seen.cut_off && (seen.latency < base || (!seen.saturated && !seen.swells())) {
+        let is_lower = seen.latency < base;
+        if !seen.cut_off && if is_lower { !seen.is_partial() } else { !seen.saturated && !seen.swells() } {
             // More than half full, a part of it may be queue; and what is near may be noise.
             let is_free = seen.mean < FREE * self.limit;
             let is_noise = (FASTER..=TOLERANCE).contains(&(seen.latency / base));
@@ -432,7 +559,7 @@ impl Gradient {
             None => (self.limit, level),
         };
         self.height = Some((limit, highest));
-        if self.limit <= KEPT * limit && self.probed < PROVEN_BY {
+        if self.limit <= KEPT * limit && !self.is_probed() {
             self.schedule(now, 0.0, 0.0);
         } else if self.limit <= KEPT * limit && self.is_alone() {
             self.phase = Phase::Verify { limit, highest };
@@ -456,9 +583,14 @@ impl Gradient {
         self.follow(now, seen, bounds);
     }
 
+    /// So many probes are more than chance.
+    fn is_probed(&self) -> bool {
+        f64::from(self.probed) >= PROVEN_BY * self.pictures().min(1.5)
+    }
+
     /// It is known to be alone.
     fn is_proven(&self) -> bool {
-        self.probed >= PROVEN_BY && self.is_alone()
+        self.is_probed() && self.is_alone()
     }
 
     fn is_alone(&self) -> bool {
@@ -505,10 +637,7 @@ impl Gradient {
         if grown >= if self.grows { 1.05 } else { 1.5 } {
             let more = rate / done;
             let enough = if self.grows { 0.4 } else { 0.3 };
-            // Who is answered at once may as well be under way as wait here; so many at most (Little's law).
-            let at_once = AT_ONCE.as_secs_f64();
-            let is_harmless = seen.latency <= at_once && self.limit <= seen.rate * at_once;
-            if more < 1.0 + (grown - 1.0) * enough && !is_harmless {
+            if more < 1.0 + (grown - 1.0) * enough {
                 // So many as there is use for, and a few.
                 self.limit =
                     bounds.clamp((at * more.max(1.0) * if self.ramps { 1.1 } else { 1.0 }).min(self.limit));
@@ -592,7 +721,9 @@ impl Gradient {
         if fell && !is_calm {
             return self.cut(now, Some(*seen), more, bounds);
         }
-        let moves = !is_calm && self.may_move(self.done);
+        // Who has no more than the least limit was not cut, so it says nothing that nothing fell.
+        let was_cut = before.is_none_or(|before| seen.mean < 0.9 * before.mean) || self.base.is_none();
+        let moves = !is_calm && was_cut && self.may_move(self.done);
         if moves {
             self.anchor(seen);
             self.proven = Most::new(now);
@@ -619,8 +750,8 @@ impl Gradient {
         self.window.clear(now, now);
         self.probe_gap = PROBE_FIRST;
         // Where more is done than before, it has to be found out soon whether others do so too.
-        let is_new = self.probed < PROVEN_BY && !(moves && self.usual.is_some());
-        self.schedule(now, if is_new { PROBE_NEW } else { PROBE_FIRST }, 1.0);
+        let is_known = self.is_probed() || (moves && self.usual.is_some());
+        self.schedule(now, if is_known { PROBE_FIRST } else { PROBE_NEW }, 1.0);
     }
 
     /// `gap` in seconds, and what part of it chance decides: sidecars should not probe in step.
@@ -637,8 +768,10 @@ impl Gradient {
             self.phase = Phase::Probe { limit };
             self.window.clear(now, now);
         } else {
-            // With so little, it is not the limit that makes the queue.
-            self.alone /= 2.0;
+            if self.limit > self.harmless.limit() {
+                // With so little, it is not the limit that makes the queue.
+                self.alone /= 2.0;
+            }
             self.schedule(now, PROBE_FIRST, 0.4);
         }
     }
@@ -671,15 +804,15 @@ impl Gradient {
         let fell = seen.latency < level * (1.0 + kept) / 2.0;
         if fell && seen.rate >= goodput * (1.0 + kept) / 2.0 {
             self.limit = bounds.clamp(limit);
-            self.base = Some(base.min(seen.latency));
+            self.base = Some(if seen.is_partial() { base } else { base.min(seen.latency) });
             self.probe_gap = PROBE_FIRST;
             self.ramps = false;
             return self.schedule(now, PROBE_SOON, 0.4);
         }
-        if seen.latency < base * 1.1 {
+        if seen.latency < base * 1.1 && !seen.is_partial() {
             self.base = Some(base + STEP * (seen.latency - base));
         }
-        let gap = if self.probed == 0 || self.probed >= PROVEN_BY { self.probe_gap } else { PROBE_NEW };
+        let gap = if self.probed == 0 || self.is_probed() { self.probe_gap } else { PROBE_NEW };
         self.schedule(now, gap, 0.4);
         self.probe_gap = (self.probe_gap * 2.0).min(PROBE_LATEST);
     }

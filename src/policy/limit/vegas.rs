@@ -58,7 +58,7 @@ impl Vegas {
         if !WINDOW.iter().any(|(enough, shortest)| ended >= *enough && length >= *shortest) {
             return;
         }
-        let Some(seen) = self.window.seen() else { return };
+        let Some(seen) = self.window.seen(now) else { return };
         self.window.clear(now, self.window.from());
         if self.renews.take().is_some() {
             if !seen.cut_off {

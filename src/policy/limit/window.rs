@@ -36,6 +36,10 @@ pub(super) struct Window {
     /// How many were in flight for how long, in nanoseconds, up to `moved`; and how many slots came back.
     held: u64,
     moved: Instant,
+    in_flight: u32,
+    /// The same of those whose heads had not come.
+    waited: u64,
+    unanswered: u32,
     left: u32,
     entered: u32,
 }
@@ -46,12 +50,16 @@ struct Logs {
     count: u32,
     sum: f64,
     squares: f64,
+    /// Not of the logarithms: all of it, in seconds.
+    whole: f64,
 }
 
 impl Logs {
     fn add(&mut self, latency: Duration) {
-        let log = log(latency.as_secs_f64());
+        let seconds = latency.as_secs_f64();
+        let log = log(seconds);
         self.count += 1;
+        self.whole += seconds;
         self.sum += log;
         self.squares += log * log;
     }
@@ -100,6 +108,9 @@ pub(super) struct Seen {
     pub(super) bad: f64,
     /// How many seconds a slot was held, in the mean.
     pub(super) hold: f64,
+    /// The arithmetic mean of what those took that have ended, and of what all take (Little's law).
+    pub(super) took: f64,
+    pub(super) takes: f64,
     /// In flight: in the mean, and at most.
     pub(super) mean: f64,
     pub(super) peak: u32,
@@ -114,6 +125,11 @@ impl Seen {
     /// Ever more are in flight: what is seen is on its way to something else.
     pub(super) fn swells(&self) -> bool {
         f64::from(self.more) > 0.4 * f64::from(self.ended)
+    }
+
+    /// Some take much longer than those that have ended.
+    pub(super) fn is_partial(&self) -> bool {
+        self.takes > 1.5 * self.took
     }
 
     /// What part of the latency is left in what was seen `after`. While ever more are in flight, those that have ended
@@ -141,6 +157,9 @@ impl Window {
             saturated: false,
             held: 0,
             moved: now,
+            in_flight: 0,
+            waited: 0,
+            unanswered: 0,
             left: 0,
             entered: 0,
         }
@@ -148,7 +167,8 @@ impl Window {
 
     /// Empties it. `from`: attempts that were sent before do not count.
     pub(super) fn clear(&mut self, now: Instant, from: Instant) {
-        *self = Self { from, ..Self::new(now) };
+        let (in_flight, unanswered) = (self.in_flight, self.unanswered);
+        *self = Self { from, in_flight, unanswered, ..Self::new(now) };
     }
 
     /// Since when attempts count.
@@ -156,15 +176,17 @@ impl Window {
         self.from
     }
 
-    /// `in_flight` up to now.
-    fn holds(&mut self, now: Instant, in_flight: u32) {
+    /// As many are in flight as before, up to now.
+    fn holds(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.moved).as_nanos() as u64;
-        self.held += passed.saturating_mul(in_flight.into());
+        self.held += passed.saturating_mul(self.in_flight.into());
+        self.waited += passed.saturating_mul(self.unanswered.into());
         self.moved = now;
     }
 
-    pub(super) fn entered(&mut self, now: Instant, in_flight: u32, limit: u32) {
-        self.holds(now, in_flight.saturating_sub(1));
+    pub(super) fn entered(&mut self, now: Instant, in_flight: u32, unanswered: u32, limit: u32) {
+        self.holds(now);
+        (self.in_flight, self.unanswered) = (in_flight, unanswered);
         self.entered += 1;
         self.peak = self.peak.max(in_flight);
         self.saturated |= in_flight >= limit;
@@ -174,8 +196,14 @@ impl Window {
         self.saturated
     }
 
-    pub(super) fn left(&mut self, now: Instant, in_flight: u32) {
-        self.holds(now, in_flight + 1);
+    /// A head came, whose body follows.
+    pub(super) fn body_begins(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+    }
+
+    pub(super) fn left(&mut self, now: Instant, in_flight: u32, unanswered: u32) {
+        self.holds(now);
+        (self.in_flight, self.unanswered) = (in_flight, unanswered);
         self.left += 1;
     }
 
@@ -185,6 +213,7 @@ impl Window {
 
     /// Counts an attempt, if it does. `usual`: what half of them take; a refusal that comes sooner is no latency.
     pub(super) fn answered(&mut self, now: Instant, sample: &Sample, usual: Duration) {
+        self.holds(now);
         // Who was sent before has had a slot of the new limit too, as soon as the first one was sent after.
         if self.first.is_some() {
             self.all += 1;
@@ -195,7 +224,7 @@ impl Window {
         }
         if self.first.is_none() {
             self.first = Some(now);
-            (self.held, self.moved, self.left, self.entered) = (0, now, 0, 0);
+            (self.held, self.waited, self.left, self.entered) = (0, 0, 0, 0);
         }
         self.last = now;
         self.ended += 1;
@@ -213,13 +242,19 @@ impl Window {
         (self.ended, since)
     }
 
+    /// What they took, as far as it is seen.
+    pub(super) fn latency(&self) -> Duration {
+        Duration::from_secs_f64(self.answers.mean().unwrap_or(0.0))
+    }
+
     /// The variance of the logarithms of what those took that were served.
     pub(super) fn spread(&self) -> Option<f64> {
         self.answers.variance()
     }
 
     /// None: nobody was served or cut off.
-    pub(super) fn seen(&self) -> Option<Seen> {
+    pub(super) fn seen(&mut self, now: Instant) -> Option<Seen> {
+        self.holds(now);
         let (first, seconds) = (self.first?, |span: Duration| span.as_secs_f64());
         let cut_off = self.cut_off.count > self.answers.count;
         let latency = if cut_off { self.cut_off.mean() } else { self.answers.mean() }?;
@@ -235,6 +270,8 @@ impl Window {
             refused: f64::from(self.refused) / f64::from(self.ended),
             bad: f64::from(self.refused + self.cut_off.count) / f64::from(self.ended),
             hold: if self.left > 0 { held / f64::from(self.left) } else { latency },
+            took: self.answers.whole / f64::from(self.answers.count.max(1)),
+            takes: self.waited as f64 / 1e9 / f64::from(self.all.max(1)),
             mean: held / seconds(self.moved.saturating_duration_since(first)).max(1e-6),
             peak: self.peak,
             saturated: self.saturated,

@@ -1,0 +1,61 @@
+//! How many in flight can do no harm: as many as an upstream that serves so many in a second would make wait for 5 ms.
+//!
+//! Little's law turned round. Whoever serves 40,000 in a second has worked off any queue of 200 within 5 ms, and nobody
+//! feels that; but to find 200 from 20 by experiments takes a second, in which a burst is refused for nothing. So
+//! this needs no experiment and no base: it is counted, within milliseconds. Where sidecars share an upstream each counts what it
+//! got itself, so all of them together make nobody wait for longer.
+//!
+//! An upstream that refuses has a limit of its own, which this must not run into: then it is none.
+
+use std::time::{Duration, Instant};
+
+use super::sample::{Lesson, Sample};
+
+/// A wait that is not worth a refusal; what is faster is told from it by a scheduler, a timer or this process.
+pub(super) const AT_ONCE: Duration = Duration::from_millis(5);
+/// It is counted anew with so many answers, or more where they take less than [`AT_ONCE`] together.
+const ENOUGH: u32 = 64;
+/// One in so many refusals and timeouts is bad luck.
+const BAD: u32 = 20;
+
+/// Counts answers.
+#[derive(Debug)]
+pub(super) struct Harmless {
+    since: Instant,
+    served: u32,
+    bad: u32,
+    limit: f64,
+}
+
+impl Harmless {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, served: 0, bad: 0, limit: 0.0 }
+    }
+
+    /// So many in flight do no harm. 0: nothing is known.
+    pub(super) fn limit(&self) -> f64 {
+        self.limit
+    }
+
+    /// An attempt has ended. True: it was counted anew.
+    pub(super) fn answered(&mut self, now: Instant, sample: &Sample) -> bool {
+        match sample.lesson {
+            Lesson::Served => self.served += 1,
+            Lesson::Overloaded => self.bad += 1,
+            Lesson::Nothing => {}
+        }
+        // PERF: mostly the first condition ends it.
+        if !(self.served + self.bad).is_multiple_of(ENOUGH) || sample.lesson == Lesson::Nothing {
+            return false;
+        }
+        let passed = now.saturating_duration_since(self.since);
+        if passed < AT_ONCE {
+            return false;
+        }
+        let is_well = self.bad * BAD <= self.served;
+        let rate = f64::from(self.served) / passed.as_secs_f64();
+        let limit = if is_well { rate * AT_ONCE.as_secs_f64() } else { 0.0 };
+        *self = Self { limit, ..Self::new(now) };
+        true
+    }
+}
