@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 
+use super::client::Client;
 use super::context::Peer;
 use super::listener::Protocol;
 use super::worker::Worker;
@@ -93,7 +94,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: Transport, peer: SocketAddr, 
     if is_http2 {
         Box::pin(http2::serve(worker, connection, peer)).await;
     } else {
-        http1::serve(&worker, connection, &peer, snapshot).await;
+        // Shared from here on: given by value, it would stand in the idle task a second time.
+        http1::serve(&worker, Rc::new(Client::new(connection)), &peer, snapshot).await;
     }
 }
 

@@ -6,6 +6,7 @@
 //! The order is the same for everyone. Retries stand around the attempts, so that every attempt is admitted,
 //! counted and judged by itself: breaker, limits and balancing learn from attempts, users' metrics from requests.
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use super::answer::Answer;
@@ -76,7 +77,7 @@ fn shadow(worker: &Rc<Worker>, request: &Request, routed: Routed) {
     let Some(copy) = mirror::copy(worker, request, &routed) else { return };
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
-        survive(send_copy(&worker, copy, routed), worker.shared.metrics.panics()).await;
+        survive(pin!(send_copy(&worker, copy, routed)), worker.shared.metrics.panics()).await;
     });
 }
 

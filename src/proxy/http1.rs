@@ -64,8 +64,7 @@ enum Then {
 }
 
 /// Serves one connection to its end. `snapshot` has its listener.
-pub async fn serve(worker: &Rc<Worker>, connection: Connection, peer: &Peer, mut snapshot: Held) {
-    let client = Rc::new(Client::new(connection));
+pub async fn serve(worker: &Rc<Worker>, client: Rc<Client>, peer: &Peer, mut snapshot: Held) {
     let timer = worker.timer();
     let mut now = Instant::now();
     loop {

@@ -4,14 +4,14 @@
 //! log's line of it is the hook's (`runtime::panics`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 
 use crate::telemetry::cells::SharedCounter;
 
-/// Runs `task` to its end, which a panic is too; that counts in `panics`.
-pub async fn survive(task: impl Future<Output = ()>, panics: &SharedCounter) {
-    let mut task = pin!(task);
+/// Runs `task` to its end, which a panic is too; that counts in `panics`. By reference: an async function keeps what it
+/// is given by value twice, and these futures are large.
+pub async fn survive(mut task: Pin<&mut impl Future<Output = ()>>, panics: &SharedCounter) {
     std::future::poll_fn(|context| {
         // Whatever the panic left half done belongs to the task, and is never looked at again.
         catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))).unwrap_or_else(|_| {
@@ -24,6 +24,8 @@ pub async fn survive(task: impl Future<Output = ()>, panics: &SharedCounter) {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     #[test]
@@ -33,17 +35,14 @@ mod tests {
         runtime.block_on(async {
             let held = std::rc::Rc::new(());
             let kept = held.clone();
-            survive(
-                async move {
-                    let _held = held;
-                    tokio::task::yield_now().await;
-                    panic!("a bug");
-                },
-                &panics,
-            )
-            .await;
+            let task = async move {
+                let _held = held;
+                tokio::task::yield_now().await;
+                panic!("a bug");
+            };
+            survive(pin!(task), &panics).await;
             assert_eq!(std::rc::Rc::strong_count(&kept), 1, "what it held has come back");
-            survive(async {}, &panics).await;
+            survive(pin!(async {}), &panics).await;
         });
         assert_eq!(panics.get(), 1);
     }
