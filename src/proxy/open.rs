@@ -131,7 +131,8 @@ impl Opening<'_> {
         match pooled {
             Some(connection) => Ok((Found::Connection(connection), started)),
             None => {
-                let connection = self.connect(*wanted).await.map_err(unsent)?;
+                // Boxed, like all that makes a connection: rare, and every request would be larger for it.
+                let connection = Box::pin(self.connect(*wanted)).await.map_err(unsent)?;
                 Ok((Found::Connection(connection), Instant::now()))
             }
         }
@@ -163,7 +164,7 @@ impl Opening<'_> {
             }
             None => {}
         }
-        let found = self.join(wanted, way).await.map_err(unsent)?;
+        let found = Box::pin(self.join(wanted, way)).await.map_err(unsent)?;
         Ok((found, Instant::now()))
     }
 
