@@ -4,6 +4,13 @@
 //! attempt may wait for one. [`Gate`] is pure; the shell around it, one for each upstream and the whole process,
 //! is a mutex and the wakers (`proxy`).
 //!
+//! Slots are the upstream's, so nobody keeps one by sending slowly: an attempt that waits for more of its request than
+//! [`PATIENCE`] lends its slot until the request is complete, or the upstream takes no more of it, or answers
+//! ([`Gate::lend`]). Then it takes one whether one is free or not, since the upstream has the request already; newcomers
+//! wait until that is made up for.
+//! Rejected: to take the slot back for each piece that comes, which keeps it busy with a few bytes each 50 ms; to hold
+//! the last piece back until a slot is free, which refuses a client behind an upload that took minutes.
+//!
 //! Where the limit comes from, and when it lets nobody in though slots are free because the upstream stalls: `limit`.
 //! Who waits, and for how long: `queue`. Here they meet: whoever is let in while others wait is the next of those, and
 //! what an attempt shows may let in several at once. So every call that can free a slot is followed by
@@ -32,6 +39,11 @@ use crate::units::{Ratio, Span};
 /// with a second they were idle in between.
 pub const LINGERS: Duration = Duration::from_millis(250);
 
+/// How long an attempt keeps its slot while it waits for its client to send the rest of a request. Clients nearby send a
+/// body right behind its head, and those far away need a round trip or two of some ten milliseconds; whoever takes
+/// longer would hold up others for longer than they take themselves.
+pub const PATIENCE: Duration = Duration::from_millis(50);
+
 /// `[upstream.NAME.concurrency]`: how many attempts may be in flight.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -44,7 +56,8 @@ pub struct Settings {
     pub limit: limit::Settings,
     /// Who waits for a slot. Default `{ size = 100, timeout = "500ms", order = "priority" }`.
     pub queue: queue::Settings,
-    /// A body that runs longer is a stream and gives its slot back. Default `"5s"`.
+    /// A body that runs longer is a stream and gives its slot back; so is a call of gRPC that no deadline bounds, without
+    /// a head for so long. Default `"5s"`.
     pub stream_after: Span,
 }
 
@@ -203,6 +216,19 @@ impl Gate {
         self.grant(now, p50)
     }
 
+    /// Lends a slot while its attempt waits for its client, as it has done for `held`. That teaches nothing, and is not
+    /// the pace at which slots come back. Owes a [`Gate::take_back`], unless the attempt ends before.
+    pub fn lend(&mut self, now: Instant, held: Duration, p50: Option<Duration>) -> Leave {
+        self.in_flight -= 1;
+        self.limiter.lent(now, self.in_flight, held);
+        self.grant(now, p50)
+    }
+
+    /// An attempt that has lent its slot needs one: the upstream has work from now on. Owes a [`Gate::leave`].
+    pub fn take_back(&mut self, now: Instant) {
+        self.take(now);
+    }
+
     /// Gives the slot of an attempt back that was sent at `began` and given up without an answer: its client has left,
     /// or its time was over. Where the limit is learnt, the slot stays taken while the upstream may still work on it:
     /// until an attempt that began later is answered, or for twice what it has had, or others need; [`LINGERS`] at most.
@@ -265,7 +291,7 @@ impl Gate {
         self.queue.remove(ticket)
     }
 
-    /// Slots that are taken; above the limit only after the limit was lowered.
+    /// Slots that are taken; above the limit only after the limit was lowered, or slots that were lent are taken back.
     pub fn in_flight(&self) -> u32 {
         self.in_flight
     }

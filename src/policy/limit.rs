@@ -304,6 +304,18 @@ impl Limiter {
         }
     }
 
+    /// An attempt that has held its slot for `held` waits for its client, and lends the slot; `in_flight` counts it no
+    /// more.
+    pub fn lent(&mut self, now: Instant, in_flight: u32, held: Duration) {
+        let unanswered = in_flight - self.answering;
+        self.stall.left(unanswered);
+        match &mut self.kind {
+            Kind::Gradient(gradient) => gradient.window().lent(now, in_flight, unanswered, held),
+            Kind::Vegas(vegas) => vegas.window().lent(now, in_flight, unanswered, held),
+            Kind::Aimd(_) | Kind::Fixed => {}
+        }
+    }
+
     /// A stall is over: what it did to the latencies is no lesson.
     fn forget(&mut self, now: Instant, again: bool) {
         match &mut self.kind {

@@ -76,6 +76,8 @@ pub struct Slot {
     given_up: Option<Instant>,
     /// Its body flows, and the limit has been told of its head.
     is_answering: bool,
+    /// It is others' while the attempt waits for its client.
+    is_lent: bool,
 }
 
 /// A place in the queue, until dropped.
@@ -195,6 +197,7 @@ impl Gate {
             left_at: None,
             given_up: None,
             is_answering: false,
+            is_lent: false,
         }
     }
 
@@ -375,6 +378,29 @@ impl Slot {
         true
     }
 
+    /// The attempt waits for its client, as it has done for `held`: others may have the slot until it is taken back.
+    pub fn lend(&mut self, now: Instant, held: Duration) {
+        if !std::mem::replace(&mut self.is_lent, true) {
+            self.gate.with(|inner, wakers| {
+                let leave = inner.decisions.lend(now, held, self.p50);
+                inner.tell(leave, wakers);
+                inner.grant(now, self.p50, wakers);
+            });
+        }
+    }
+
+    /// The attempt waits for its upstream alone, from `now` on. Does nothing where it is not lent.
+    pub fn take_back(&mut self, now: Instant) {
+        if std::mem::take(&mut self.is_lent) {
+            self.gate.lock().decisions.take_back(now);
+        }
+    }
+
+    /// Whether it is lent.
+    pub fn is_lent(&self) -> bool {
+        self.is_lent
+    }
+
     /// Gives it back at `now`; dropping it does the same and reads the clock.
     pub fn leave(mut self, now: Instant) {
         self.left_at = Some(now);
@@ -383,6 +409,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.is_lent {
+            return;
+        }
         let (now, sample) = (self.left_at.unwrap_or_else(Instant::now), self.sample.take());
         if self.is_answering {
             self.gate.lock().decisions.body_ends();
@@ -437,6 +466,28 @@ mod tests {
         let Poll::Ready(Ok(slot)) = second.as_mut().poll(nobody) else { panic!("it has been called") };
         drop(slot);
         assert_eq!(gate.counts(), (0, 1, 0));
+    }
+
+    #[test]
+    fn what_is_lent_is_the_next_ones_and_is_taken_back_beyond_the_limit() {
+        let gate = gate(1);
+        let wheel = Wheel::new(Instant::now());
+        let (mut uploads, nobody) =
+            (gate.try_enter(ask()).expect("a slot"), &mut Context::from_waker(Waker::noop()));
+        let timer = wheel.timer();
+        let mut next = pin!(gate.enter(ask(), &timer, |_| ()));
+        assert!(next.as_mut().poll(nobody).is_pending());
+
+        (0..2).for_each(|_| uploads.lend(Instant::now(), Duration::from_millis(50)));
+        let Poll::Ready(Ok(slot)) = next.as_mut().poll(nobody) else { panic!("it has been called") };
+        assert_eq!(gate.counts(), (1, 1, 0));
+        (0..2).for_each(|_| uploads.take_back(Instant::now()));
+        assert_eq!(gate.counts(), (2, 1, 0), "the upstream has both");
+        drop(slot);
+        assert!(gate.try_enter(ask()).is_err(), "there is none");
+        uploads.lend(Instant::now(), Duration::from_millis(50));
+        drop(uploads);
+        assert_eq!(gate.counts(), (0, 1, 0), "what is lent does not come back twice");
     }
 
     #[test]

@@ -293,6 +293,33 @@ fn a_reload_keeps_slots_and_places() {
     assert_eq!(gate.back(2).next, Some(third));
 }
 
+#[test]
+fn who_waits_for_its_client_lends_its_slot_and_takes_one_without_asking() {
+    let mut gate = gate(1, 10);
+    assert_eq!(gate.ask(0), Entry::Slot);
+    let waits = gate.wait_in(10);
+    assert_eq!(gate.lend(at(50), ms(50), None).next, Some(waits));
+    gate.take_back(at(60));
+    assert_eq!(gate.in_flight(), 2, "the upstream has both");
+    let next = gate.wait_in(60);
+    assert!(gate.back(70).is_empty(), "still all that may be");
+    assert_eq!(gate.back(80).next, Some(next));
+    assert!(gate.lend(at(90), ms(10), None).is_empty());
+    assert_eq!((gate.in_flight(), gate.depth()), (0, 0), "it ended while it was lent");
+}
+
+#[test]
+fn who_waits_for_its_client_is_no_silence_of_the_upstream() {
+    let mut gate = known(100);
+    for n in 0..8 {
+        assert_eq!(gate.ask(2000), Entry::Slot);
+        let _ = gate.lend(at(2050), ms(50), None);
+        assert_eq!(gate.ask(3000 + n), Entry::Slot);
+        let _ = gate.leave(at(3000 + n), served(3000 + n, 3000 + n), None);
+    }
+    assert_eq!(gate.in_flight(), 0);
+}
+
 /// What may happen to a gate.
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -300,6 +327,9 @@ enum Step {
     /// With so much time left.
     Enter(u64, bool),
     Leave,
+    /// So many milliseconds after it was entered, perhaps.
+    Lend(u64),
+    TakeBack,
     GiveUp(usize),
     Update(u32, u32),
 }
@@ -309,6 +339,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0u64..100).prop_map(Step::Pass),
         6 => (1u64..3000, prop::bool::weighted(0.9)).prop_map(|(left, may_queue)| Step::Enter(left, may_queue)),
         4 => Just(Step::Leave),
+        2 => (0u64..100).prop_map(Step::Lend),
+        1 => Just(Step::TakeBack),
         1 => any::<usize>().prop_map(Step::GiveUp),
         1 => (1u32..6, 0u32..6).prop_map(|(max, size)| Step::Update(max, size)),
     ];
@@ -317,15 +349,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     /// Against two lists: no slot leaks, none is given beyond the limit, nobody overtakes, and the queue is no
-    /// longer than it may be.
+    /// longer than it may be. What was lent is taken back whatever the limit says.
     #[test]
     fn slots_and_places_are_kept_like_two_lists(
-        (max, size) in (1u32..6, 0u32..6),
+        (max, size, is_learnt) in (1u32..6, 0u32..6, any::<bool>()),
         p50 in prop::option::of(1u64..50),
         steps in steps(),
     ) {
         let p50 = p50.map(ms);
-        let mut gate = Gate::new(&settings(max, size, 500), start(), 1);
+        let settings = |max, size| {
+            let limit = limit::Settings::Gradient { initial: max, min: max, max };
+            let fixed = settings(max, size, 500);
+            if is_learnt { Settings { limit, ..fixed } } else { fixed }
+        };
+        let mut gate = Gate::new(&settings(max, size), start(), 1);
+        let mut lent = 0u32;
         let (mut now, mut slots, mut waiting) = (start(), 0u32, VecDeque::<(Ticket, Instant)>::new());
         let (mut limit, mut places) = (max, size as usize);
         for step in steps {
@@ -353,7 +391,15 @@ proptest! {
                     slots -= 1;
                     granted.push(gate.leave(now, None, p50));
                 }
-                Step::Leave => {}
+                Step::Lend(held) if slots > 0 => {
+                    (slots, lent) = (slots - 1, lent + 1);
+                    granted.push(gate.lend(now, ms(held), p50));
+                }
+                Step::TakeBack if lent > 0 => {
+                    (slots, lent) = (slots + 1, lent - 1);
+                    gate.take_back(now);
+                }
+                Step::Leave | Step::Lend(_) | Step::TakeBack => {}
                 Step::GiveUp(n) if !waiting.is_empty() => {
                     let (ticket, _) = waiting.remove(n % waiting.len()).expect("it is within");
                     prop_assert!(gate.give_up(ticket));
@@ -361,7 +407,7 @@ proptest! {
                 Step::GiveUp(_) => {}
                 Step::Update(max, size) => {
                     (limit, places) = (max, size as usize);
-                    gate.update(&settings(max, size, 500));
+                    gate.update(&settings(max, size));
                     granted.extend(std::iter::from_fn(|| Some(gate.grant(now, p50)).filter(|leave| !leave.is_empty())));
                 }
             }

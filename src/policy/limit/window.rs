@@ -41,7 +41,7 @@ pub(super) struct Window {
     waited: u64,
     unanswered: u32,
     left: u32,
-    entered: u32,
+    entered: i32,
 }
 
 /// Logarithms of latencies, summed up.
@@ -207,6 +207,17 @@ impl Window {
         self.left += 1;
     }
 
+    /// One that entered `held` ago waits for its client: it is as if it had not entered.
+    pub(super) fn lent(&mut self, now: Instant, in_flight: u32, unanswered: u32, held: Duration) {
+        self.holds(now);
+        (self.in_flight, self.unanswered) = (in_flight, unanswered);
+        let since = self.first.map_or(Duration::ZERO, |first| now.saturating_duration_since(first));
+        let held = held.min(since).as_nanos() as u64;
+        self.held = self.held.saturating_sub(held);
+        self.waited = self.waited.saturating_sub(held);
+        self.entered -= 1;
+    }
+
     pub(super) fn saturated(&mut self) {
         self.saturated = true;
     }
@@ -276,7 +287,34 @@ impl Window {
             peak: self.peak,
             saturated: self.saturated,
             ended: self.ended,
-            more: self.entered as i32 - self.left as i32,
+            more: self.entered - self.left as i32,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::start;
+
+    #[test]
+    fn who_lends_its_slot_has_not_entered() {
+        let at = |millis| start() + Duration::from_millis(millis);
+        let served = |began, now: u64| {
+            let latency = Duration::from_millis(now - began);
+            Sample { began: at(began), latency, lesson: Lesson::Served }
+        };
+        let mut window = Window::new(start());
+        window.entered(start(), 1, 1, 10);
+        window.entered(start(), 2, 2, 10);
+        window.answered(at(10), &served(0, 10), Duration::ZERO);
+        window.left(at(10), 1, 1);
+        window.entered(at(20), 2, 2, 10);
+        window.lent(at(70), 1, 1, Duration::from_millis(50));
+        window.answered(at(80), &served(0, 80), Duration::ZERO);
+        window.left(at(80), 0, 0);
+        let seen = window.seen(at(80)).expect("two were served");
+        // Two have left, and nobody but them has held a slot since the first answer, for 70 ms.
+        assert!((seen.hold - 0.035).abs() < 1e-6 && seen.more == -2, "{seen:?}");
     }
 }
