@@ -256,10 +256,13 @@ impl Admitted {
                     None => (chain.classifier.status(head.status), AttemptOutcome::of_status(head.status)),
                 };
                 let verdict = if shed::is_shed(head) { Verdict::Throttled } else { verdict };
-                if verdict == Verdict::Success {
-                    chain.latency.record(now, latency);
+                // What became a stream before its head had nothing to say: that is no latency.
+                if !admitted.in_flight.is_stream() {
+                    if verdict == Verdict::Success {
+                        chain.latency.record(now, latency);
+                    }
+                    chain.upstream.observe(&admitted.in_flight, now, Observed::Head { verdict, latency });
                 }
-                chain.upstream.observe(&admitted.in_flight, now, Observed::Head { verdict, latency });
                 let retry_after = match verdict {
                     Verdict::Failure => retry_after(&head.fields).unwrap_or_default(),
                     _ => Duration::ZERO,
@@ -325,7 +328,9 @@ impl Admitted {
         let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
         // What is cut short by the rest of a request's time has not had its whole time.
         let allowed = self.clock.whole_attempt.unwrap_or(Duration::MAX);
-        let evidence = timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
+        // Nor is it the upstream's fault that its client sends no more, or that a stream has nothing to say.
+        let is_its_turn = !self.clock.awaits_client() && !self.in_flight.is_stream();
+        let evidence = is_its_turn && timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
         let verdict = chain.classifier.reason(error.reason, evidence);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
         let unreached = is_connect || error.reason == Reason::TlsError;
@@ -362,7 +367,9 @@ impl Admitted {
         if let (true, Some(slot), Some(sent)) = (is_given_up, &mut self.slot, self.clock.sent) {
             slot.gives_up(sent);
         }
-        Failed { error, unprocessed, slot: self.slot.take() }
+        // A slot that is lent is nobody's: another attempt has to ask for one.
+        let slot = self.slot.take().filter(|slot| !slot.is_lent());
+        Failed { error, unprocessed, slot }
     }
 
     /// The same as [`Admitted::exchange`], with an injected fault: what it takes and comes to looks like its upstream's
@@ -435,8 +442,8 @@ impl Admitted {
 
     /// How long the upstream has taken, or has seemed to. What its client took to send the request is not its latency.
     fn latency(&self, started: Instant, now: Instant) -> Duration {
-        match self.clock.sent {
-            Some(sent) => now - sent + self.clock.delayed,
+        match self.clock.up_since() {
+            Some(since) => now - since + self.clock.delayed,
             None => now - started,
         }
     }
@@ -476,9 +483,9 @@ impl Admitted {
                 .await?
             };
             let mut head = worker.response_head();
-            let sending = Sending { worker, timer, client, routed, permit: self.permit.as_ref(), race };
-            let sent =
-                sending.send(&mut wire, request, &mut progress, &mut self.clock, (&mut head, now)).await;
+            let Self { permit, slot, in_flight, clock, .. } = &mut *self;
+            let sending = Sending { worker, timer, client, routed, permit, slot, in_flight, race };
+            let sent = sending.send(&mut wire, request, &mut progress, clock, (&mut head, now)).await;
             match sent {
                 Ok(()) => {
                     let flows = !progress.has_ended() || wire.unwritten() > 0;

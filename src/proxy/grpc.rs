@@ -1,8 +1,9 @@
 //! What of gRPC the path must know: the status of a call, where its messages begin, and how one is ended.
 //!
 //! A call's kind is written nowhere on the wire. It is taken for unary until it shows otherwise: its client still sends
-//! when the answer begins, or a second message of the answer begins. Then it is a stream, gives its slot back and
-//! counts under `connections.max_streams`. Messages are counted, never held.
+//! when the answer begins, or a second message of the answer begins, or no deadline bounds it and no answer has begun for
+//! `stream_after`, since many servers send a stream's head with its first message. Then it is a stream, gives its slot
+//! back and counts under `connections.max_streams`. Messages are counted, never held.
 
 use std::time::Instant;
 

@@ -204,6 +204,8 @@ impl FromUpstream {
         mode: Mode,
         now: Instant,
     ) -> Self {
+        // A call may have become one before its head.
+        let is_stream = hold.in_flight.is_stream();
         Self {
             // What goes on in another protocol has no body.
             shape: arrived.shape.filter(|_| arrived.head.status != 101),
@@ -226,7 +228,7 @@ impl FromUpstream {
             call,
             ended_for: None,
             is_quiet: false,
-            is_stream: false,
+            is_stream,
             buffered: None,
             tee: None,
         }

@@ -190,8 +190,7 @@ impl<'a> Retries<'a> {
             caller: context.deadline,
             idle: enabled.then_some(*timeout.idle),
             quiet: (enabled && context.grpc).then_some(*timeout.stream_idle),
-            sent: None,
-            delayed: Duration::ZERO,
+            ..Clock::default()
         };
         if enabled && (!context.grpc || self.end.is_some() || timeout.attempt.is_some()) {
             let left = clock.request.map_or(Duration::MAX, |end| end.saturating_duration_since(now));

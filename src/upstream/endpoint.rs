@@ -244,6 +244,11 @@ impl InFlight {
         }
     }
 
+    /// Whether it has become a stream.
+    pub fn is_stream(&self) -> bool {
+        self.is_stream
+    }
+
     /// Whether its endpoint has gone out of service, was probed, or came back since it began: then its outcome says
     /// nothing about now.
     pub fn is_outdated(&self) -> bool {

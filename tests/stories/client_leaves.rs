@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::support::upstream::Script;
 use crate::support::*;
 
 /// How a client leaves.
@@ -112,6 +113,45 @@ async fn while_a_large_upload_waits_for_the_head() {
     app.has_all_of(0).await;
     drop(client);
     nothing_is_left(&proxy, &app).await;
+}
+
+/// An upstream that has answered 20 requests at once, so that it is known how long answers take, and then sees uploads
+/// that are not complete when their clients leave.
+async fn after_broken_uploads(uploads: usize, piece: &[u8], app: Script) -> Proxy {
+    let app = app.start().await;
+    let proxy = Config::over([&app]).wide().one_worker().upstream("retry.attempts = 1").start().await;
+    let mut client = proxy.connect().await;
+    for _ in 0..20 {
+        assert_eq!(client.exchange(&get("/")).await.status, 200);
+    }
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let mut clients = Vec::new();
+    for _ in 0..uploads {
+        let mut client = proxy.connect().await;
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 67108864\r\n\r\n").await;
+        client.send_until_stuck(piece).await;
+        clients.push(client);
+    }
+    app.has_seen(20 + uploads).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    clients.into_iter().for_each(Client::reset);
+    let left = "outrigger_attempts_total{outcome=client_disconnected}";
+    proxy.metric_becomes(left, uploads as f64).await;
+    proxy.rests().await;
+    proxy
+}
+
+#[tokio::test]
+async fn in_mid_upload_which_is_nobodys_failure() {
+    let opened = "outrigger_breaker_transitions_total{to=open}";
+    let well = || (0..20).fold(Upstream::that(), |app, _| app.answers(200));
+    let proxy = after_broken_uploads(40, b"hello", well().answers(200)).await;
+    assert_eq!(proxy.metric(opened).await, 0.0, "their clients sent no more");
+    assert_eq!(proxy.get("/").await.status, 200);
+
+    let stuck = well().answers(200).holds().never_reads_the_body();
+    let proxy = after_broken_uploads(25, &vec![b'x'; 64 << 20], stuck).await;
+    assert_eq!(proxy.metric(opened).await, 1.0, "the upstream took no more");
 }
 
 #[tokio::test]

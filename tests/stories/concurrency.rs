@@ -13,8 +13,12 @@ const DEPTH: &str = "outrigger_queue_depth{upstream=app}";
 
 /// One slot and a queue of this size and patience.
 fn narrow(app: &Upstream, size: u32, timeout: &str) -> Config {
+    slots(app, 1, size, timeout)
+}
+
+fn slots(app: &Upstream, max: u32, size: u32, timeout: &str) -> Config {
     Config::over([app])
-        .upstream("concurrency.limit = { kind = \"fixed\", max = 1 }")
+        .upstream(&format!("concurrency.limit = {{ kind = \"fixed\", max = {max} }}"))
         .upstream(&format!("concurrency.queue = {{ size = {size}, timeout = \"{timeout}\" }}"))
         .upstream("retry.attempts = 1")
 }
@@ -182,6 +186,104 @@ async fn a_stream_gives_its_slot_back() {
         drop(client);
         proxy.rests().await;
     }
+}
+
+/// A head and half of its body.
+const HALF: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello";
+
+/// Two slots, no queue, and two clients that have sent half of an upload each.
+async fn two_halves(app: &Upstream) -> (Proxy, [Client; 2]) {
+    let proxy = slots(app, 2, 0, "1s").start().await;
+    let mut clients = [proxy.connect().await, proxy.connect().await];
+    for client in &mut clients {
+        client.send(HALF).await;
+    }
+    app.has_seen(2).await;
+    proxy.metric_becomes(IN_FLIGHT, 0.0).await;
+    (proxy, clients)
+}
+
+#[tokio::test]
+async fn who_uploads_slowly_holds_nobody_up() {
+    let app = Upstream::that().answers(201).answers(201).answers(200).start().await;
+    let (proxy, mut clients) = two_halves(&app).await;
+    assert_eq!(proxy.get("/").await.status, 200, "both slots are free meanwhile");
+    for client in &mut clients {
+        client.send("world").await;
+        assert_eq!(client.response().await.status, 201);
+    }
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_is_complete_takes_a_slot_again() {
+    let app = Upstream::that().answers(201).holds().start().await;
+    let (proxy, mut clients) = two_halves(&app).await;
+    let mut third = proxy.connect().await;
+    third.send(get("/third")).await;
+    app.has_seen(3).await;
+    for client in &mut clients {
+        client.send("world").await;
+    }
+    // The upstream has three requests, though it should have two: so nobody else is let in.
+    proxy.metric_becomes(IN_FLIGHT, 3.0).await;
+    proxy.get("/").await.must_be(503, "concurrency_limited");
+    app.release(3);
+    for client in clients.iter_mut().chain([&mut third]) {
+        assert_eq!(client.response().await.status, 201);
+    }
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_an_upload_takes_a_slot_again() {
+    let early = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhello";
+    let app = Upstream::that()
+        .answers_raw(early)
+        .answers_before_reading_the_body()
+        .delays(Duration::from_millis(300))
+        .start()
+        .await;
+    let proxy = narrow(&app, 0, "1s").start().await;
+    let mut client = proxy.connect().await;
+    client.send(HALF).await;
+    proxy.metric_becomes(IN_FLIGHT, 1.0).await;
+    proxy.metric_becomes(IN_FLIGHT, 0.0).await;
+    client.head().await.expect("a head");
+    assert_eq!(proxy.metric(IN_FLIGHT).await, 1.0);
+    proxy.get("/").await.must_be(503, "concurrency_limited");
+    drop(client);
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn an_upload_whose_client_leaves_gives_nothing_back_twice() {
+    let app = Upstream::that().answers(200).holds().start().await;
+    let (proxy, clients) = two_halves(&app).await;
+    drop(clients);
+    app.has_open(0).await;
+    // With a slot too many a third one would be let in.
+    let mut holders = [holder(&proxy, &app).await, holder(&proxy, &app).await];
+    assert_eq!(proxy.metric(IN_FLIGHT).await, 2.0);
+    proxy.get("/").await.must_be(503, "concurrency_limited");
+    app.release(2);
+    for holder in &mut holders {
+        assert_eq!(holder.response().await.status, 200);
+    }
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_its_upstream_does_not_take_keeps_its_slot() {
+    let app = Upstream::that().answers(200).holds().never_reads_the_body().start().await;
+    let proxy = narrow(&app, 0, "1s").start().await;
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 67108864\r\n\r\n").await;
+    client.send_until_stuck(&vec![b'x'; 64 << 20]).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(proxy.metric(IN_FLIGHT).await, 1.0, "that is the upstream's time");
+    client.reset();
+    proxy.rests().await;
 }
 
 #[tokio::test]

@@ -343,6 +343,57 @@ async fn a_call_is_a_stream_once_it_shows_it() {
 }
 
 #[tokio::test]
+async fn a_quiet_call_that_nothing_bounds_is_a_stream_after_a_while() {
+    let app = Http2Upstream::that().answers_grpc(1, 0).holds().answers_grpc(2, 0).start().await;
+    let one = "concurrency = { limit = { kind = \"fixed\", max = 1 }, queue = { size = 0 }, stream_after = \"200ms\" }";
+    let proxy = over(&[&app]).plain().upstream(one).start().await;
+    let mut watch = Http2::connect(proxy.listener()).await;
+    let head = watch.request("POST", "/pkg.Echo/Watch").header("content-type", "application/grpc");
+    let watches = tokio::spawn(async move { watch.exchange(head, "\0\0\0\0\0").await });
+    app.has_seen(1).await;
+
+    proxy.metric_becomes("outrigger_streams", 1.0).await;
+    assert_eq!(proxy.metric("outrigger_concurrency_in_flight").await, 0.0);
+    assert_eq!(call(&proxy).await.body.len(), 7, "its slot is another's now");
+
+    app.release(1);
+    let whole = watches.await.expect("no panic");
+    assert_eq!((status(&whole), whole.body.len()), ((Some("0".to_owned()), false), 6));
+    proxy.rests().await;
+}
+
+#[tokio::test]
+async fn a_quiet_call_with_a_deadline_or_without_room_for_a_stream_keeps_its_slot() {
+    let cases = [("it is bounded", ("grpc-timeout", "10S"), 1), ("no room", ("te", "trailers"), 2)];
+    for (why, field, calls) in cases {
+        let app = Http2Upstream::that().answers_grpc(1, 0).holds().start().await;
+        let few = "concurrency = { limit = { kind = \"fixed\", max = 2 }, stream_after = \"100ms\" }";
+        let one = "connections.max_streams = 1";
+        let proxy = over(&[&app]).plain().upstream(few).upstream(one).start().await;
+        let asking: Vec<_> = (0..calls)
+            .map(|_| {
+                let address = proxy.listener();
+                tokio::spawn(async move {
+                    let mut client = Http2::connect(address).await;
+                    let head =
+                        client.request("POST", "/pkg.Echo/Get").header("content-type", "application/grpc");
+                    client.exchange(head.header(field.0, field.1), "\0\0\0\0\0").await
+                })
+            })
+            .collect();
+        app.has_seen(calls).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_eq!(proxy.metric("outrigger_concurrency_in_flight").await, 1.0, "{why}");
+        assert_eq!(proxy.metric("outrigger_streams").await, calls as f64 - 1.0, "{why}");
+        app.release(calls);
+        for call in asking {
+            assert_eq!(status(&call.await.expect("no panic")).0.as_deref(), Some("0"), "{why}");
+        }
+        proxy.rests().await;
+    }
+}
+
+#[tokio::test]
 async fn a_quiet_call_is_bounded_by_stream_idle_alone() {
     let app = Http2Upstream::that().answers_grpc(1, 0).holds().start().await;
     let quiet = "timeout.idle = \"100ms\"\ntimeout.stream_idle = \"600ms\"";
