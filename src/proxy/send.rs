@@ -181,8 +181,9 @@ impl Sending<'_> {
                         Poll::Ready(Ok(())) => {
                             // The attempt's time runs from here; the request's stood still while its body flowed.
                             let mut now = started;
-                            if clock.upload.is_some() {
+                            if let Some(upload) = &mut clock.upload {
                                 now = Instant::now();
+                                upload.lends = None;
                                 self.slot.iter_mut().for_each(|slot| slot.take_back(now));
                                 clock.request = clock.request.map(|request| request + (now - started));
                                 request.context.stood_still += now - started;

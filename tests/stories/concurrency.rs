@@ -236,6 +236,23 @@ async fn an_upload_that_is_complete_takes_a_slot_again() {
 }
 
 #[tokio::test]
+async fn an_upload_that_comes_in_time_keeps_its_slot_to_its_answer() {
+    let app = Upstream::that().answers(201).holds().start().await;
+    // What passes a shadow timeout goes on, and is looked at then.
+    let shadow = "timeout = { mode = \"shadow\", attempt = \"200ms\" }";
+    let proxy = narrow(&app, 0, "1s").upstream(shadow).start().await;
+    let mut client = proxy.connect().await;
+    client.send(HALF).await;
+    app.has_seen(1).await;
+    client.send("world").await;
+    proxy.metric_becomes("outrigger_rejected_total{reason=attempt_timeout,mode=shadow}", 1.0).await;
+    assert_eq!(proxy.metric(IN_FLIGHT).await, 1.0);
+    app.release(1);
+    assert_eq!(client.response().await.status, 201);
+    proxy.rests().await;
+}
+
+#[tokio::test]
 async fn an_answer_before_the_end_of_an_upload_takes_a_slot_again() {
     let early = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nhello";
     let app = Upstream::that()
