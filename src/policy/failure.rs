@@ -3,7 +3,7 @@
 //! A 4xx is the caller's fault, so the upstream did well. 429 and RESOURCE_EXHAUSTED are neither: they concern one
 //! caller, and say only that the upstream lives. What Outrigger answered itself is never evidence, nor is a
 //! connect that was refused at once (an endpoint's affair), nor a timeout or a client's exit that came too early
-//! to say anything (`timeout::is_evidence`).
+//! to say anything, or while others were answered as fast as ever (`timeout::is_evidence`).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -108,8 +108,8 @@ impl Classifier {
         }
     }
 
-    /// What an attempt without an answer says. `evidence`: whether it ran long enough for its end to say
-    /// something (`timeout::is_evidence`); that matters where time ended it, or the client's exit.
+    /// What an attempt without an answer says. `evidence`: whether its end says something
+    /// (`timeout::is_evidence`); that matters where time ended it, or the client's exit.
     ///
     /// A connect that ran into its timeout is a failure too: [`super::breaker::Outcome::connect_timeout`].
     pub fn reason(&self, reason: Reason, evidence: bool) -> Verdict {

@@ -71,7 +71,8 @@ impl<const SLICES: usize> Histogram<SLICES> {
         }
     }
 
-    fn micros(&self, now: Instant) -> u64 {
+    /// Microseconds to `now` from its start; 0 before it.
+    pub(super) fn micros(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.start).as_micros() as u64
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::histogram::{Counts, Histogram};
+use super::timeout::is_late;
 
 /// Slices of 2 s that count, the one that is filled included: the last 8 to 10 s.
 const SLICES: usize = 5;
@@ -28,6 +29,8 @@ pub struct Latency {
     usual_p99: AtomicU64,
     /// When it was last computed.
     usual_at: AtomicU64,
+    /// When an attempt last succeeded in time, in milliseconds.
+    well_at: AtomicU64,
 }
 
 impl Latency {
@@ -39,12 +42,27 @@ impl Latency {
             p99: AtomicU64::new(UNKNOWN),
             usual_p99: AtomicU64::new(UNKNOWN),
             usual_at: AtomicU64::new(0),
+            well_at: AtomicU64::new(0),
         }
     }
 
     /// Counts an attempt that succeeded at `now`.
     pub fn record(&self, now: Instant, latency: Duration) {
         self.seen.record(now, latency);
+        if !is_late(latency, known(self.usual_p99.load(Relaxed))) {
+            let at = self.seen.micros(now) / 1000;
+            // PERF: each answer reads this line, so it is written to each millisecond at most.
+            if self.well_at.load(Relaxed) != at {
+                self.well_at.store(at, Relaxed);
+            }
+        }
+    }
+
+    /// How long ago an attempt has last succeeded in a time that is not late, up to a millisecond more; since the start
+    /// where none has. For `timeout::is_evidence`: an upstream that is overloaded answers too, but late.
+    pub fn silence(&self, now: Instant) -> Duration {
+        let since = self.well_at.load(Relaxed) * 1000;
+        Duration::from_micros(self.seen.micros(now).saturating_sub(since))
     }
 
     /// What half of the last ten seconds' attempts needed at most; `None` below ten samples.
@@ -148,6 +166,20 @@ mod tests {
             let usual = run(seconds, millis);
             assert!((ms(expected.start)..ms(expected.end)).contains(&usual), "{why}: {usual:?}");
         }
+    }
+
+    #[test]
+    fn it_is_silent_while_nothing_succeeds_in_time() {
+        let (now, latency) = (start(), Latency::new(start()));
+        assert_eq!(latency.silence(now + ms(500)), ms(500), "since the start");
+        (0..10).for_each(|_| latency.record(now + ms(1000), ms(20)));
+        assert_eq!(latency.silence(now + ms(1000)), ms(0));
+        assert_eq!(latency.usual_p99(now + ms(1100)).map(|p99| p99 < ms(30)), Some(true));
+        latency.record(now + ms(2000), ms(300));
+        assert_eq!(latency.silence(now + ms(2000)), ms(1000), "what comes late is no sign of health");
+        latency.record(now + ms(3000), ms(90));
+        assert_eq!(latency.silence(now + ms(3500)), ms(500));
+        assert_eq!(latency.silence(now), ms(0), "another worker may be ahead");
     }
 
     #[test]

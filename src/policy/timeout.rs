@@ -64,13 +64,24 @@ impl Settings {
 }
 
 /// Whether an attempt that was cut off after `ran`, by a timeout or because its client left, says something about
-/// its upstream: only if it had its whole configured `attempt` timeout, or ran much longer than answers take.
+/// its upstream, or its endpoint: only if it had its whole configured `attempt` timeout, or ran much longer than
+/// answers take while no other one came either.
 ///
-/// Otherwise one caller with a tiny deadline would open the breaker for all. `p99` is that of good times
-/// (`Latency::usual_p99`), as far as it is known: a dead upstream shows none, and one that dies shows a bad one.
-pub fn is_evidence(ran: Duration, attempt: Duration, p99: Option<Duration>) -> bool {
+/// Otherwise one caller with a tiny deadline would open the breaker for all, or those who poll for long and leave, who
+/// look up while they type: what is slow about them is their route. `silence` is how long ago the last good answer came
+/// to anybody. Who is dead or stalled answers nobody; who is well may have nobody to answer for a moment, so a short
+/// silence says nothing: where others ask three times a second, one in twenty is longer than `SILENT`. That it is noticed
+/// so much later costs little, since a breaker's window is ten times as long.
+pub fn is_evidence(ran: Duration, attempt: Duration, p99: Option<Duration>, silence: Duration) -> bool {
+    const SILENT: Duration = Duration::from_secs(1);
+    ran >= attempt || is_late(ran, p99) && silence >= ran.max(SILENT)
+}
+
+/// Whether `ran` is much longer than answers take. `p99` is that of good times (`Latency::usual_p99`), as far as it is
+/// known: a dead upstream shows none, and one that dies shows a bad one.
+pub fn is_late(ran: Duration, p99: Option<Duration>) -> bool {
     const AT_LEAST: Duration = Duration::from_millis(100);
-    ran >= attempt || p99.is_some_and(|p99| ran > (p99 * 3).max(AT_LEAST))
+    p99.is_some_and(|p99| ran > (p99 * 3).max(AT_LEAST))
 }
 
 #[cfg(test)]
@@ -99,17 +110,22 @@ mod tests {
     #[test]
     fn an_early_end_is_no_evidence() {
         let cases = [
-            // why                                          ran   p99        evidence
-            ("it had its whole timeout", 5000, None, true),
-            ("a caller's tiny deadline, nothing known", 4000, None, false),
-            ("it ran much longer than answers take", 400, Some(100), true),
-            ("it ran as long as slow answers do", 300, Some(100), false),
-            ("fast upstream: 100 ms are always granted", 90, Some(1), false),
-            ("fast upstream: more than that is late", 101, Some(1), true),
+            // why                                          ran   p99        silence evidence
+            ("it had its whole timeout", 5000, None, 9000, true),
+            ("that is enough, whatever others get", 5000, Some(1), 0, true),
+            ("a caller's tiny deadline, nothing known", 4000, None, 9000, false),
+            ("it ran much longer than answers take", 400, Some(100), 1000, true),
+            ("it ran as long as slow answers do", 300, Some(100), 9000, false),
+            ("fast upstream: 100 ms are always granted", 90, Some(1), 9000, false),
+            ("fast upstream: more than that is late", 101, Some(1), 1000, true),
+            ("somebody else was answered meanwhile", 3000, Some(1), 2990, false),
+            ("nobody was, for as long as it ran", 3000, Some(1), 3000, true),
+            ("it may be that nobody else has asked", 400, Some(1), 900, false),
         ];
-        for (why, ran, p99, evidence) in cases {
-            let (ran, p99) = (Duration::from_millis(ran), p99.map(Duration::from_millis));
-            assert_eq!(is_evidence(ran, Duration::from_secs(5), p99), evidence, "{why}");
+        for (why, ran, p99, silence, evidence) in cases {
+            let [ran, silence] = [ran, silence].map(Duration::from_millis);
+            let p99 = p99.map(Duration::from_millis);
+            assert_eq!(is_evidence(ran, Duration::from_secs(5), p99, silence), evidence, "{why}");
         }
     }
 }

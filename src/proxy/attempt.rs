@@ -13,7 +13,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::body::Progress;
-use super::chain::carry_out;
+use super::chain::{Chain, carry_out};
 use super::client::Informed;
 use super::context::Routed;
 use super::fault::Injection;
@@ -71,7 +71,7 @@ pub struct Admitted {
 
 /// An attempt that is sent and has no outcome. Dropped without, another has won its race, which says nothing of it but
 /// that it took longer than this; or its client has left: that is counted, and where it left later than answers take
-/// it is the upstream's failure.
+/// while nobody got one, it is the upstream's failure.
 struct Pending<'a> {
     worker: &'a Worker,
     routed: &'a Routed,
@@ -326,15 +326,15 @@ impl Admitted {
         let Unanswered { error, unprocessed, .. } = unanswered;
         let is_connect = error.reason == Reason::ConnectError;
         let connect_timeout = is_connect && error.detail == CONNECT_TIMEOUT;
-        // What is cut short by the rest of a request's time has not had its whole time.
-        let allowed = self.clock.whole_attempt.unwrap_or(Duration::MAX);
-        // Nor is it the upstream's fault that its client sends no more, or that a stream has nothing to say.
-        let is_its_turn = !self.clock.awaits_client() && !self.in_flight.is_stream();
-        let evidence = is_its_turn && timeout::is_evidence(latency, allowed, chain.latency.usual_p99(now));
+        let evidence = self.is_evidence(chain, (latency, now), chain.latency.silence(now));
         let verdict = chain.classifier.reason(error.reason, evidence);
+        // An endpoint may hang alone, while its peers answer.
+        let of_endpoint = self.is_evidence(chain, (latency, now), self.in_flight.endpoint().silence(now));
+        let of_endpoint = chain.classifier.reason(error.reason, of_endpoint);
         let outcome = Outcome { connect_timeout, ..self.outcome(verdict, latency) };
         let unreached = is_connect || error.reason == Reason::TlsError;
-        let observed = Observed::End { verdict, latency, connect: unreached, retry_after: Duration::ZERO };
+        let retry_after = Duration::ZERO;
+        let observed = Observed::End { verdict: of_endpoint, latency, connect: unreached, retry_after };
         chain.upstream.observe(&self.in_flight, now, observed);
         if let Some(permit) = self.permit.take().filter(|_| verdict != Verdict::Ignored || connect_timeout) {
             permit.record(now, outcome);
@@ -345,8 +345,10 @@ impl Admitted {
         }
         chain.upstream.metrics.shard(worker.index).attempts(counted_as).inc();
         self.in_flight.endpoint().metrics.shard(worker.index).attempts(counted_as).inc();
+        // Who is overloaded answers others, so for the limit what comes late is late whatever they get.
+        let late = self.is_evidence(chain, (latency, now), Duration::MAX);
         let lesson = match error.reason {
-            Reason::AttemptTimeout | Reason::RequestTimeout | Reason::DeadlineExceeded if evidence => {
+            Reason::AttemptTimeout | Reason::RequestTimeout | Reason::DeadlineExceeded if late => {
                 Some(Lesson::Overloaded)
             }
             Reason::ConnectError if !connect_timeout => Some(Lesson::Nothing),
@@ -370,6 +372,16 @@ impl Admitted {
         // A slot that is lent is nobody's: another attempt has to ask for one.
         let slot = self.slot.take().filter(|slot| !slot.is_lent());
         Failed { error, unprocessed, slot }
+    }
+
+    /// Whether it says something that the attempt was cut off at `now`, after `ran`, where nobody has had a good answer
+    /// for `silence`.
+    fn is_evidence(&self, chain: &Chain, (ran, now): (Duration, Instant), silence: Duration) -> bool {
+        // What is cut short by the rest of a request's time has not had its whole time.
+        let allowed = self.clock.whole_attempt.unwrap_or(Duration::MAX);
+        // Nor is it the upstream's fault that its client sends no more, or that a stream has nothing to say.
+        let is_its_turn = !self.clock.awaits_client() && !self.in_flight.is_stream();
+        is_its_turn && timeout::is_evidence(ran, allowed, chain.latency.usual_p99(now), silence)
     }
 
     /// The same as [`Admitted::exchange`], with an injected fault: what it takes and comes to looks like its upstream's

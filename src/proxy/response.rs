@@ -33,7 +33,7 @@ use crate::policy::failure::Verdict;
 use crate::policy::limit::Lesson;
 use crate::policy::mode::Mode;
 use crate::policy::retry::{Cause, Skip};
-use crate::policy::timeout::is_evidence;
+use crate::policy::timeout::is_late;
 use crate::reason::{Error, Reason};
 use crate::telemetry::metrics::{AttemptOutcome, Effect, FaultKind, Limit};
 use crate::timer::Timer;
@@ -715,7 +715,8 @@ impl FromUpstream {
     }
 
     /// The client has left. Where the body hung for long by then, that says as much of its upstream as a head that did
-    /// not come; only where the body's length is known, since others may be quiet.
+    /// not come, whatever others get: a head tells only that bodies may follow. Only where the body's length is known,
+    /// since others may be quiet.
     fn left(&mut self) {
         let now = Instant::now();
         let hangs = self.is_final && self.waiting && self.for_upstream && self.wire.is_some();
@@ -723,7 +724,7 @@ impl FromUpstream {
             self.is_stream || self.is_quiet || !matches!(self.head.framing, Framing::Length(_));
         let chain = &self.routed.target().chain;
         let hung = now.saturating_duration_since(self.moved_at);
-        if hangs && !may_be_quiet && is_evidence(hung, Duration::MAX, chain.latency.usual_p99(now)) {
+        if hangs && !may_be_quiet && is_late(hung, chain.latency.usual_p99(now)) {
             let verdict = chain.classifier.reason(Reason::ClientDisconnected, true);
             self.let_go(verdict, Some(Reason::ClientDisconnected));
         } else {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -206,6 +206,11 @@ impl Endpoint {
             has_head: false,
             is_stream: false,
         }
+    }
+
+    /// How long ago it has last done its work, up to 50 ms more.
+    pub fn silence(&self, now: Instant) -> Duration {
+        Duration::from_nanos(nanos(now).saturating_sub(self.traffic.succeeded_at()))
     }
 
     /// Attempts in flight.

@@ -445,9 +445,11 @@ impl<'a> World<'a> {
             End::Refused => (Some(Lesson::Overloaded), Verdict::Failure),
             End::Limited => (Some(Lesson::Nothing), Verdict::Success),
             End::TimedOut => {
-                let evidence = timeout::is_evidence(latency, whole, sidecar.latency.usual_p99(now));
+                let (p99, silence) = (sidecar.latency.usual_p99(now), sidecar.latency.silence(now));
+                let evidence = timeout::is_evidence(latency, whole, p99, silence);
                 let verdict = sidecar.classifier.reason(Reason::AttemptTimeout, evidence);
-                (evidence.then_some(Lesson::Overloaded), verdict)
+                let late = timeout::is_evidence(latency, whole, p99, Duration::MAX);
+                (late.then_some(Lesson::Overloaded), verdict)
             }
         };
         if end == End::Served {

@@ -259,27 +259,58 @@ async fn grown_slow() -> (Upstream, Proxy) {
 
 #[tokio::test]
 async fn clients_that_gave_up_late_open_it() {
-    let (app, proxy) = grown_slow().await;
+    let (_app, proxy) = grown_slow().await;
     // Later than 100 ms and three times the usual slowest: they left because of the upstream.
-    for number in 0..5 {
+    eventually("it is open", async || {
         let mut client = proxy.connect().await;
         client.send(get("/")).await;
-        app.has_seen(21 + number).await;
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         drop(client);
+        proxy.metric(STATE).await == 2.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn clients_that_gave_up_do_not_open_it_while_others_are_answered() {
+    const ROUNDS: usize = 3;
+    const LEAVING: usize = 4;
+    let mut app = (0..20).fold(Upstream::that(), |app, _| app.answers(200));
+    for _ in 0..ROUNDS {
+        app = (0..LEAVING).fold(app, |app, _| app.never_answers()).answers(200);
+    }
+    let app = app.start().await;
+    let window = "breaker.window = { kind = \"count\", size = 10 }";
+    let proxy = opening_for("30s", [&app]).upstream(window).start().await;
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/").await.status, 200);
+    }
+    for round in 0..ROUNDS {
+        let mut polls = Vec::new();
+        for _ in 0..LEAVING {
+            let mut poll = proxy.connect().await;
+            poll.send(get("/poll")).await;
+            app.has_seen(21 + round * (LEAVING + 1) + polls.len()).await;
+            polls.push(poll);
+        }
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        assert_eq!(proxy.get("/").await.status, 200, "round {round}");
+        drop(polls);
         proxy.rests().await;
     }
-    assert_eq!(proxy.metric(STATE).await, 2.0);
+    stays_closed(&proxy, "the upstream is well").await;
 }
 
 #[tokio::test]
 async fn deadlines_that_would_have_been_long_enough_open_it() {
     let (_app, proxy) = grown_slow().await;
     let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Request-Timeout-Ms: 400\r\n\r\n";
-    for _ in 0..5 {
-        proxy.connect().await.exchange(request).await.must_be(504, "deadline_exceeded");
-    }
-    proxy.metric_becomes(STATE, 2.0).await;
+    eventually("it is open", async || {
+        let response = proxy.connect().await.exchange(request).await;
+        assert!(response.is_for("deadline_exceeded") || response.is_for("breaker_open"), "{response:?}");
+        response.is_for("breaker_open")
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -166,6 +166,20 @@ async fn an_endpoint_that_never_answers_is_out() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_hangs_is_out_though_all_its_clients_leave_before_its_time() {
+    let mut hangs = Upstream::that();
+    hangs = (0..4).fold(hangs, |app, _| app.answers(200)).never_answers();
+    let (bad, _good, proxy) = one_bad(hangs, "retry.attempts = 1").await;
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Request-Timeout-Ms: 300\r\n\r\n";
+    let mut client = proxy.connect().await;
+    eventually("it is out", async || {
+        client.exchange(request).await;
+        proxy.metric(&ejections(bad.address(), "consecutive_failures")).await == 1.0
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_endpoint_that_refuses_is_out() {
     let bad = Upstream::refusing();
     let good = Upstream::that().answers(200).start().await;

@@ -264,8 +264,8 @@ impl World {
         let ran = self.now - sent;
         let (reason, deadline) = (Reason::AttemptTimeout, request.deadline);
         let Some(chain) = &self.chain else { return self.fail(id) };
-        let evidence =
-            timeout::is_evidence(ran, *chain.timeout.request / 2, chain.latency.usual_p99(self.now));
+        let (p99, silence) = (chain.latency.usual_p99(self.now), chain.latency.silence(self.now));
+        let evidence = timeout::is_evidence(ran, *chain.timeout.request / 2, p99, silence);
         self.settle(id, chain.classifier.reason(reason, evidence), ran);
 
         let Some(chain) = &self.chain else { return };
