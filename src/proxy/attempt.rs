@@ -22,7 +22,7 @@ use super::open::{CONNECT_TIMEOUT, Open, Opening};
 use super::queue::Slot;
 use super::race::Race;
 use super::request::Request;
-use super::response::{self, Arrived, FromUpstream, Hold, WHOLE_WITHIN, retry_after};
+use super::response::{self, Arrived, FromUpstream, Hold, WHOLE_WITHIN, is_outriggers, retry_after};
 use super::send::{self, Clock, Sending};
 use super::shed;
 use super::upward::Up;
@@ -255,7 +255,14 @@ impl Admitted {
                     }
                     None => (chain.classifier.status(head.status), AttemptOutcome::of_status(head.status)),
                 };
-                let verdict = if shed::is_shed(head) { Verdict::Throttled } else { verdict };
+                let (verdict, counted_as) = if is_outriggers(head, Reason::LoadShed) {
+                    // One class's matter, as a 429 is one caller's.
+                    (Verdict::Throttled, counted_as)
+                } else if is_outriggers(head, Reason::DeadlineExceeded) {
+                    admitted.given_up_there(chain, latency, now)
+                } else {
+                    (verdict, counted_as)
+                };
                 // What became a stream before its head had nothing to say: that is no latency.
                 if !admitted.in_flight.is_stream() {
                     if verdict == Verdict::Success {
@@ -372,6 +379,17 @@ impl Admitted {
         // A slot that is lent is nobody's: another attempt has to ask for one.
         let slot = self.slot.take().filter(|slot| !slot.is_lent());
         Failed { error, unprocessed, slot }
+    }
+
+    /// What an attempt comes to that another Outrigger has given up, since the time was over that it was given: the same as
+    /// if it had been given up here, an instant later. Its answer is passed on.
+    #[cold]
+    fn given_up_there(&self, chain: &Chain, latency: Duration, now: Instant) -> (Verdict, AttemptOutcome) {
+        // That time goes up in whole milliseconds, and so ends there a little before.
+        const EARLY: Duration = Duration::from_millis(2);
+        let reason = Reason::DeadlineExceeded;
+        let evidence = self.is_evidence(chain, (latency + EARLY, now), chain.latency.silence(now));
+        (chain.classifier.reason(reason, evidence), AttemptOutcome::Reason(reason))
     }
 
     /// Whether it says something that the attempt was cut off at `now`, after `ran`, where nobody has had a good answer

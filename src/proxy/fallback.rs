@@ -21,7 +21,7 @@ use super::context::Routed;
 use super::kept::{self, Draft, Kept, Selection};
 use super::rate_limit;
 use super::request::Request;
-use super::response::{FromUpstream, Response};
+use super::response::{FromUpstream, Response, is_outriggers};
 use super::snapshot::Standby;
 use super::store::Entry;
 use super::tee::{self, Keep, Tee};
@@ -296,8 +296,11 @@ where
             // What the upstream says now counts: it is gone, or not for keeping any more.
             chain.store.forget_those(&asks.url, |entry| entry.answer.suits(fields));
         }
-        // One caller's rate, or a class that is shed: it falls, and the next one leads.
-        let lead = lead.filter(|_| answer.verdict() != Verdict::Throttled && status != 429);
+        // One caller's rate or time, or a class that is shed: it falls, and the next one leads.
+        let is_its_own = answer.verdict() == Verdict::Throttled
+            || status == 429
+            || is_outriggers(&answer.head, Reason::DeadlineExceeded);
+        let lead = lead.filter(|_| !is_its_own);
         let lead = lead.and_then(|lead| {
             let is_replaced = !self.passes_bad_on && self.standby.on.hold(End::Status(status));
             if !ends || !said.answer.may_be_shared() {

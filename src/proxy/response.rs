@@ -802,6 +802,18 @@ pub fn is_from_outrigger(fields: &Fields) -> bool {
     fields.find(b"proxy-status").any(|value| value.starts_with(b"outrigger; error="))
 }
 
+/// Whether another Outrigger made the answer for this reason, which concerns its caller and says nothing of how others
+/// would fare.
+pub fn is_outriggers(head: &ResponseHead, reason: Reason) -> bool {
+    // PERF: few answers have one of these.
+    let may_be = head.status == reason.status() || head.fields.has(Name::GrpcStatus);
+    let says = |value: &[u8]| {
+        let value = value.strip_suffix(b"\"").and_then(|value| value.strip_suffix(reason.label().as_bytes()));
+        value.is_some_and(|value| value.starts_with(b"outrigger; error=") && value.ends_with(b"; details=\""))
+    };
+    may_be && head.fields.find(b"proxy-status").any(says)
+}
+
 /// How long an answer asks to be left alone.
 pub fn retry_after(fields: &Fields) -> Option<Duration> {
     let value = fields.get(Name::RetryAfter)?;
@@ -849,6 +861,39 @@ mod tests {
                 [Name::RetryAfter, Name::GrpcRetryPushbackMs].into_iter().find(|known| known.text() == name);
             head.fields.push(known.unwrap_or(Name::Other), name.as_bytes(), value.as_bytes());
             assert_eq!(lesson(&head, grpc, verdict), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn another_outriggers_reason_is_known_by_its_word() {
+        let exceeded = "outrigger; error=http_response_timeout; details=\"deadline_exceeded\"";
+        let cases = [
+            // why                                status proxy-status                             is it
+            ("its caller's time was over", 504, exceeded, true),
+            ("in a call's words", 200, exceeded, true),
+            (
+                "its own time was over",
+                504,
+                "outrigger; error=http_response_timeout; details=\"request_timeout\"",
+                false,
+            ),
+            (
+                "another proxy's",
+                504,
+                "squid; error=http_response_timeout; details=\"deadline_exceeded\"",
+                false,
+            ),
+            ("not the whole word", 504, "outrigger; error=x; details=\"not_deadline_exceeded\"", false),
+            ("not such an answer", 503, exceeded, false),
+        ];
+        for (why, status, value, expected) in cases {
+            let mut head = ResponseHead::default();
+            head.status = status;
+            head.fields.push(Name::Other, b"proxy-status", value.as_bytes());
+            if status == 200 {
+                head.fields.push(Name::GrpcStatus, b"grpc-status", b"4");
+            }
+            assert_eq!(is_outriggers(&head, Reason::DeadlineExceeded), expected, "{why}");
         }
     }
 }

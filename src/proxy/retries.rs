@@ -35,7 +35,8 @@ impl Attempted {
     pub fn is_good(&self, routed: &Routed) -> bool {
         let Attempted::Answered(answer) = self else { return false };
         let is_retried = |cause| routed.target().rules.retries_on(cause);
-        answer.verdict() != Verdict::Failure && !answer_cause(answer).is_some_and(is_retried)
+        let is_one = !matches!(answer.verdict(), Verdict::Failure | Verdict::Ignored);
+        is_one && !answer_cause(answer).is_some_and(is_retried)
     }
 
     /// It failed at `now`, and may be replaced: what it held comes back.

@@ -14,7 +14,6 @@ use super::request::Request;
 use super::response::{FromUpstream, Response};
 use super::worker::Worker;
 use crate::http1::field::{Fields, Name};
-use crate::http1::head::ResponseHead;
 use crate::policy::key::{self, Key};
 use crate::policy::mode::Mode;
 use crate::policy::shed::level::{LEVELS, level};
@@ -153,12 +152,4 @@ pub fn hear(chain: &Chain, fields: &mut Fields, now: Instant) {
         shedding.source.hear(fields.get(Name::XOutriggerCutoff), now);
     }
     fields.remove(Name::XOutriggerCutoff);
-}
-
-/// Whether another Outrigger has shed the request: that concerns its caller and its class, as a 429 does, and says
-/// nothing of how others would fare.
-pub fn is_shed(head: &ResponseHead) -> bool {
-    let may_be = head.status == 503 || head.fields.has(Name::GrpcStatus);
-    let shed = |value: &[u8]| value.starts_with(b"outrigger; error=") && value.ends_with(b"\"load_shed\"");
-    may_be && head.fields.find(b"proxy-status").any(shed)
 }

@@ -314,6 +314,25 @@ async fn deadlines_that_would_have_been_long_enough_open_it() {
 }
 
 #[tokio::test]
+async fn another_outriggers_end_of_its_callers_time_is_no_failure() {
+    let late = "outrigger; error=http_response_timeout; details=\"deadline_exceeded\"";
+    let app = Upstream::that().answers(504).with_field("Proxy-Status", late).start().await;
+    let proxy = Config::over([&app])
+        .upstream("breaker.min_requests = 5")
+        .upstream("retry.on = [\"504\"]")
+        .start()
+        .await;
+    for number in 1..=15 {
+        let response = proxy.get("/").await;
+        assert_eq!((response.status, response.field("proxy-status")), (504, Some(late)), "as it is");
+        assert_eq!(app.seen(), number, "it is not sent again");
+    }
+    let metrics = proxy.metrics().await;
+    assert_eq!(metrics.sum(STATE), 0.0);
+    assert_eq!(metrics.sum("outrigger_attempts_total{upstream=app,outcome=deadline_exceeded}"), 15.0);
+}
+
+#[tokio::test]
 async fn refused_connects_are_the_endpoints_affair() {
     let app = Upstream::refusing();
     let proxy = opening_for("30s", [&app]).start().await;

@@ -139,7 +139,8 @@ async fn a_failure_is_shared_and_not_asked_for_again_by_each() {
 #[tokio::test]
 async fn what_concerns_one_caller_or_class_is_shared_with_nobody() {
     let shed = "outrigger; error=connection_limit_reached; details=\"load_shed\"";
-    for (status, name, value) in [(429, "X", "y"), (503, "Proxy-Status", shed)] {
+    let late = "outrigger; error=http_response_timeout; details=\"deadline_exceeded\"";
+    for (status, name, value) in [(429, "X", "y"), (503, "Proxy-Status", shed), (504, "Proxy-Status", late)] {
         let app = Upstream::that()
             .answers(status)
             .with_field(name, value)
