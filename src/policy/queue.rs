@@ -2,7 +2,8 @@
 //!
 //! Pure: it orders and decides, and the shell that holds the wakers (`proxy`) does what it says. A queue smooths
 //! bursts; one that always stands only makes everybody late. So (after Facebook's variant of CoDel, "Fail at
-//! Scale"): once it has stood for 100 ms, a newcomer enters only if its wait will be short. And it knows deadlines:
+//! Scale"): once it has stood for 100 ms, a newcomer enters only if its wait will be short. What stands for a newcomer is
+//! its class and those above: the others make it wait for nobody. And it knows deadlines:
 //! who cannot be served in time is refused at entry, and who cannot finish any more is skipped at exit. Who has none
 //! (gRPC without `grpc-timeout`) has time enough for any answer, and waits no longer than `timeout`.
 //!
@@ -130,8 +131,8 @@ pub(super) struct Queue {
     settings: Settings,
     places: Places<Waiting>,
     next_number: u64,
-    /// Since when it has not been empty.
-    standing_since: Option<Instant>,
+    /// For each class, since when somebody of it or above has waited all the time.
+    standing_since: [Option<Instant>; LISTS],
     /// Served since the last one that had waited longest.
     served: u32,
     /// For each class, what part of those that are served is above it.
@@ -182,7 +183,7 @@ impl Queue {
             settings: *settings,
             places: Places::default(),
             next_number: 0,
-            standing_since: None,
+            standing_since: [None; LISTS],
             served: 0,
             above: [0.0; LISTS],
             served_at: None,
@@ -209,8 +210,8 @@ impl Queue {
         let wait = interval.saturating_mul(ahead as u32 + 1);
         let wait = if above > 0.0 { wait.div_f64(f64::from(1.0 - above)) } else { wait };
         // Where nothing has come back for a while, nothing suggests that it will sooner.
-        let stood = self.standing_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        Some(if self.stands(now) { wait.max(pace.silence.min(stood)) } else { wait })
+        let stood = self.stood(now, LISTS - 1);
+        Some(if stood >= STANDS { wait.max(pace.silence.min(stood)) } else { wait })
     }
 
     /// How many are served before a newcomer.
@@ -229,26 +230,33 @@ impl Queue {
         }
         let wait = self.wait(now, need.priority, pace).unwrap_or_default();
         let half = need.time.unwrap_or_default() / 2;
-        // Whoever is next makes nobody else wait: the queue that stands is that of others, who matter less.
+        // Whoever is next makes nobody else wait.
         let is_next = self.ahead(now, need.priority) == 0;
+        let (list, last_ahead) = match self.settings.order {
+            Order::Priority => (need.priority.rank(), need.priority.rank()),
+            Order::LifoWhenFull | Order::Fifo => (0, LISTS - 1),
+        };
+        let stands = self.stood(now, last_ahead) >= STANDS;
         if wait > *self.settings.timeout
             || !has_time(now, need.deadline, wait + need.time.unwrap_or(UNKNOWN_NEED))
-            || (self.stands(now) && !is_next && wait > SHORT.max(half))
+            || (stands && !is_next && wait > SHORT.max(half))
         {
             return Err(Refused::Full);
         }
         let is_full = self.places.len() >= self.settings.size as usize;
         let evicted = if is_full { Some(self.evict(need.priority).ok_or(Refused::Full)?) } else { None };
-        let since = *self.standing_since.get_or_insert(now);
+        for since in &mut self.standing_since[list..] {
+            since.get_or_insert(now);
+        }
         let longest = now + *self.settings.timeout;
         let mut until = need.deadline.map_or(longest, |deadline| deadline.min(longest));
         if self.settings.order == Order::LifoWhenFull {
             // Who waits keeps the queue from being empty, so when it will have stood is known.
-            until = until.min((now + SHORT_LIFO.max(half)).max(since + STANDS));
+            let stands_at = now - self.stood(now, LISTS - 1) + STANDS;
+            until = until.min((now + SHORT_LIFO.max(half)).max(stands_at));
         }
         let number = self.next_number;
         self.next_number += 1;
-        let list = if self.settings.order == Order::Priority { need.priority.rank() } else { 0 };
         let deadline = need.deadline;
         let waiting = |place| Waiting { ticket: Ticket { number, place, until }, deadline };
         let ticket = self.places.push(list, number, waiting).ticket;
@@ -347,12 +355,21 @@ impl Queue {
     }
 
     fn stands(&self, now: Instant) -> bool {
-        self.standing_since.is_some_and(|since| now.saturating_duration_since(since) >= STANDS)
+        self.stood(now, LISTS - 1) >= STANDS
     }
 
+    /// For how long somebody of `list` or above has waited all the time.
+    fn stood(&self, now: Instant, list: usize) -> Duration {
+        self.standing_since[list].map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// Somebody may have left.
     fn left(&mut self) {
-        if self.places.len() == 0 {
-            self.standing_since = None;
+        for list in 0..LISTS {
+            if self.places.len_of(list) > 0 {
+                break;
+            }
+            self.standing_since[list] = None;
         }
     }
 }

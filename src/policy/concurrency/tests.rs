@@ -557,3 +557,46 @@ fn bodies_that_flow_are_no_silence() {
     }
     assert_eq!(gate.in_flight(), 8);
 }
+
+/// The upstream does 800 a second, and twice as many ask: what `critical` and `high` ask for together it can do, less
+/// the eighth for who has waited longest.
+#[test]
+fn who_matters_is_not_refused_for_a_queue_of_those_who_matter_less() {
+    const WORK: Duration = Duration::from_millis(10);
+    const RATES: [f64; 4] = [200.0, 350.0, 800.0, 200.0];
+    let mut draws = fastrand::Rng::with_seed(7);
+    let mut wait = |rate: f64| Duration::from_secs_f64(-(1.0 - draws.f64()).ln() / rate);
+    let mut gate = gate(8, 100);
+    let mut next = RATES.map(|rate| start() + wait(rate));
+    let mut ends: VecDeque<Instant> = VecDeque::new();
+    let mut waiting: Vec<Ticket> = Vec::new();
+    let (mut asked_for, mut refused) = ([0u32; 4], [0u32; 4]);
+    loop {
+        let class = (0..4).min_by_key(|class| next[*class]).expect("there are four");
+        let now = next[class];
+        if now > at(30_000) {
+            break;
+        }
+        if let Some(end) = ends.front().copied().filter(|end| *end <= now) {
+            ends.pop_front();
+            waiting.retain(|ticket| ticket.until() >= end || !gate.give_up(*ticket));
+            let leave = gate.leave(end, None, Some(WORK));
+            waiting.retain(|ticket| Some(*ticket) != leave.next && !leave.skipped.contains(ticket));
+            ends.extend(leave.next.map(|_| end + WORK));
+            continue;
+        }
+        next[class] = now + wait(RATES[class]);
+        let priority = Priority::ALL[class];
+        let ask = Ask { now, deadline: None, priority, may_queue: true, p50: Some(WORK) };
+        asked_for[class] += 1;
+        match gate.enter(&ask) {
+            Entry::Slot => ends.push_back(now + WORK),
+            Entry::Queued { ticket, evicted } => {
+                waiting.retain(|waits| Some(*waits) != evicted);
+                waiting.push(ticket);
+            }
+            Entry::Rejected { .. } => refused[class] += 1,
+        }
+    }
+    assert_eq!(refused[..2], [0, 0], "{refused:?} of {asked_for:?}");
+}

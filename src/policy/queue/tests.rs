@@ -197,6 +197,37 @@ fn nothing_comes_sooner_to_a_queue_that_stands_than_the_last_slot_was_long_ago()
 }
 
 #[test]
+fn what_stands_below_ones_class_refuses_nobody() {
+    let mut queue = queue(Order::Priority, 100);
+    let low = queue.place(0, Low);
+    let high = [150, 160, 170].map(|now| queue.place(now, High));
+    // Each case is a newcomer that is not let in, or leaves again.
+    let mut comes = |now, priority| {
+        let joined = queue.join(at(now), need(priority), pace(10));
+        joined.map(|joined| queue.remove(joined.ticket)).is_ok()
+    };
+    let cases = [
+        // why                                            at   priority  enters
+        ("four before it, one of them since 180 ms", 180, Low, false),
+        ("the same for the class between", 180, Normal, true),
+        ("three of its own, since 30 ms", 180, High, true),
+        ("since 99 ms", 249, High, true),
+        ("they stand too", 250, High, false),
+        ("and for those below", 250, Normal, false),
+        ("nobody is before it", 250, Critical, true),
+    ];
+    for (why, now, priority, enters) in cases {
+        assert_eq!(comes(now, priority), enters, "{why}");
+    }
+    assert_eq!(queue.serves(251), Some(high[0]));
+    assert!(queue.remove(high[1]) && queue.remove(high[2]));
+    (0..3).for_each(|_| _ = queue.place(252, High));
+    let late = queue.join(at(260), need(High), pace(10));
+    assert!(late.is_ok(), "none of them waited for a moment");
+    assert!(queue.remove(low));
+}
+
+#[test]
 fn a_reload_with_another_order_keeps_everybody() {
     let mut queue = queue(Order::Priority, 100);
     let places = [Low, Normal, Critical].map(|priority| queue.place(0, priority));
