@@ -162,7 +162,8 @@ enum Kind {
 /// Where nothing was sent for so long, what was learnt is of another time: it may have been of another upstream, and a
 /// base that is too low would strangle this one.
 const SILENCE: Duration = Duration::from_secs(5);
-/// A stall that follows another one within this time is the limit's fault.
+/// A stall that follows another one within this time is the limit's fault, where all slots are taken. Where they are not, it is
+/// that few are answered beside many that take long, as polls do.
 const AGAIN: Duration = Duration::from_secs(2);
 
 impl Limiter {
@@ -264,7 +265,8 @@ impl Limiter {
             Lesson::Overloaded | Lesson::Nothing => {}
         }
         if sample.lesson != Lesson::Overloaded && self.stall.ended(now, in_flight - self.answering) {
-            let again = self.stalled.replace(now).is_some_and(|last| sample.began < last + AGAIN);
+            let is_full = in_flight >= self.limit();
+            let again = self.stalled.replace(now).is_some_and(|last| is_full && sample.began < last + AGAIN);
             return self.forget(now, again);
         }
         if self.stall.stands() {
