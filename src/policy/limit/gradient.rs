@@ -412,12 +412,9 @@ impl Gradient {
             return self.idle(now, seen, bounds);
         }
         let Some(base) = self.base else {
-            return self.start(
-                now,
-                seen,
-                Start { latency: seen.latency, hold: seen.hold, last: None, best: None, in_vain: false },
-                bounds,
-            );
+            let (latency, hold) = (seen.latency, seen.hold);
+            let start = Start { latency, hold, last: None, best: None, in_vain: false };
+            return self.start(now, seen, start, bounds);
         };
         if self.alarming(seen) {
             self.done = seen.rate;

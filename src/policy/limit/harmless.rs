@@ -59,3 +59,38 @@ impl Harmless {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::start;
+
+    /// Counts so many ends, each so many microseconds after the last; one in `refuses` is a refusal.
+    fn after(ends: u64, micros: u64, refuses: u64) -> Harmless {
+        let mut harmless = Harmless::new(start());
+        for end in 1..=ends {
+            let now = start() + Duration::from_micros(end * micros);
+            let lesson = if end % refuses == 0 { Lesson::Overloaded } else { Lesson::Served };
+            harmless.answered(now, &Sample { began: start(), latency: AT_ONCE, lesson });
+        }
+        harmless
+    }
+
+    #[test]
+    fn it_is_what_is_worked_off_within_5_ms() {
+        let never = u64::MAX;
+        let cases = [
+            // why                                             ends  micros  refuses  limit
+            ("40,000 in a second", 640, 25, never, 200.0),
+            ("800 in a second", 64, 1250, never, 4.0),
+            ("too few to tell", 63, 1250, never, 0.0),
+            ("in too short a time to tell", 64, 25, never, 0.0),
+            ("one in 32 refused is bad luck", 640, 25, 32, 193.75),
+            ("one in 16 is its own limit", 640, 25, 16, 0.0),
+        ];
+        for (why, ends, micros, refuses, limit) in cases {
+            let counted = after(ends, micros, refuses).limit();
+            assert!((counted - limit).abs() < 0.5, "{why}: {counted}");
+        }
+    }
+}
